@@ -1,0 +1,51 @@
+// Package paths names the files, sockets and ports that the processes of a node
+// share. A lab node has its own mount namespace, so the paths are the same there.
+package paths
+
+import (
+	"path/filepath"
+
+	"roseau/internal/base/ids"
+)
+
+// Directories. State survives a reboot; Run does not.
+const (
+	State = "/var/lib/roseau"
+	Run   = "/run/roseau"
+)
+
+// Sockets and files.
+const (
+	APISocket            = Run + "/api.sock"             // REST, root only
+	StorageSocket        = Run + "/storage.sock"         // replication protocol for guards of this node
+	StorageControlSocket = Run + "/storage-control.sock" // REST of `roseau storage`, for `roseau node`
+	LabInitSocket        = Run + "/init.sock"            // unit control in a lab node, where systemd is absent
+	BootID               = Run + "/boot-id"              // boot identity, made at the node's first start
+	PKI                  = State + "/pki"                // ca.crt node.crt node.key; voters: ca.key
+	NodeConfig           = State + "/node.json"          // identity, name, addresses
+	Etcd                 = State + "/etcd"
+	StorageConfig        = State + "/storage.json" // claimed disks of this node
+	Uploads              = State + "/uploads"
+)
+
+// Ports of a node. All speak mutual TLS.
+const (
+	PortAPI        = 7443
+	PortStorage    = 7444
+	PortBeat       = 7445
+	PortEtcdClient = 7379
+	PortEtcdPeer   = 7380
+	// Live migration uses one port of [PortMigrationFirst, PortMigrationLast] a VM.
+	PortMigrationFirst = 7460
+	PortMigrationLast  = 7499
+)
+
+// VMDir is the run directory of a VM's guard: config.json, guard.lock,
+// control.sock, qmp.sock, nbd sockets, console.
+func VMDir(vm ids.ID) string { return filepath.Join(Run, "vm", vm.String()) }
+
+// VMLock is the lock that the VM's one guard holds.
+func VMLock(vm ids.ID) string { return filepath.Join(Run, "vm", vm.String()+".lock") }
+
+// VMControl is the guard's control socket.
+func VMControl(vm ids.ID) string { return filepath.Join(VMDir(vm), "control.sock") }

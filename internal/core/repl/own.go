@@ -1,0 +1,119 @@
+// Package repl has the records that decide who may write a volume, and the pure
+// transitions between them: takeover, shrink, grow, replace, reopen, hand-over.
+// It imports no I/O and no clock; production code, the simulator and the model
+// checker drive the same functions.
+//
+// The records live in etcd; every transaction that touches own, cfg or seg of a
+// volume compares the revision of its own record and bumps CfgVersion.
+package repl
+
+import "roseau/internal/base/ids"
+
+// Fixed sizes of the engine, in bytes.
+const (
+	BlockBytes   = 4 << 10 // checksum and atomicity unit
+	ExtentBytes  = 4 << 20 // allocation, version and resync unit
+	SegmentBytes = 1 << 30 // placement unit
+	ExtentBlocks = ExtentBytes / BlockBytes
+)
+
+// Generation tells apart histories that etcd itself cannot order. A replica of
+// another generation answers only to an explicit import.
+type Generation struct {
+	Cluster uint32 `json:"cluster"` // +1 by `cluster recover`
+	Volume  uint32 `json:"volume"`  // +1 by `volume force`
+}
+
+// Mark is a position in a volume's write order: compared as (Epoch, Wseq).
+type Mark struct {
+	Epoch uint64 `json:"epoch"`
+	Wseq  uint64 `json:"wseq"`
+}
+
+// Less reports whether m is before n.
+func (m Mark) Less(n Mark) bool {
+	return m.Epoch < n.Epoch || m.Epoch == n.Epoch && m.Wseq < n.Wseq
+}
+
+// Purpose says what a writer opened a volume for.
+type Purpose string
+
+// The purposes.
+const (
+	PurposeVM          Purpose = "vm"
+	PurposeMaintenance Purpose = "maintenance"
+	PurposeServe       Purpose = "serve"
+	PurposeImport      Purpose = "import"
+	PurposeExport      Purpose = "export"
+)
+
+// OutReason says why a disk left the in-sync set.
+type OutReason string
+
+// Out describes a disk that is outside the in-sync set of a volume.
+type Out struct {
+	// Base is the ISR-wide flush mark at the moment of exclusion: the disk may
+	// miss anything newer, and nothing flushed that is older.
+	Base   Mark      `json:"base"`
+	Reason OutReason `json:"reason"`
+}
+
+// Own is /s/vol/<uuid>/own, the one compare-and-swap object of a volume.
+//
+// The in-sync set of a segment is placement(segment) minus the keys of Out.
+type Own struct {
+	Generation Generation     `json:"generation"`
+	Epoch      uint64         `json:"epoch"` // +1 at each takeover; 0 = never opened
+	Nonce      ids.ID         `json:"nonce"` // drawn by the taker; tells two epochs of one number apart
+	Inc        uint32         `json:"inc"`   // +1 when a successor on the same node reopens the same epoch
+	Node       ids.ID         `json:"node"`
+	Run        ids.ID         `json:"run"` // guest memory lineage
+	Purpose    Purpose        `json:"purpose"`
+	CfgVersion uint32         `json:"cfg_version"` // +1 in every txn on own, cfg or seg
+	Out        map[ids.ID]Out `json:"out,omitempty"`
+}
+
+// Promise is what a replica promised: no lower (Epoch, Inc) of this generation
+// completes a write there any more.
+type Promise struct {
+	Generation Generation
+	Epoch      uint64
+	Nonce      ids.ID
+	Inc        uint32
+	Node       ids.ID
+	Run        ids.ID
+}
+
+// VolumeState is the life of a volume.
+type VolumeState string
+
+// The volume states. Replicas free extents only on reading VolumeDeleting.
+const (
+	VolumeLive     VolumeState = "live"
+	VolumeDeleting VolumeState = "deleting"
+)
+
+// Cfg is /s/vol/<uuid>/cfg.
+type Cfg struct {
+	SizeBytes int64       `json:"size_bytes"` // multiple of BlockBytes
+	Copies    int         `json:"copies"`     // 3
+	MinISR    int         `json:"min_isr"`    // default 1
+	State     VolumeState `json:"state"`
+	VM        ids.ID      `json:"vm,omitzero"` // the VM that it belongs to, if any
+	Pool      ids.ID      `json:"pool"`
+}
+
+// Segments is /s/vol/<uuid>/seg: Disks indexed by Map, one row a segment.
+type Segments struct {
+	Disks []ids.ID   `json:"disks"`
+	Map   [][]uint16 `json:"map"` // Map[segment] = indexes into Disks, len = copies
+}
+
+// Placement is /s/vm/<uuid>/placement.
+type Placement struct {
+	Node    ids.ID `json:"node"`            // who may take the volumes; zero = nobody
+	Attempt uint64 `json:"attempt"`         // +1 at every decision of the scheduler
+	State   string `json:"state"`           // starting | running | migrating | stopping | stopped
+	Target  ids.ID `json:"target,omitzero"` // destination while migrating
+	Run     ids.ID `json:"run,omitzero"`
+}

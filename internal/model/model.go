@@ -1,0 +1,361 @@
+// Package model has the objects that people and programs handle through the
+// API: what they want (spec) and what is (status). It does no I/O; validation
+// stands beside each kind.
+//
+// Objects live in etcd, one key an object, JSON values, optimistic concurrency
+// by revision. The records that decide who may write a volume or run a VM are
+// not here but in package core/repl.
+package model
+
+import (
+	"time"
+
+	"roseau/internal/base/ids"
+	"roseau/internal/base/size"
+)
+
+// Kind is the plural noun of a kind in the API: /v1/<kind>/<name>.
+type Kind string
+
+// The kinds.
+const (
+	KindNode    Kind = "nodes"
+	KindDisk    Kind = "disks"
+	KindPool    Kind = "pools"
+	KindVolume  Kind = "volumes"
+	KindImage   Kind = "images"
+	KindVM      Kind = "vms"
+	KindNetwork Kind = "networks"
+	KindTask    Kind = "tasks"
+	KindEvent   Kind = "events"
+	KindToken   Kind = "tokens"
+)
+
+// Meta is part of every object.
+type Meta struct {
+	ID       ids.ID    `json:"id"`
+	Name     string    `json:"name"` // unique within the kind: 1 to 63 of [a-z0-9-], no dash at either end
+	Created  time.Time `json:"created"`
+	Revision int64     `json:"revision,omitempty"` // etcd mod revision at reading; 0 in what is stored
+	Deleting bool      `json:"deleting,omitempty"` // a reconciler is taking it down
+}
+
+// Cluster is the one object of its kind.
+type Cluster struct {
+	ID         ids.ID    `json:"id"`
+	Name       string    `json:"name"`
+	Generation uint32    `json:"generation"`
+	Format     int       `json:"format"`
+	Created    time.Time `json:"created"`
+}
+
+// NetworkRole is what a node's address is used for.
+type NetworkRole string
+
+// The roles. One address may serve several.
+const (
+	RoleCluster NetworkRole = "cluster" // etcd, API, beats
+	RoleStorage NetworkRole = "storage" // replication, migration
+	RoleVM      NetworkRole = "vm"      // the uplink of bridged networks
+)
+
+// Node is a machine of the cluster.
+type Node struct {
+	Meta
+	Spec   NodeSpec   `json:"spec"`
+	Status NodeStatus `json:"status"`
+}
+
+// NodeSpec is what the node was told when it joined.
+type NodeSpec struct {
+	// Addresses lists IP addresses a role, best first.
+	Addresses map[NetworkRole][]string `json:"addresses"`
+	// Uplinks names the physical interface of each bridged network.
+	Uplinks map[string]string `json:"uplinks,omitempty"`
+	Voter   bool              `json:"voter"`
+	// FaultDomain is the node itself in this version.
+	FaultDomain string `json:"fault_domain,omitempty"`
+}
+
+// NodeStatus is reported by the node.
+type NodeStatus struct {
+	Ready       bool       `json:"ready"` // the node's session is alive (computed at reading)
+	Version     string     `json:"version"`
+	CPUs        int        `json:"cpus"`
+	Memory      size.Bytes `json:"memory"`
+	MemoryFree  size.Bytes `json:"memory_free"`
+	Accelerator string     `json:"accelerator"` // kvm | tcg
+	AccelReason string     `json:"accelerator_reason,omitempty"`
+	QEMU        string     `json:"qemu"`
+	Reported    time.Time  `json:"reported"`
+}
+
+// DiskState is the life of a disk.
+type DiskState string
+
+// The disk states.
+const (
+	DiskFree    DiskState = "free"    // listed, not claimed, blank
+	DiskInUse   DiskState = "in-use"  // somebody else's: see Content
+	DiskActive  DiskState = "active"  // claimed and serving
+	DiskFailed  DiskState = "failed"  // claimed; I/O or checksum errors ended it
+	DiskMissing DiskState = "missing" // claimed; not found at its node
+	DiskRetired DiskState = "retired"
+)
+
+// Disk is a claimed disk. Disks not claimed are not objects: `disk list` asks
+// the nodes.
+type Disk struct {
+	Meta
+	Spec   DiskSpec   `json:"spec"`
+	Status DiskStatus `json:"status"`
+}
+
+// DiskSpec is fixed at claim.
+type DiskSpec struct {
+	Node ids.ID     `json:"node"`
+	Pool ids.ID     `json:"pool,omitzero"` // zero: not in a pool yet
+	Path string     `json:"path"`          // by-id path or file
+	Size size.Bytes `json:"size"`
+}
+
+// DiskStatus is reported by the storage process of the disk's node.
+type DiskStatus struct {
+	State   DiskState  `json:"state"`
+	Model   string     `json:"model,omitempty"`
+	Serial  string     `json:"serial,omitempty"`
+	Content string     `json:"content,omitempty"` // what was found on it, when not ours
+	Data    size.Bytes `json:"data"`              // bytes of extents that can be allocated
+	Used    size.Bytes `json:"used"`
+	Errors  int64      `json:"errors"`
+	Reason  string     `json:"reason,omitempty"`
+}
+
+// Pool is a set of disks that holds volumes.
+type Pool struct {
+	Meta
+	Spec   PoolSpec   `json:"spec"`
+	Status PoolStatus `json:"status"`
+}
+
+// PoolSpec says how a pool keeps data.
+type PoolSpec struct {
+	Copies int `json:"copies"`  // 1 to 3; 0 = 3
+	MinISR int `json:"min_isr"` // 1 or 2; 0 = 1
+}
+
+// PoolStatus is computed from the disks.
+type PoolStatus struct {
+	Disks    int        `json:"disks"`
+	Size     size.Bytes `json:"size"`     // usable: after copies and reserve
+	Used     size.Bytes `json:"used"`     // allocated, after copies
+	Promised size.Bytes `json:"promised"` // sum of volume sizes (thin)
+}
+
+// Volume is a thin block device of a pool.
+type Volume struct {
+	Meta
+	Spec   VolumeSpec   `json:"spec"`
+	Status VolumeStatus `json:"status"`
+}
+
+// VolumeSpec is what the volume should be.
+type VolumeSpec struct {
+	Pool  string     `json:"pool"`
+	Size  size.Bytes `json:"size"`
+	VM    string     `json:"vm,omitempty"`    // owner; such volumes go with their VM
+	Image string     `json:"image,omitempty"` // it is the body of this image
+}
+
+// Health says how many copies of the worst segment are in sync.
+type Health string
+
+// The healths.
+const (
+	Healthy   Health = "healthy"
+	Degraded  Health = "degraded"
+	Syncing   Health = "syncing" // degraded, and a copy is being brought back
+	HealthOne Health = "last-copy"
+	Waiting   Health = "waiting-for-copy"
+)
+
+// VolumeStatus is reported by the volume's writer, and by the reconciler when
+// nobody writes.
+type VolumeStatus struct {
+	Health    Health     `json:"health"`
+	Copies    int        `json:"copies"`           // in sync, worst segment
+	Out       []string   `json:"out,omitempty"`    // disks outside, with reason
+	Writer    string     `json:"writer,omitempty"` // node, purpose
+	Epoch     uint64     `json:"epoch"`
+	SyncDone  size.Bytes `json:"sync_done,omitempty"`
+	SyncTotal size.Bytes `json:"sync_total,omitempty"`
+}
+
+// Image is a read-only disk from which VMs are created.
+type Image struct {
+	Meta
+	Spec   ImageSpec   `json:"spec"`
+	Status ImageStatus `json:"status"`
+}
+
+// ImageSpec describes an imported file.
+type ImageSpec struct {
+	Pool   string     `json:"pool"`
+	Format string     `json:"format"` // of the file that was imported: raw | qcow2
+	Size   size.Bytes `json:"size"`   // virtual size
+	SHA256 string     `json:"sha256"` // of the file that was imported
+}
+
+// ImageStatus names the volume that holds it.
+type ImageStatus struct {
+	Ready  bool   `json:"ready"`
+	Volume ids.ID `json:"volume"`
+}
+
+// VMState is what a VM does.
+type VMState string
+
+// The VM states, as in docs/design/ha.md.
+const (
+	VMStopped        VMState = "stopped"
+	VMStarting       VMState = "starting"
+	VMRunning        VMState = "running"
+	VMStopping       VMState = "stopping"
+	VMPaused         VMState = "paused"
+	VMPausedLease    VMState = "paused-lease"
+	VMMigrating      VMState = "migrating"
+	VMRecovering     VMState = "recovering"
+	VMWaitingForCopy VMState = "waiting-for-copy"
+	VMFailed         VMState = "failed"
+)
+
+// VM is a virtual machine.
+type VM struct {
+	Meta
+	Spec   VMSpec   `json:"spec"`
+	Status VMStatus `json:"status"`
+}
+
+// VMSpec is what a person wants.
+type VMSpec struct {
+	CPUs     int        `json:"cpus"`   // 1 to 64
+	Memory   size.Bytes `json:"memory"` // 32MiB and up
+	Disks    []VMDisk   `json:"disks,omitempty"`
+	NICs     []VMNIC    `json:"nics,omitempty"`
+	HA       HAMode     `json:"ha"`
+	Accel    string     `json:"accel"`               // auto | kvm | tcg
+	CPUModel string     `json:"cpu_model,omitempty"` // empty: the cluster's common model
+	Running  bool       `json:"running"`
+	// ResetGeneration +1 asks for a hardware reset.
+	ResetGeneration int64 `json:"reset_generation,omitempty"`
+}
+
+// HAMode says whether a VM is restarted when its node is lost.
+type HAMode string
+
+// The HA modes.
+const (
+	HAOn         HAMode = "on"
+	HABestEffort HAMode = "best-effort" // if room is left after all others
+	HAOff        HAMode = "off"
+)
+
+// VMDisk is a disk of a VM, in boot order.
+type VMDisk struct {
+	Volume string     `json:"volume"` // name of the volume
+	ID     ids.ID     `json:"id"`     // its identity
+	Size   size.Bytes `json:"size"`
+}
+
+// VMNIC is a network interface of a VM.
+type VMNIC struct {
+	Network          string `json:"network"`
+	MAC              string `json:"mac"` // drawn at creation if empty
+	AllowMACSpoofing bool   `json:"allow_mac_spoofing,omitempty"`
+}
+
+// VMStatus is what is.
+type VMStatus struct {
+	State     VMState          `json:"state"`
+	Node      string           `json:"node,omitempty"`
+	Reason    string           `json:"reason,omitempty"` // one line: why this state, and what to do
+	Pauses    []string         `json:"pauses,omitempty"` // user, lease, space, error, migration, backup
+	Run       ids.ID           `json:"run,omitzero"`
+	Started   time.Time        `json:"started,omitzero"`
+	Restarts  int              `json:"restarts"`
+	Accel     string           `json:"accel,omitempty"`
+	Migration *MigrationStatus `json:"migration,omitempty"`
+}
+
+// MigrationStatus is the progress or the outcome of the last live migration.
+type MigrationStatus struct {
+	From     string        `json:"from"`
+	To       string        `json:"to"`
+	Why      string        `json:"why"` // the scheduler's one line
+	Phase    string        `json:"phase"`
+	Done     size.Bytes    `json:"done"`
+	Total    size.Bytes    `json:"total"`
+	Downtime time.Duration `json:"downtime_ns"` // as QEMU reports it
+	Error    string        `json:"error,omitempty"`
+}
+
+// NetworkKind is how a network reaches the outside.
+type NetworkKind string
+
+// NetworkBridged joins the uplink that each node names for the network.
+const NetworkBridged NetworkKind = "bridged"
+
+// Network is an Ethernet segment that VMs are plugged into.
+type Network struct {
+	Meta
+	Spec NetworkSpec `json:"spec"`
+}
+
+// NetworkSpec is what the network should be.
+type NetworkSpec struct {
+	Kind NetworkKind `json:"kind"`
+}
+
+// TaskState is the life of a task.
+type TaskState string
+
+// The task states.
+const (
+	TaskRunning   TaskState = "running"
+	TaskDone      TaskState = "done"
+	TaskFailed    TaskState = "failed"
+	TaskCancelled TaskState = "cancelled"
+)
+
+// Task is a long action.
+type Task struct {
+	Meta
+	Action   string    `json:"action"` // "vm migrate web"
+	Node     string    `json:"node"`   // that carries it out
+	State    TaskState `json:"state"`
+	Phase    string    `json:"phase,omitempty"`
+	Done     int64     `json:"done"`
+	Total    int64     `json:"total"`          // 0: unknown
+	Unit     string    `json:"unit,omitempty"` // bytes | items
+	Log      []string  `json:"log,omitempty"`  // the last 100 lines
+	Error    *Problem  `json:"error,omitempty"`
+	Result   string    `json:"result,omitempty"` // one line
+	Finished time.Time `json:"finished,omitzero"`
+}
+
+// Problem is an error as the API shows it.
+type Problem struct {
+	Kind string `json:"kind"` // text of an errs kind, or "internal"
+	Text string `json:"text"`
+	Hint string `json:"hint,omitempty"`
+}
+
+// Event is something that an operator would want on a timeline.
+type Event struct {
+	Time    time.Time         `json:"time"`
+	Node    string            `json:"node"`
+	Level   string            `json:"level"`   // info | warn | error
+	Subject string            `json:"subject"` // "vm web", "disk n1/d2"
+	Text    string            `json:"text"`
+	Data    map[string]string `json:"data,omitempty"`
+}
