@@ -79,13 +79,16 @@ type Request struct {
 	// Tag is free for the backend.
 	Tag uint64
 
-	conn   *conn
-	handle uint64
-	cmd    uint16
-	flags  uint16
-	err    error
-	buf    *buffer
-	next   *Request
+	conn    *conn
+	handle  uint64
+	cmd     uint16
+	flags   uint16
+	err     error
+	buf     *buffer
+	weight  int64    // bytes that it counts in conn.bytes
+	head    [48]byte // of the answer
+	extents []byte   // of the answer to OpStatus
+	next    *Request
 }
 
 // Done finishes r: exactly once, from any goroutine, never blocking. An error
