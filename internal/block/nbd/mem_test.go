@@ -70,3 +70,9 @@ func (m *memBackend) mark(r *Request, v bool) {
 		m.have[b] = v
 	}
 }
+
+func (m *memBackend) text() string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return string(m.data)
+}

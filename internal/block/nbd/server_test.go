@@ -207,8 +207,9 @@ func TestCommandRefusals(t *testing.T) {
 	if typ, _, b := c.structured(); typ != chunkOffsetHole || binary.BigEndian.Uint32(b[8:]) != 8192 {
 		t.Errorf("read of a hole: %d %x", typ, b)
 	}
-	m.ro = true
-	d := ready(t, serve(t, Export{Name: "a", Backend: m}))
+	ro := newMem(1 << 20)
+	ro.ro = true
+	d := ready(t, serve(t, Export{Name: "a", Backend: ro}))
 	d.send(append(request(0, cmdWrite, 1, 0, 4096), block...))
 	if e, _ := d.simple(); e != ePerm {
 		t.Errorf("write to a read-only export: %d", e)

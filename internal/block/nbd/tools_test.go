@@ -109,11 +109,11 @@ func TestNbdcopyAndQemuImg(t *testing.T) {
 	}
 	ua, ub := "nbd+unix:///a?socket="+sa, "nbd+unix:///b?socket="+sb
 	tool(t, "nbdcopy", "--flush", src, ua)
-	if string(a.data) != string(data) || a.flushes.Load() == 0 {
+	if a.text() != string(data) || a.flushes.Load() == 0 {
 		t.Fatal("nbdcopy into the export differs, or did not flush")
 	}
 	tool(t, "nbdcopy", ua, ub)
-	if string(b.data) != string(data) {
+	if b.text() != string(data) {
 		t.Fatal("nbdcopy between exports differs")
 	}
 	tool(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", "nbd+unix:///a?socket="+sa, src)
@@ -133,8 +133,9 @@ func TestQemuIO(t *testing.T) {
 	if strings.Contains(out, "failed") || strings.Contains(out, "rror") {
 		t.Fatal(out)
 	}
-	m.ro = true
-	ro := serve(t, Export{Backend: m})
+	r := newMem(1 << 20)
+	r.ro = true
+	ro := serve(t, Export{Backend: r})
 	tool(t, "qemu-io", "-r", "-f", "raw", "nbd+unix://?socket="+ro, "-c", "read 0 4k")
 }
 
