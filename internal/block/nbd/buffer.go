@@ -22,12 +22,32 @@ const (
 
 var pools [maxClass + 1]sync.Pool
 
+// slab is memory that small buffers are cut from when the pool is empty: a
+// backend that keeps its payloads takes a new one for each, and page alignment
+// would double the cost of each allocation. The whole slab lives as long as any
+// piece. The zero slab is empty.
+type slab struct{ left []byte }
+
+const slabBytes = 512 << 10
+
+func (s *slab) cut(n int) []byte {
+	if len(s.left) < n {
+		s.left = aligned(slabBytes)
+	}
+	b := s.left[:n:n]
+	s.left = s.left[n:]
+	return b
+}
+
 // getBuffer returns a buffer of at least n bytes, 0 < n <= MaxPayloadBytes. The
-// contents are arbitrary.
-func getBuffer(n int) *buffer {
+// contents are arbitrary. s may be nil.
+func getBuffer(n int, s *slab) *buffer {
 	class := max(bits.Len(uint(n-1)), minClass)
 	if b, ok := pools[class].Get().(*buffer); ok {
 		return b
+	}
+	if s != nil && 1<<class <= slabBytes/8 {
+		return &buffer{data: s.cut(1 << class), class: class}
 	}
 	return &buffer{data: aligned(1 << class), class: class}
 }

@@ -26,7 +26,7 @@ var (
 	errInvalid      = errors.New("invalid request")
 )
 
-// conn is one connection. The reader goroutine owns in, lo, hi and batch; the
+// conn is one connection. The reader goroutine owns in, lo, hi, batch and slab; the
 // writer goroutine owns bufs.
 type conn struct {
 	nc      net.Conn
@@ -38,6 +38,7 @@ type conn struct {
 	in     []byte // bytes [lo, hi) are read and not parsed
 	lo, hi int
 	batch  []*Request
+	slab   slab
 	bufs   net.Buffers
 
 	wake chan struct{} // capacity 1: done is not empty, or quit or drained changed
@@ -183,11 +184,9 @@ func (c *conn) command() (more bool, err error) {
 	r.handle, r.cmd, r.flags = handle, cmd, flags
 	r.Length = int64(length)
 	r.err = c.check(r, offset)
-	if payload && length > 0 {
-		r.buf = getBuffer(int(length))
+	if cmd == cmdWrite && length > 0 {
+		r.buf = getBuffer(int(length), &c.slab)
 		r.Data = r.buf.data[:length:length]
-	}
-	if cmd == cmdWrite {
 		if err := c.payload(r.Data); err != nil {
 			return false, err
 		}

@@ -46,7 +46,7 @@ func (m *memBackend) do(r *Request) {
 			r.Zero = r.Zero && !m.have[b]
 		}
 		if !r.Zero {
-			copy(r.Data, m.data[r.Offset:])
+			copy(r.Alloc(), m.data[r.Offset:])
 		}
 	case OpWrite:
 		copy(m.data[r.Offset:], r.Data)

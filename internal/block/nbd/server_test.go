@@ -292,6 +292,7 @@ func (*syncBackend) SizeBytes() int64 { return 1 << 20 }
 func (*syncBackend) ReadOnly() bool   { return false }
 func (*syncBackend) Submit(rs []*Request) {
 	for _, r := range rs {
+		r.Zero = true
 		r.Done(nil)
 	}
 }
