@@ -4,11 +4,10 @@ import (
 	"bytes"
 	"errors"
 	"io"
-	"math/rand"
+	"math/rand/v2"
 	"reflect"
 	"testing"
 	"testing/iotest"
-	"testing/quick"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -19,26 +18,47 @@ import (
 // random returns a valid message of kind k.
 func random(k kind, rng *rand.Rand) Message {
 	m := constructors[k]()
-	v, ok := quick.Value(reflect.TypeOf(m).Elem(), rng)
-	if !ok {
-		panic(k)
-	}
-	reflect.ValueOf(m).Elem().Set(v)
+	fill(reflect.ValueOf(m).Elem(), rng)
 	repair(m, rng)
 	return m
+}
+
+// fill puts random values into every field.
+func fill(v reflect.Value, rng *rand.Rand) {
+	switch v.Kind() {
+	case reflect.Struct:
+		for i := range v.NumField() {
+			fill(v.Field(i), rng)
+		}
+	case reflect.Slice:
+		v.Set(reflect.MakeSlice(v.Type(), rng.IntN(4), 4))
+		fallthrough
+	case reflect.Array:
+		for i := range v.Len() {
+			fill(v.Index(i), rng)
+		}
+	case reflect.Bool:
+		v.SetBool(rng.IntN(2) == 0)
+	case reflect.Int64:
+		v.SetInt(int64(rng.Uint64()))
+	default:
+		v.SetUint(rng.Uint64() >> (64 - v.Type().Bits()))
+	}
 }
 
 // repair makes the random fields of m obey the limits.
 func repair(m Message, rng *rand.Rand) {
 	dur := func(d time.Duration) time.Duration { return d & (1<<62 - 1) }
-	blocks := 1 + rng.Intn(5)
-	off := int64(rng.Intn(100))*repl.ExtentBytes + int64(rng.Intn(8))*repl.BlockBytes
+	blocks := 1 + rng.IntN(5)
+	off := int64(rng.IntN(100))*repl.ExtentBytes + int64(rng.IntN(8))*repl.BlockBytes
 	data := func(n int) []byte {
 		if n == 0 {
 			return nil
 		}
 		b := make([]byte, n*repl.BlockBytes)
-		rng.Read(b)
+		for i := range b {
+			b[i] = byte(rng.Uint32())
+		}
 		return b
 	}
 	switch m := m.(type) {
@@ -52,7 +72,7 @@ func repair(m Message, rng *rand.Rand) {
 		for i := range m.Entries {
 			e := &m.Entries[i]
 			e.Kind = e.Kind%3 + 1
-			e.Block, e.Count, e.CRC = e.Block%1000, uint16(rng.Intn(20)), nil
+			e.Block, e.Count, e.CRC = e.Block%1000, uint16(rng.IntN(20)), nil
 			if e.Kind == RecordWrite {
 				e.CRC = make([]uint32, e.Count)
 			}
@@ -73,7 +93,7 @@ func repair(m Message, rng *rand.Rand) {
 	case *Read:
 		m.Offset, m.Length = off, int64(blocks)*repl.BlockBytes
 	case *ReadReply:
-		m.Marks, m.Data = m.Marks[:min(1, len(m.Marks))], data(rng.Intn(3))
+		m.Marks, m.Data = m.Marks[:min(1, len(m.Marks))], data(rng.IntN(3))
 	case *Heartbeat:
 		m.SendTime, m.Stalled = m.SendTime&(1<<62-1), dur(m.Stalled)
 	case *HeartbeatAck:
@@ -83,17 +103,17 @@ func repair(m Message, rng *rand.Rand) {
 		}
 	case *ExtTags:
 		m.Tags = nil
-		if rng.Intn(2) == 0 {
+		if rng.IntN(2) == 0 {
 			m.Tags = make([]Tag, repl.ExtentBlocks)
-			m.Tags[rng.Intn(repl.ExtentBlocks)] = Tag{rng.Uint32(), rng.Uint32()}
+			m.Tags[rng.IntN(repl.ExtentBlocks)] = Tag{rng.Uint32(), rng.Uint32()}
 		}
 	case *SyncWrite:
 		m.Blocks = nil
 		n := 0
 		for i := range blocks {
 			b := SyncBlock{Block: uint16(i * 7)}
-			if rng.Intn(3) > 0 {
-				b.Tag = Tag{rng.Uint32(), 1 + uint32(rng.Intn(9))}
+			if rng.IntN(3) > 0 {
+				b.Tag = Tag{rng.Uint32(), 1 + uint32(rng.IntN(9))}
 				n++
 			}
 			m.Blocks = append(m.Blocks, b)
@@ -115,7 +135,7 @@ var emptyIsNil = cmp.FilterValues(func(a, b any) bool {
 }, cmp.Comparer(func(a, b any) bool { return true }))
 
 func TestRoundTrip(t *testing.T) {
-	rng := rand.New(rand.NewSource(1))
+	rng := rand.New(rand.NewPCG(1, 0))
 	var sent []Message
 	var batch Batch
 	for range 8 {
@@ -162,7 +182,7 @@ func TestRoundTrip(t *testing.T) {
 // A stream cut anywhere yields the whole messages before the cut and then
 // io.EOF or io.ErrUnexpectedEOF; a flipped bit outside block data is noticed.
 func TestCutAndFlip(t *testing.T) {
-	rng := rand.New(rand.NewSource(2))
+	rng := rand.New(rand.NewPCG(2, 0))
 	for k := kindHello; k < kindEnd; k++ {
 		head, payload, err := Append(nil, random(k, rng))
 		if err != nil {
@@ -176,7 +196,7 @@ func TestCutAndFlip(t *testing.T) {
 			return err
 		}
 		for range 50 {
-			n := rng.Intn(len(whole))
+			n := rng.IntN(len(whole))
 			want := io.ErrUnexpectedEOF
 			if n == 0 {
 				want = io.EOF
@@ -184,7 +204,7 @@ func TestCutAndFlip(t *testing.T) {
 			if err := next(whole[:n]); err != want {
 				t.Fatalf("kind %d cut at %d of %d: %v", k, n, len(whole), err)
 			}
-			bit := rng.Intn(len(head) * 8)
+			bit := rng.IntN(len(head) * 8)
 			whole[bit/8] ^= 1 << (bit % 8)
 			if err := next(whole); !errors.Is(err, ErrCorrupt) && err != io.ErrUnexpectedEOF {
 				t.Fatalf("kind %d with bit %d flipped: %v", k, bit, err)
@@ -274,7 +294,7 @@ func (p *onePage) Get(n int) []byte { return p.b[:n] }
 func (p *onePage) Put([]byte)       {}
 
 func FuzzDecoder(f *testing.F) {
-	rng := rand.New(rand.NewSource(3))
+	rng := rand.New(rand.NewPCG(3, 0))
 	for k := kindHello; k < kindEnd; k++ {
 		head, payload, err := Append(nil, random(k, rng))
 		if err != nil {
