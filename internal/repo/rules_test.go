@@ -71,10 +71,10 @@ var bannedInPure = map[string]string{
 
 // bannedEverywhere names modules or packages and what to use in their place.
 var bannedEverywhere = map[string]string{
-	"io/ioutil":            "os and io",
+	"io/ioutil":             "os and io",
 	"github.com/pkg/errors": "fmt.Errorf with %w and internal/base/errs",
-	"math/rand":            "math/rand/v2",
-	"log":                  "log/slog, passed to constructors",
+	"math/rand":             "math/rand/v2",
+	"log":                   "log/slog, passed to constructors",
 }
 
 type file struct {
