@@ -253,15 +253,18 @@ type Status struct {
 
 // VolumeStatus describes one volume.
 type VolumeStatus struct {
-	Volume    ids.ID        `json:"volume"`
-	SizeBytes int64         `json:"size_bytes"`
-	Epoch     uint64        `json:"epoch"`
-	Inc       uint32        `json:"inc"`
-	Nonce     ids.ID        `json:"nonce"`
-	Healthy   bool          `json:"healthy"` // every disk of the placement is in sync
-	Stalled   time.Duration `json:"stalled_ns"`
-	Waiting   int           `json:"waiting"` // client requests not answered yet
-	Disks     []DiskStatus  `json:"disks"`
+	Volume    ids.ID `json:"volume"`
+	SizeBytes int64  `json:"size_bytes"`
+	Epoch     uint64 `json:"epoch"`
+	Inc       uint32 `json:"inc"`
+	Nonce     ids.ID `json:"nonce"`
+	Healthy   bool   `json:"healthy"` // every disk of the placement is in sync
+	Copies    int    `json:"copies"`  // wanted
+	// CopiesInSync is the number of in-sync copies of the worst segment.
+	CopiesInSync int           `json:"copies_in_sync"`
+	Stalled      time.Duration `json:"stalled_ns"`
+	Waiting      int           `json:"waiting"` // client requests not answered yet
+	Disks        []DiskStatus  `json:"disks"`
 	// The client I/O since the volume was opened.
 	Reads      uint64 `json:"reads"`
 	Writes     uint64 `json:"writes"`
@@ -349,6 +352,8 @@ type Handle interface {
 	// then waits out the lease, nothing worse.
 	Release(ctx context.Context) error
 
+	// Ping returns when the event loop took a turn: what a watchdog asks for.
+	Ping(ctx context.Context) error
 	// Lease is the present right to run.
 	Lease() Lease
 	// Status is a snapshot.

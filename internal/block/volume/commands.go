@@ -424,3 +424,8 @@ func (s *Set) replaced(e writer.Replaced) {
 	s.lastReplaced = e
 	s.notify(onReplaced)
 }
+
+// Ping returns when the event loop took a turn.
+func (s *Set) Ping(ctx context.Context) error {
+	return s.command(ctx, onState, true, nil, func() (error, bool) { return nil, true })
+}

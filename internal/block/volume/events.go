@@ -7,6 +7,7 @@ import (
 
 	"roseau/internal/base/clock"
 	"roseau/internal/block/writer"
+	"roseau/internal/core/repl"
 )
 
 var errIO = errors.New("every in-sync copy is unreadable")
@@ -158,6 +159,9 @@ func (s *Set) publish() {
 				Reason: string(m.Reason), Syncing: m.Syncing, SyncDone: m.SyncDone, SyncTotal: m.SyncTotal, SyncBytes: m.SyncBytes})
 			vs.Healthy = vs.Healthy && m.InSync
 		}
+		if i < len(s.recs.Volumes) {
+			vs.Copies, vs.CopiesInSync = worstSegment(s.recs.Volumes[i], v.Members)
+		}
 		st.Epoch = max(st.Epoch, v.Own.Epoch)
 		st.Volumes = append(st.Volumes, vs)
 	}
@@ -185,4 +189,26 @@ func (s *Set) phase() Phase {
 		return PhaseInvalid
 	}
 	return PhaseStopped
+}
+
+// worstSegment counts the copies that are wanted, and those in sync of the
+// segment that has the fewest.
+func worstSegment(r repl.VolumeRecord, members []writer.MemberHealth) (want, have int) {
+	in := make([]bool, len(r.Seg.Disks))
+	for i, d := range r.Seg.Disks {
+		for _, m := range members {
+			in[i] = in[i] || m.Disk == d && m.InSync
+		}
+	}
+	have = r.Cfg.Copies
+	for _, row := range r.Seg.Map {
+		n := 0
+		for _, i := range row {
+			if int(i) < len(in) && in[i] {
+				n++
+			}
+		}
+		have = min(have, n)
+	}
+	return r.Cfg.Copies, have
 }
