@@ -290,8 +290,8 @@ func TestNoAllocationPerWrite(t *testing.T) {
 
 type onePage struct{ b []byte }
 
-func (p *onePage) Get(n int) []byte { return p.b[:n] }
-func (p *onePage) Put([]byte)       {}
+func (p *onePage) Alloc(n int) []byte { return p.b[:n] }
+func (p *onePage) Free([]byte)        {}
 
 func FuzzDecoder(f *testing.F) {
 	rng := rand.New(rand.NewPCG(3, 0))

@@ -6,23 +6,23 @@ import (
 	"sync"
 )
 
-// Alloc gives memory for block data. The runtime has a pool of page-aligned
-// memory off the heap; Heap is for tests and tools.
-type Alloc interface {
-	// Get returns n bytes of any content, page aligned where direct I/O needs it.
-	Get(n int) []byte
-	// Put takes back a whole slice from Get that nobody uses any more.
-	Put(b []byte)
+// Pool gives memory for block data; block/disk's Pool is the same. The runtime
+// has page-aligned memory off the heap; Heap is for tests and tools.
+type Pool interface {
+	// Alloc returns byteCount bytes (a multiple of the block size) of any content.
+	Alloc(byteCount int) []byte
+	// Free takes back exactly a slice that Alloc returned.
+	Free(buf []byte)
 }
 
 // Heap allocates from the Go heap, without alignment.
 type Heap struct{}
 
-// Get returns new memory.
-func (Heap) Get(n int) []byte { return make([]byte, n) }
+// Alloc returns new memory.
+func (Heap) Alloc(byteCount int) []byte { return make([]byte, byteCount) }
 
-// Put leaves b to the collector.
-func (Heap) Put([]byte) {}
+// Free leaves buf to the collector.
+func (Heap) Free([]byte) {}
 
 // readBytes is the size of the read buffer: one system call takes many messages.
 const readBytes = 256 << 10
@@ -31,7 +31,7 @@ const readBytes = 256 << 10
 // error the stream is unusable: close the connection.
 type Decoder struct {
 	r       io.Reader
-	alloc   Alloc
+	pool    Pool
 	version uint8 // 0 until SetVersion: HELLO and HELLO_ACK only
 	buf     []byte
 	from    int // buf[from:to] is read and not decoded yet
@@ -40,10 +40,10 @@ type Decoder struct {
 	c       coder
 }
 
-// NewDecoder returns a decoder of r. Block data goes into memory of alloc,
+// NewDecoder returns a decoder of r. Block data goes into memory of pool,
 // which the receiver of the message owns.
-func NewDecoder(r io.Reader, alloc Alloc) *Decoder {
-	return &Decoder{r: r, alloc: alloc, buf: make([]byte, readBytes)}
+func NewDecoder(r io.Reader, pool Pool) *Decoder {
+	return &Decoder{r: r, pool: pool, buf: make([]byte, readBytes)}
 }
 
 // SetVersion admits all messages of the negotiated version. Before it only
@@ -108,11 +108,11 @@ func (d *Decoder) payload(p *[]byte, n int) error {
 	if n == 0 {
 		return nil
 	}
-	b := d.alloc.Get(n)
+	b := d.pool.Alloc(n)
 	k := copy(b, d.buf[d.from:d.to])
 	d.from += k
 	if _, err := io.ReadFull(d.r, b[k:]); err != nil {
-		d.alloc.Put(b)
+		d.pool.Free(b)
 		return inMessage(err)
 	}
 	*p = b
