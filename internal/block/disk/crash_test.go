@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
-	"slices"
 	"testing"
 
 	"roseau/internal/base/ids"
@@ -464,4 +463,3 @@ func TestRandomCrashes(t *testing.T) {
 	}
 }
 
-var _ = slices.Sort[[]int]
