@@ -85,7 +85,7 @@ type Status struct {
 	// Partition lists the groups that are apart; nil = none.
 	Partition [][]string        `json:"partition,omitempty"`
 	Ports     map[string][]Port `json:"ports"` // by switch: cluster, storage, vm
-	Message   string            `json:"message,omitempty"`
+	Ready     bool              `json:"ready"` // every node was powered on
 }
 
 // Port is one port of a switch, as recorders see it.
