@@ -36,6 +36,7 @@ func root() *cobra.Command {
 		newNodeCmd(a),
 		newTaskCmd(a),
 		newVersionCmd(a),
+		newVolumeguardCmd(),
 	)
 	usageErrors(cmd)
 	return cmd
