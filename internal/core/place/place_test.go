@@ -41,7 +41,11 @@ func TestChooseNode(t *testing.T) {
 			"srv3: kvm, has a copy of every volume, 3GiB free, 0 machines"},
 		{"memory", func(r *Request, n []Node) { n[1].MemoryFree = 8 * size.GiB }, "srv2: tcg, has a copy of every volume, 8GiB free, 0 machines"},
 		{"fewer machines", func(r *Request, n []Node) { n[0].VMs = 2; n[1].VMs = 1; n[2].VMs = 1 }, "srv2: tcg, has a copy of every volume, 4GiB free, 1 machine"},
-		{"avoided only while others can", func(r *Request, n []Node) { n[0].Avoid = "quarantined"; n[1].NotReady = "not ready"; n[2].NotReady = "not ready" },
+		{"avoided only while others can", func(r *Request, n []Node) {
+			n[0].Avoid = "quarantined"
+			n[1].NotReady = "not ready"
+			n[2].NotReady = "not ready"
+		},
 			"srv1: tcg, has a copy of every volume, 4GiB free, 0 machines, quarantined"},
 		{"nobody", func(r *Request, n []Node) {
 			n[0].MemoryFree = 1288490188
