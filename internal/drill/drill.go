@@ -43,6 +43,9 @@ type Cluster interface {
 	Migrate(ctx context.Context, vm, node string) error
 	DeleteVM(ctx context.Context, name string) error
 	DeleteImage(ctx context.Context, name string) error
+	// CreateVolume and DeleteVolume serve to see whether changes are possible.
+	CreateVolume(ctx context.Context, name string, bytes size.Bytes) error
+	DeleteVolume(ctx context.Context, name string) error
 	// ReturnDisk makes a disk that was pulled and put back a member of its pool
 	// again.
 	ReturnDisk(ctx context.Context, disk model.Disk) error
@@ -67,6 +70,16 @@ type Faults interface {
 	// PullDisk takes the disk with the given path out of the node.
 	PullDisk(ctx context.Context, node, path string) (time.Time, error)
 	InsertDisk(ctx context.Context, node, path string) error
+	// KillService kills a process of the node by SIGKILL: node, storage or
+	// guard:VM-ID. Its supervisor starts it again.
+	KillService(ctx context.Context, node, service string) (time.Time, error)
+	// StopService and StartService end and begin a service: etcd.
+	StopService(ctx context.Context, node, service string) error
+	StartService(ctx context.Context, node, service string) error
+	// CutLink and RestoreLink work on one of the node's networks: cluster,
+	// storage or vm.
+	CutLink(ctx context.Context, node, network string) (time.Time, error)
+	RestoreLink(ctx context.Context, node, network string) error
 }
 
 // Vantage is a place outside the cluster, on the VM network.
@@ -121,14 +134,17 @@ type Test struct {
 
 // Tests returns all tests in the order in which they run.
 func Tests() []Test {
-	return []Test{liveMigration, nodeFailure, diskFailure}
+	return []Test{liveMigration, nodeFailure, diskFailure, processKill, controlPlane, isolation}
 }
 
-// Select returns the named tests, all if none is named.
+// essential are run when none is named: the three promises.
+var essential = []string{liveMigration.Name, nodeFailure.Name, diskFailure.Name}
+
+// Select returns the named tests, the three essential ones if none is named.
 func Select(names []string) ([]Test, error) {
 	all := Tests()
 	if len(names) == 0 {
-		return all, nil
+		names = essential
 	}
 	var out []Test
 	for _, n := range names {

@@ -30,7 +30,7 @@ func TestRecorderKeepsTheNewestOfEachSlot(t *testing.T) {
 }
 
 func TestSelect(t *testing.T) {
-	if all, err := Select(nil); err != nil || len(all) != len(Tests()) {
+	if all, err := Select(nil); err != nil || len(all) != 3 {
 		t.Fatal(all, err)
 	}
 	if one, err := Select([]string{"disk-failure"}); err != nil || len(one) != 1 || one[0].Name != "disk-failure" {
