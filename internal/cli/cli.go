@@ -34,6 +34,7 @@ func root() *cobra.Command {
 		newEventsCmd(a),
 		newTaskCmd(a),
 		newVersionCmd(a),
+		newVolumeguardCmd(),
 	)
 	usageErrors(cmd)
 	return cmd

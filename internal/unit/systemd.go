@@ -36,7 +36,7 @@ func service(name Name) string { return string(name) + ".service" }
 // Start implements Controller.
 func (s *Systemd) Start(ctx context.Context, name Name) error {
 	// A unit that ran into a limit earlier must not refuse the order of today.
-	s.conn.ResetFailedUnitContext(ctx, service(name)) //nolint:errcheck // fails when the unit is not loaded, which is usual
+	_ = s.conn.ResetFailedUnitContext(ctx, service(name)) // fails when the unit is not loaded, which is usual
 	if _, err := s.conn.StartUnitContext(ctx, service(name), "replace", nil); err != nil {
 		return fmt.Errorf("start unit %s: %w", name, kindOf(err))
 	}

@@ -72,8 +72,8 @@ type KillMode string
 
 // The kill modes; their texts are systemd's.
 const (
-	KillGroup   KillMode = "control-group" // everything the unit started
-	KillProcess KillMode = "process"       // the main process only: its children (QEMU) live on
+	KillGroup   KillMode = "mixed"   // SIGTERM to the main process, SIGKILL to what it leaves
+	KillProcess KillMode = "process" // the main process only: its children (QEMU) live on
 )
 
 // Unit is how one process is run.

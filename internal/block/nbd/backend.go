@@ -58,9 +58,9 @@ type Request struct {
 	Offset int64 // bytes; 0 for OpFlush
 	Length int64 // bytes; 0 for OpFlush, at most MaxPayloadBytes for OpRead and OpWrite
 
-	// Data holds Length bytes, aligned to BlockBytes in memory. OpWrite: the
-	// payload, which nobody changes any more. OpRead: the backend fills it, or
-	// replaces it by a slice of its own of the same length.
+	// Data holds Length bytes. OpWrite: the payload, which nobody changes any
+	// more. OpRead: nil; the backend sets it to what it read, in memory of its
+	// own or of Alloc.
 	Data []byte
 
 	// Keep, set by the backend before Done, says that it (or somebody that it
@@ -69,7 +69,7 @@ type Request struct {
 	Keep bool
 
 	// Zero, set by the backend before Done of an OpRead, says that the whole
-	// range reads as zeros and Data was not filled.
+	// range reads as zeros; Data is not looked at.
 	Zero bool
 
 	// Spans is the answer to OpStatus: they start at Offset, in order, without
@@ -79,13 +79,24 @@ type Request struct {
 	// Tag is free for the backend.
 	Tag uint64
 
-	conn   *conn
-	handle uint64
-	cmd    uint16
-	flags  uint16
-	err    error
-	buf    *buffer
-	next   *Request
+	conn    *conn
+	handle  uint64
+	cmd     uint16
+	flags   uint16
+	err     error
+	buf     *buffer
+	weight  int64    // bytes that it counts in conn.bytes
+	head    [48]byte // of the answer
+	extents []byte   // of the answer to OpStatus
+	next    *Request
+}
+
+// Alloc sets Data to Length bytes of arbitrary contents, aligned to BlockBytes,
+// that are used again after the reply. For OpRead.
+func (r *Request) Alloc() []byte {
+	r.buf = getBuffer(int(r.Length), nil)
+	r.Data = r.buf.data[:r.Length:r.Length]
+	return r.Data
 }
 
 // Done finishes r: exactly once, from any goroutine, never blocking. An error

@@ -12,6 +12,7 @@ import (
 	"roseau/internal/base/clock"
 	"roseau/internal/base/ids"
 	"roseau/internal/block/nbd"
+	"roseau/internal/block/writer"
 	"roseau/internal/core/repl"
 )
 
@@ -52,6 +53,15 @@ type Config struct {
 
 	Volumes []ids.ID // 1 to 32, taken together or not at all
 
+	// GuestAlive: a guest with memory of Run exists (adoption, migration's
+	// destination), so copies that forgot acked writes are no good for it.
+	GuestAlive bool
+	// ReadOnly exports refuse writes (purpose export).
+	ReadOnly bool
+	// Cache is a file where the records are kept, so that a successor on this
+	// node can Reopen without etcd. Empty: none.
+	Cache string
+
 	Etcd     Etcd
 	Identity Identity
 	Nodes    Directory
@@ -61,9 +71,16 @@ type Config struct {
 	Clock         clock.Clock // nil: the machine's
 	Log           *slog.Logger
 
+	// Timing of the core; zero fields mean its defaults.
+	Timing writer.Timing
+	// SegmentBytes is for tests; 0 means repl.SegmentBytes.
+	SegmentBytes int64
+
 	// OnLease is called, from the event loop, whenever the lease changes or is
 	// renewed: it must not block or call the Set. nil: not called.
 	OnLease func(Lease)
+
+	nonce ids.ID // drawn by Open
 }
 
 // Lease is the right to run: the earliest lease of all volumes of the set.
@@ -95,6 +112,8 @@ const (
 	// EventLeaseLost and EventLeaseBack: same epoch; the guest pauses and goes on.
 	EventLeaseLost EventKind = "lease-lost"
 	EventLeaseBack EventKind = "lease-back"
+	// EventMoveOver: the reason of EventAskMove is gone.
+	EventMoveOver EventKind = "move-over"
 	// EventHealth: the in-sync set or a sync changed; see Status.
 	EventHealth EventKind = "health"
 	// EventNoSpace and EventSpaceBack: a write waits for space on Disk.
@@ -103,6 +122,14 @@ const (
 	// EventForgotten: a replica knows a newer configuration than etcd does:
 	// etcd lost something; the set stopped before its CAS.
 	EventForgotten EventKind = "etcd-forgot"
+	// EventWaiting: a take waits for copies; Text names them.
+	EventWaiting EventKind = "waiting"
+	// EventStalled: acks are frozen and cannot be released yet.
+	EventStalled EventKind = "stalled"
+	// EventRepaired: a block was rewritten from another copy.
+	EventRepaired EventKind = "repaired"
+	// EventBug: a replica answered against the protocol.
+	EventBug EventKind = "bug"
 	// EventDamaged: blocks of which no verified copy is left (an EIO was given).
 	EventDamaged EventKind = "damaged"
 )
@@ -203,7 +230,17 @@ const (
 	PhaseStalled  Phase = "stalled"  // reads and writes wait, FLUSH is answered
 	PhaseReleased Phase = "released" // final
 	PhaseFenced   Phase = "fenced"   // final
+	PhaseInvalid  Phase = "invalid"  // final: the guest's memory is invalid
+	PhaseStopped  Phase = "stopped"  // final: closed, or etcd is behind its replicas
 )
+
+// Replace names the disks of ReplaceDisk.
+type Replace struct {
+	Volume ids.ID
+	Old    ids.ID
+	New    ids.ID
+	Node   ids.ID // of New
+}
 
 // Status is a snapshot for people and reconcilers.
 type Status struct {
@@ -216,15 +253,18 @@ type Status struct {
 
 // VolumeStatus describes one volume.
 type VolumeStatus struct {
-	Volume    ids.ID        `json:"volume"`
-	SizeBytes int64         `json:"size_bytes"`
-	Epoch     uint64        `json:"epoch"`
-	Inc       uint32        `json:"inc"`
-	Nonce     ids.ID        `json:"nonce"`
-	Healthy   bool          `json:"healthy"` // every disk of the placement is in sync
-	Stalled   time.Duration `json:"stalled_ns"`
-	Waiting   int           `json:"waiting"` // client requests not answered yet
-	Disks     []DiskStatus  `json:"disks"`
+	Volume    ids.ID `json:"volume"`
+	SizeBytes int64  `json:"size_bytes"`
+	Epoch     uint64 `json:"epoch"`
+	Inc       uint32 `json:"inc"`
+	Nonce     ids.ID `json:"nonce"`
+	Healthy   bool   `json:"healthy"` // every disk of the placement is in sync
+	Copies    int    `json:"copies"`  // wanted
+	// CopiesInSync is the number of in-sync copies of the worst segment.
+	CopiesInSync int           `json:"copies_in_sync"`
+	Stalled      time.Duration `json:"stalled_ns"`
+	Waiting      int           `json:"waiting"` // client requests not answered yet
+	Disks        []DiskStatus  `json:"disks"`
 	// The client I/O since the volume was opened.
 	Reads      uint64 `json:"reads"`
 	Writes     uint64 `json:"writes"`
@@ -235,14 +275,15 @@ type VolumeStatus struct {
 
 // DiskStatus is a copy of a volume.
 type DiskStatus struct {
-	Disk      ids.ID  `json:"disk"`
-	Node      ids.ID  `json:"node"`
-	InSync    bool    `json:"in_sync"`
-	Connected bool    `json:"connected"`
-	Reason    string  `json:"reason,omitempty"`    // why it is out
-	Syncing   bool    `json:"syncing,omitempty"`   // a resync or rebuild is running
-	SyncDone  float64 `json:"sync_done,omitempty"` // 0 to 1
-	SyncBytes uint64  `json:"sync_bytes,omitempty"`
+	Disk      ids.ID `json:"disk"`
+	Node      ids.ID `json:"node"`
+	InSync    bool   `json:"in_sync"`
+	Connected bool   `json:"connected"`
+	Reason    string `json:"reason,omitempty"`     // why it is out
+	Syncing   bool   `json:"syncing,omitempty"`    // a resync or rebuild is running
+	SyncDone  uint64 `json:"sync_done,omitempty"`  // objects compared or copied
+	SyncTotal uint64 `json:"sync_total,omitempty"` // objects known to be stale
+	SyncBytes uint64 `json:"sync_bytes,omitempty"` // copied
 }
 
 // Opener is what a guard needs of this package; Open satisfies it. Guards take
@@ -272,6 +313,10 @@ type Handle interface {
 	// with the next inc if all members promise (no etcd needed), else a take
 	// with run compared. errs.Fenced: own names another run: kill that QEMU.
 	Reopen(ctx context.Context, p Predecessor) error
+	// Abort ends Prepare. NotMade binds: no CAS was sent and none ever will be
+	// ("never", the answer that lets a migration's source go on). Made, Unknown:
+	// one was sent.
+	Abort(ctx context.Context) (Outcome, error)
 	// Reclaim is the migration source's own CAS (epoch + 1, same run and node)
 	// while stalled; after Made it serves again.
 	Reclaim(ctx context.Context, c Claim) (Outcome, error)
@@ -283,6 +328,16 @@ type Handle interface {
 	// Serve answers NBD clients of a volume on l until ctx ends or the set is
 	// closed; it closes l. The export's name is the volume's id, or empty.
 	Serve(ctx context.Context, vol ids.ID, l net.Listener) error
+
+	// ReplaceDisk puts the disk new (on the same node's or another's storage
+	// process) in the place of old and starts the rebuild onto it.
+	ReplaceDisk(ctx context.Context, r Replace) error
+	// MoveRefused ends the wait that EventAskMove announced: no other node can
+	// take the VM, so the set goes on with the copy that it has.
+	MoveRefused() error
+	// AcceptUnverified is an operator's word that the unverified log tail of the
+	// only answering copy may be dropped.
+	AcceptUnverified() error
 
 	// Drain waits until every request received so far is answered, then flushes.
 	Drain(ctx context.Context) error
@@ -297,6 +352,8 @@ type Handle interface {
 	// then waits out the lease, nothing worse.
 	Release(ctx context.Context) error
 
+	// Ping returns when the event loop took a turn: what a watchdog asks for.
+	Ping(ctx context.Context) error
 	// Lease is the present right to run.
 	Lease() Lease
 	// Status is a snapshot.

@@ -15,7 +15,7 @@ import (
 	"roseau/internal/base/errs"
 )
 
-const testBlocks = 64
+const testBlocks = 24
 
 // rig is a disk with its files; the run directory stands for a node's tmpfs.
 type rig struct {
