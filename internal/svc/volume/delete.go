@@ -23,14 +23,14 @@ func (s *Service) StartDelete(ctx context.Context, ref string) (*model.Task, err
 		return nil, err
 	}
 	switch {
-	case v.Spec.VM != "":
-		return nil, errs.New(errs.Conflict, "delete volume %s: it is a disk of vm %s", v.Name, s.vmName(ctx, v.Spec.VM)).
+	case v.Spec.VM != "" && s.vmExists(ctx, v.Spec.VM):
+		return nil, errs.New(errs.Conflict, "delete volume %s: it is a disk of vm %s", v.Name, v.Spec.VM).
 			WithHint("`roseau vm delete` takes its volumes with it")
 	case v.Spec.Image != "":
 		return nil, errs.New(errs.Conflict, "delete volume %s: it holds image %s", v.Name, v.Spec.Image).
 			WithHint("`roseau image delete %s` takes it away", v.Spec.Image)
 	}
-	if st, err := s.WriterStatus(ctx, v.ID); err == nil && !st.Phase.Final() && st.Purpose != "maintenance" {
+	if st, err := s.WriterStatus(ctx, v.ID); err == nil && !final(st.Phase) && st.Purpose != "maintenance" {
 		return nil, errs.New(errs.Conflict, "delete volume %s: it is open for %s", v.Name, st.Purpose).
 			WithHint("end that first: `roseau volume unserve %s`", v.Name)
 	}
@@ -39,11 +39,11 @@ func (s *Service) StartDelete(ctx context.Context, ref string) (*model.Task, err
 	})
 }
 
-func (s *Service) vmName(ctx context.Context, ref string) string {
-	if vm, err := store.Get[model.VM](ctx, s.env.Store, ref); err == nil {
-		return vm.Name
-	}
-	return ref
+// vmExists is false only if the VM is surely not there: then its volume is what a
+// creation that broke has left.
+func (s *Service) vmExists(ctx context.Context, name string) bool {
+	_, err := store.Get[model.VM](ctx, s.env.Store, name)
+	return !errors.Is(err, errs.NotFound)
 }
 
 // Delete ends a volume: whoever maintains it is stopped, then one transaction

@@ -214,7 +214,7 @@ func (s *Service) StartCreate(ctx context.Context, req CreateRequest) (*model.Ta
 		return nil, err
 	}
 	return s.env.Tasks.Start(ctx, "volume create "+v.Name, func(ctx context.Context, h *task.Handle) (string, error) {
-		v, err := s.Create(ctx, v, ids.ID{})
+		v, err := s.Create(ctx, v, Owner{})
 		if err != nil {
 			return "", err
 		}
@@ -249,9 +249,14 @@ func (s *Service) Check(ctx context.Context, v *model.Volume) error {
 	return err
 }
 
-// Create makes a volume: the object and its records in one transaction. prefer
-// is the node that should have a copy of all of it; zero: none.
-func (s *Service) Create(ctx context.Context, v *model.Volume, prefer ids.ID) (*model.Volume, error) {
+// Owner says whose a new volume is.
+type Owner struct {
+	VM     ids.ID // zero: nobody's
+	Prefer ids.ID // node that should have a copy of all of it; zero: none
+}
+
+// Create makes a volume: the object and its records in one transaction.
+func (s *Service) Create(ctx context.Context, v *model.Volume, o Owner) (*model.Volume, error) {
 	view, err := pool.ReadView(ctx, s.env.Store)
 	if err != nil {
 		return nil, err
@@ -271,17 +276,12 @@ func (s *Service) Create(ctx context.Context, v *model.Volume, prefer ids.ID) (*
 		return nil, err
 	}
 	count := int((v.Spec.Size + place.SegmentBytes - 1) / place.SegmentBytes)
-	disks, rows, err := place.Segments(p.Name, v.ID, count, p.Spec.Copies, prefer, view.Disks[p.ID])
+	disks, rows, err := place.Segments(p.Name, v.ID, count, p.Spec.Copies, o.Prefer, view.Disks[p.ID])
 	if err != nil {
 		return nil, err
 	}
 	seg := compact(disks, rows)
-	cfg := repl.Cfg{SizeBytes: int64(v.Spec.Size), Copies: p.Spec.Copies, MinISR: p.Spec.MinISR, State: repl.VolumeLive, Pool: p.ID}
-	if v.Spec.VM != "" {
-		if vm, err := ids.Parse(v.Spec.VM); err == nil {
-			cfg.VM = vm
-		}
-	}
+	cfg := repl.Cfg{SizeBytes: int64(v.Spec.Size), Copies: p.Spec.Copies, MinISR: p.Spec.MinISR, State: repl.VolumeLive, Pool: p.ID, VM: o.VM}
 	tx := store.NewTx()
 	if err := store.TxCreate(tx, s.env.Store, v); err != nil {
 		return nil, err

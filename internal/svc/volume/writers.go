@@ -33,7 +33,9 @@ type Writers interface {
 	// is no error.
 	Stop(ctx context.Context, vol ids.ID) error
 	// ReplaceDisk asks the writer to rebuild.
-	ReplaceDisk(ctx context.Context, vol ids.ID, r guardctl.ReplaceDiskRequest) error
+	ReplaceDisk(ctx context.Context, vol ids.ID, r volumectl.Replace) error
+	// Ended reports whether no process of the writer runs or will run.
+	Ended(ctx context.Context, vol ids.ID) bool
 }
 
 // unitWriters runs writers as units.
@@ -44,7 +46,7 @@ func NewWriters(c unit.Controller) Writers { return unitWriters{c} }
 
 func (w unitWriters) Start(ctx context.Context, c *volumectl.Config) error {
 	if st, err := w.Status(ctx, c.Volume); err == nil {
-		if !st.Phase.Final() {
+		if !final(st.Phase) {
 			if st.Purpose != c.Purpose {
 				return errs.New(errs.Conflict, "open volume %s for %s: it is open for %s on this node", c.Name, c.Purpose, st.Purpose)
 			}
@@ -70,12 +72,12 @@ const releaseTimeout = 20 * time.Second
 
 func (w unitWriters) Stop(ctx context.Context, vol ids.ID) error {
 	c := volumectl.Dial(vol)
-	if err := c.Stop(ctx); err == nil {
+	if err := c.Release(ctx); err == nil {
 		wctx, cancel := context.WithTimeout(ctx, releaseTimeout)
 		defer cancel()
 		_ = svc.WaitFor(wctx, 50*time.Millisecond, func(ctx context.Context) (bool, error) {
 			st, err := c.Status(ctx)
-			return err != nil || st.Phase.Final(), nil
+			return err != nil || final(st.Phase), nil
 		})
 	}
 	if err := w.units.Stop(ctx, unit.Volume(vol)); err != nil && !errors.Is(err, errs.NotFound) {
@@ -84,14 +86,26 @@ func (w unitWriters) Stop(ctx context.Context, vol ids.ID) error {
 	return volumectl.Remove(vol)
 }
 
-func (w unitWriters) ReplaceDisk(ctx context.Context, vol ids.ID, r guardctl.ReplaceDiskRequest) error {
+func (w unitWriters) ReplaceDisk(ctx context.Context, vol ids.ID, r volumectl.Replace) error {
 	return volumectl.Dial(vol).ReplaceDisk(ctx, r)
+}
+
+func (w unitWriters) Ended(ctx context.Context, vol ids.ID) bool {
+	st, err := w.units.Status(ctx, unit.Volume(vol))
+	return errors.Is(err, errs.NotFound) || err == nil && (st.State == unit.Stopped || st.State == unit.Failed)
+}
+
+// final reports whether a writer will do nothing more.
+func final(p volumectl.Phase) bool {
+	return p == volumectl.PhaseReleased || p == volumectl.PhaseLost
 }
 
 // WriterRequest is the body of POST /v1/nodes/{node}/writers/{volume}.
 type WriterRequest struct {
 	Purpose repl.Purpose `json:"purpose" enum:"serve,import,export,maintenance"`
 	Socket  string       `json:"socket,omitempty" doc:"path of the NBD socket on the node; default: in its run directory"`
+	// Replace lists disks to be replaced, with purpose maintenance.
+	Replace []volumectl.Replace `json:"replace,omitempty"`
 }
 
 type writerRef struct {
@@ -131,7 +145,7 @@ func (s *Service) writerRoutes(r *api.Router) {
 	})
 	huma.Register(r, on(api.Op("replace-writer-disk", "POST", path+"/replace-disk", "Rebuild the copies of a volume that lie on a disk onto another")), func(ctx context.Context, in *struct {
 		writerRef
-		Body guardctl.ReplaceDiskRequest
+		Body volumectl.Replace
 	}) (*struct{}, error) {
 		id, err := s.idOf(ctx, in.Volume)
 		if err != nil {
@@ -195,17 +209,17 @@ func (s *Service) waitServing(ctx context.Context, v *model.Volume, purpose repl
 	var st volumectl.Status
 	err := svc.WaitFor(wctx, 50*time.Millisecond, func(ctx context.Context) (bool, error) {
 		now, err := s.writers.Status(ctx, v.ID)
-		if err != nil {
-			return false, nil // it is starting
+		if err == nil {
+			st = now
 		}
-		st = now
 		switch {
-		case st.Phase == volumectl.PhaseServing:
+		case st.Phase == volumectl.PhaseServing, purpose == repl.PurposeMaintenance && st.Phase == volumectl.PhaseReleased:
 			return true, nil
-		case st.Phase.Final() && !(purpose == repl.PurposeMaintenance && st.Phase == volumectl.PhaseStopped):
-			return false, errs.New(errs.Conflict, "open volume %s: its writer ended: %s", v.Name, st.Reason)
+		case final(st.Phase), err != nil && s.writers.Ended(ctx, v.ID):
+			return false, errs.New(errs.Conflict, "open volume %s: its writer ended: %s", v.Name, orElse(st.Reason, "see its log")).
+				WithHint("`journalctl -u roseau-volume@%s` on %s", v.ID, s.env.NodeName)
 		}
-		return st.Phase.Final(), nil
+		return false, nil
 	})
 	if err == nil {
 		return st, nil
@@ -257,8 +271,12 @@ func (s *Service) writerConfig(ctx context.Context, v *model.Volume, req WriterR
 	if err != nil {
 		return nil, err
 	}
-	return &volumectl.Config{Volume: v.ID, Name: v.Name, Cluster: s.env.Cluster, Generation: gen, Node: s.env.Node, NodeName: s.env.NodeName,
-		Purpose: req.Purpose, Nodes: peers, Etcd: s.env.Endpoints(), Socket: req.Socket}, nil
+	c := &volumectl.Config{Volume: v.ID, Name: v.Name, Cluster: s.env.Cluster, Generation: gen, Node: s.env.Node,
+		Purpose: req.Purpose, Etcd: s.env.Endpoints(), Socket: req.Socket, Replace: req.Replace}
+	for _, p := range peers {
+		c.Nodes = append(c.Nodes, volumectl.Peer(p))
+	}
+	return c, nil
 }
 
 // Peers lists the nodes as guards need them, and the cluster's generation.
