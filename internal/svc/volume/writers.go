@@ -181,29 +181,37 @@ func (s *Service) OpenHere(ctx context.Context, id ids.ID, req WriterRequest) (v
 	if err != nil {
 		return volumectl.Status{}, err
 	}
-	if err := s.checkFree(ctx, v, req.Purpose); err != nil {
+	if err := s.start(ctx, v, req); err != nil {
 		return volumectl.Status{}, err
 	}
+	if req.Purpose == repl.PurposeMaintenance {
+		return volumectl.Status{Volume: id, Node: s.env.Node, Purpose: req.Purpose, Phase: volumectl.PhasePreparing}, nil
+	}
+	return s.waitServing(ctx, v)
+}
+
+// start starts the writer of a volume on this node, and does not wait for it.
+func (s *Service) start(ctx context.Context, v *model.Volume, req WriterRequest) error {
+	if err := s.checkFree(ctx, v, req.Purpose); err != nil {
+		return err
+	}
 	if req.Purpose != repl.PurposeMaintenance {
-		if err := s.Yield(ctx, id); err != nil {
-			return volumectl.Status{}, err
+		if err := s.Yield(ctx, v.ID); err != nil {
+			return err
 		}
 	}
 	c, err := s.writerConfig(ctx, v, req)
 	if err != nil {
-		return volumectl.Status{}, err
+		return err
 	}
-	if err := s.writers.Start(ctx, c); err != nil {
-		return volumectl.Status{}, err
-	}
-	return s.waitServing(ctx, v, req.Purpose)
+	return s.writers.Start(ctx, c)
 }
 
 // openTimeout is how long opening a volume may take: another writer's lease
 // (3.3 s), a takeover, and a slow machine.
 const openTimeout = 30 * time.Second
 
-func (s *Service) waitServing(ctx context.Context, v *model.Volume, purpose repl.Purpose) (volumectl.Status, error) {
+func (s *Service) waitServing(ctx context.Context, v *model.Volume) (volumectl.Status, error) {
 	wctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
 	var st volumectl.Status
@@ -213,7 +221,7 @@ func (s *Service) waitServing(ctx context.Context, v *model.Volume, purpose repl
 			st = now
 		}
 		switch {
-		case st.Phase == volumectl.PhaseServing, purpose == repl.PurposeMaintenance && st.Phase == volumectl.PhaseReleased:
+		case st.Phase == volumectl.PhaseServing:
 			return true, nil
 		case final(st.Phase), err != nil && s.writers.Ended(ctx, v.ID):
 			return false, errs.New(errs.Conflict, "open volume %s: its writer ended: %s", v.Name, orElse(st.Reason, "see its log")).
