@@ -21,6 +21,8 @@ type guard struct {
 	wanted [nodeCount]bool
 	downAs [nodeCount]int // what was last reported: 0 nothing, 1 lost, 2 refused, 3 up
 
+	windows     map[int]string // what each node answered to WINDOW, see observeWindow
+	divergent   bool
 	attempt     uint64
 	adopting    bool // a guest with memory of this run lives
 	killed      bool
