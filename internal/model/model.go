@@ -276,15 +276,19 @@ type VMNIC struct {
 
 // VMStatus is what is.
 type VMStatus struct {
-	State     VMState          `json:"state"`
-	Node      string           `json:"node,omitempty"`
-	Reason    string           `json:"reason,omitempty"` // one line: why this state, and what to do
-	Pauses    []string         `json:"pauses,omitempty"` // user, lease, space, error, migration, backup
-	Run       ids.ID           `json:"run,omitzero"`
-	Started   time.Time        `json:"started,omitzero"`
-	Restarts  int              `json:"restarts"`
-	Accel     string           `json:"accel,omitempty"`
-	Migration *MigrationStatus `json:"migration,omitempty"`
+	State    VMState   `json:"state"`
+	Node     string    `json:"node,omitempty"`
+	Reason   string    `json:"reason,omitempty"` // one line: why this state, and what to do
+	Pauses   []string  `json:"pauses,omitempty"` // user, lease, space, error, migration, backup
+	Run      ids.ID    `json:"run,omitzero"`
+	Started  time.Time `json:"started,omitzero"`
+	Restarts int       `json:"restarts"`
+	// PauseCount and PausedFor count the pauses of this run that a guest could
+	// notice (lease, space, error), not those that a person asked for.
+	PauseCount int              `json:"pause_count"`
+	PausedFor  time.Duration    `json:"paused_for_ns"`
+	Accel      string           `json:"accel,omitempty"`
+	Migration  *MigrationStatus `json:"migration,omitempty"`
 }
 
 // MigrationStatus is the progress or the outcome of the last live migration.

@@ -25,9 +25,10 @@ var layers = []struct {
 	{"internal/base", true},
 	{"internal/model", false},
 	{"internal/core", true},
+	{"internal/pki", false},
+	{"internal/nodeconf", false},
 	{"internal/client", false},
 	{"internal/driver", true},
-	{"internal/pki", false},
 	{"internal/unit", false},
 	{"internal/store", false},
 	{"internal/block", true},
@@ -71,10 +72,10 @@ var bannedInPure = map[string]string{
 
 // bannedEverywhere names modules or packages and what to use in their place.
 var bannedEverywhere = map[string]string{
-	"io/ioutil":            "os and io",
+	"io/ioutil":             "os and io",
 	"github.com/pkg/errors": "fmt.Errorf with %w and internal/base/errs",
-	"math/rand":            "math/rand/v2",
-	"log":                  "log/slog, passed to constructors",
+	"math/rand":             "math/rand/v2",
+	"log":                   "log/slog, passed to constructors",
 }
 
 type file struct {
