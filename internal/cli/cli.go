@@ -31,7 +31,9 @@ func root() *cobra.Command {
 	cmd.Version = Version
 	cmd.AddCommand(
 		// one constructor a noun, in alphabetical order
+		newClusterCmd(a),
 		newEventsCmd(a),
+		newNodeCmd(a),
 		newTaskCmd(a),
 		newVersionCmd(a),
 	)

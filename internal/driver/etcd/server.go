@@ -140,8 +140,8 @@ func (s *Server) IsLeader() bool {
 	return s.e.Server.Leader() == s.e.Server.MemberID()
 }
 
-// HasLeader reports whether this member knows a leader.
-func (s *Server) HasLeader() bool { return s.e.Server.Leader() != 0 }
+// Leader returns the member id of the leader that this member follows, or 0.
+func (s *Server) Leader() uint64 { return uint64(s.e.Server.Leader()) }
 
 // Close hands the leadership over and stops the member. Close clients first:
 // open streams are cut after closeTimeout.
