@@ -219,7 +219,7 @@ func (n *node) pumpOpening(d *simDisk) {
 	}
 	n.engines[d.id] = eng
 	delete(n.opening, d.id)
-	n.core.AddDisk(n.w.now, eng)
+	n.core.AddDisk(n.w.now, eng, ids.ID{})
 	n.pump()
 }
 
