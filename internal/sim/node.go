@@ -75,8 +75,9 @@ func (w *world) nodeByID(id ids.ID) *node {
 	panic("sim: no such node")
 }
 
-// serving: the storage process runs. Its disks may still be recovering.
-func (n *node) serving() bool { return n.powered && n.core != nil }
+// serving: the storage process runs and listens, which it does when the recovery
+// of its disks has ended.
+func (n *node) serving() bool { return n.powered && n.core != nil && len(n.opening) == 0 }
 
 // start powers the node on.
 func (n *node) start() {
@@ -384,7 +385,9 @@ func roundTrip(m wire.Message) (wire.Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	return wire.NewDecoder(bytes.NewReader(append(head, payload...)), wire.Heap{}).Next()
+	d := wire.NewDecoder(bytes.NewReader(append(head, payload...)), wire.Heap{})
+	d.SetVersion(wire.ProtocolVersion)
+	return d.Next()
 }
 
 func crcOf(b []byte) uint32 { return crc32.Checksum(b, castagnoli) }
