@@ -1,0 +1,425 @@
+package writer
+
+import (
+	"time"
+
+	"roseau/internal/base/clock"
+	"roseau/internal/base/ids"
+	"roseau/internal/block/wire"
+	"roseau/internal/core/repl"
+)
+
+// Config describes a group of volumes and who opens it. Every zero duration
+// and size means its default.
+type Config struct {
+	Node    ids.ID // this node; its replica is preferred for reads
+	Run     ids.ID // guest memory lineage
+	Purpose repl.Purpose
+	VM      ids.ID // zero: offline purpose, no placement record
+	Attempt uint64 // attempt of the placement that Claim compares
+	Nonce   ids.ID // drawn for this taker; Claim puts it into own
+	Volumes []ids.ID
+
+	SegmentBytes int64 // default repl.SegmentBytes; a multiple of repl.ExtentBytes
+	// GuestAlive is true for adoption and migration: a guest with memory of
+	// Run exists, so copies that forgot acked writes cannot be accepted [S6].
+	GuestAlive bool
+
+	Timing    Timing
+	Mutations Mutations // zero = correct
+}
+
+// Timing has the time limits. Zero fields mean the defaults.
+type Timing struct {
+	Heartbeat     time.Duration // 500 ms between heartbeats
+	ReconnectWait time.Duration // 1 s: a session may be resumed so long before it is put out
+	HardLimit     time.Duration // 4 s without ack or probe write of a disk: it is put out
+	FlushEvery    time.Duration // 1 s between internal flushes of dirty data
+	FlushBytes    int64         // 64 MiB of dirty data force a flush (less if a replica's window is smaller)
+	PrepareEvery  time.Duration // 1 s between rounds of PREPARE (the reservation lasts 2 s)
+	OpenRetry     time.Duration // 1 s between attempts to open a member that answered "not yet"
+	MemberWait    time.Duration // 10 s: at takeover, for a member whose node lives and does not answer
+	ColdWait      time.Duration // 60 s: at takeover, for members not known to be cold, if only cold ones answered
+	RejoinBackoff time.Duration // 1 min: after the second exclusion of a disk within RejoinForget, doubled each time, at most 1 h
+	RejoinForget  time.Duration // 1 h
+	SyncWindow    int           // 4: chunks of a resync in flight
+}
+
+// Mutations break one rule each, to prove that the simulator sees it.
+type Mutations struct {
+	AckBeforeShrinkKnown   bool // acks go on before the CAS of a shrink is known
+	OwnWatermark           bool // takeover asks each member for its window above its own watermark
+	GrowWithoutCount       bool // the grow CAS is made without counting the new member's answers
+	ReadBeforeOut          bool // reads are served before the missing members are out
+	AdoptWithoutRun        bool // adoption does not compare run
+	NoSyncLock             bool // resync reads without the interval lock
+	IgnoreCold             bool // cold members count as warm
+	ReleaseBeforeConfig    bool // acks are released before CONFIG is durable
+	KeepWinnerOnHolder     bool // the winner of reconcile is not rewritten on its holder
+	ShrinkToOneForLostLink bool // the sick-link rule is off
+	ClaimWithoutPrepare    bool // the CAS is made without PREPARE
+}
+
+// Op is the kind of a client request.
+type Op uint8
+
+// The operations. Discard makes the range read as zeros and gives space back.
+const (
+	OpRead Op = iota + 1
+	OpWrite
+	OpZero
+	OpDiscard
+	OpFlush
+)
+
+// Request is a client's request. The caller fills the exported fields, passes
+// a pointer in Step, and must not touch it until its Completion is returned; it
+// may then use it again.
+type Request struct {
+	Token  uint64 // the caller's, not looked at
+	Volume int    // index in Config.Volumes
+	Op     Op
+	FUA    bool
+	Offset int64 // bytes; block aligned; may cross extents
+	Length int64
+	// Data of a write is read-only from now on and may still be referred to by
+	// messages after completion. Data of a read is filled by the core; it has
+	// Length bytes, or is nil: then the core allocates, or leaves it nil if every
+	// byte is zero.
+	Data []byte
+	CRC  []uint32 // of a write: crc32c of each block
+
+	state requestState
+}
+
+// Event is an input of Step.
+type Event interface{ isEvent() }
+
+// The events.
+type (
+	// ConnUp: the connection to a storage node is made and HELLO is answered.
+	ConnUp struct {
+		Node    ids.ID
+		Session ids.ID   // one run of one storage process
+		Disks   []ids.ID // that it serves
+	}
+	// ConnDown: lost on every network, or refused (the process is dead). The
+	// shell reports the first loss and each change; it goes on trying by itself.
+	ConnDown struct {
+		Node    ids.ID
+		Refused bool
+	}
+	// Received is a message from a storage node, in the order of the connection.
+	Received struct {
+		Node ids.ID
+		Msg  wire.Message
+	}
+	// Liveness lists the nodes that may still come: session in etcd, or direct
+	// beats. Sent at the start and at every change.
+	Liveness struct{ Alive []ids.ID }
+	// RecordsRead answers ReadRecords. Cached records are those that RecordsKnown
+	// last told a predecessor on this node, used when etcd does not answer.
+	RecordsRead struct {
+		Records repl.Records
+		Cached  bool
+	}
+	// TxnDone answers Commit. Revision is the new mod revision when committed.
+	TxnDone struct {
+		ID       uint64
+		Outcome  repl.Outcome
+		Revision int64
+	}
+	// Command is an order of the shell.
+	Command struct {
+		Kind  CommandKind
+		Claim Claim
+		// Predecessor of Reopen: the guard that is certainly gone.
+		Predecessor wire.PredecessorID
+		// Replace of ReplaceDisk.
+		Replace Replace
+	}
+)
+
+func (ConnUp) isEvent()      {}
+func (ConnDown) isEvent()    {}
+func (Received) isEvent()    {}
+func (Liveness) isEvent()    {}
+func (RecordsRead) isEvent() {}
+func (TxnDone) isEvent()     {}
+func (Command) isEvent()     {}
+func (*Request) isEvent()    {}
+
+// CommandKind names a command.
+type CommandKind uint8
+
+// The commands; each is answered by the effect named.
+const (
+	// Prepare asks all members whether they would promise: Prepared after each
+	// round. It is repeated every second until Claim, Abort or Stop.
+	Prepare CommandKind = iota + 1
+	// DoClaim makes the CAS over all volumes and the placement: Claimed. Refused
+	// (NotMade) if the last round of Prepare does not allow it.
+	DoClaim
+	// Activate opens the members under the claimed epoch, reconciles and serves:
+	// StateChanged{Serving}.
+	Activate
+	// Reopen takes up the same epoch after a predecessor on this node; if that
+	// cannot be, StateChanged{Idle} with the reason: take with a claim then.
+	Reopen
+	// Drain answers what was received, then flushes: Drained.
+	Drain
+	// Stall drains and flushes; from then on reads and writes wait and FLUSH is
+	// answered: Drained, StateChanged{Stalled}.
+	Stall
+	// Resume ends Stall under the same epoch.
+	Resume
+	// Reclaim is the migration source's own CAS while stalled: Claimed, and then
+	// as Activate.
+	Reclaim
+	// Release drains, flushes and ends the epoch at every member: StateChanged{Released}.
+	Release
+	// ReplaceDisk puts a new disk in the place of a dead one: Replaced.
+	ReplaceDisk
+	// AcceptUnverified goes on although the unverified tail of the only answering
+	// member cannot be judged (an operator said so).
+	AcceptUnverified
+	// MoveRefused: the manager found no other node; shrink in spite of the
+	// sick-link rule.
+	MoveRefused
+	// Abort ends Prepare; answered by Claimed{NotMade} if no CAS was sent, and
+	// then none ever will be.
+	Abort
+	// Stop ends the core at once, without a release.
+	Stop
+)
+
+// Claim parametrizes DoClaim and Reclaim.
+type Claim struct {
+	ExpectRun   ids.ID          // not zero: compared with own.run (adoption, hand-over)
+	ExpectEpoch uint64          // not zero: compared with own.epoch of every volume
+	Placement   *repl.Placement // not nil: written in the same txn
+	Nonce       ids.ID          // of Reclaim: drawn for the new epoch
+}
+
+// Replace names the disks of ReplaceDisk.
+type Replace struct {
+	Volume   int
+	Old, New ids.ID
+	NewNode  ids.ID
+}
+
+// Ready is what must be done, in order within each slice; between the slices
+// the order does not matter. The slices are valid until the next call of Ready.
+type Ready struct {
+	Sends   []Send
+	Done    []Completion
+	Effects []Effect
+}
+
+// Send puts a message at the end of the queue of a node's connection;
+// heartbeats go to its head. If the connection is not the one of the last
+// ConnUp, drop it. Messages are not changed afterwards.
+type Send struct {
+	Node ids.ID
+	Msg  wire.Message
+}
+
+// Result is the outcome of a request.
+type Result uint8
+
+// The results.
+const (
+	Done    Result = iota
+	IOError        // every in-sync copy of a block is provably unreadable (C5)
+	BadRequest
+)
+
+// Completion answers a request.
+type Completion struct {
+	Request *Request
+	Result  Result
+}
+
+// Effect is one of the rarer actions.
+type Effect interface{ isEffect() }
+
+// The effects.
+type (
+	// ReadRecords: read own, cfg and seg of all volumes, the placement and the
+	// disks, linearizably, as often as it takes: RecordsRead.
+	ReadRecords struct{}
+	// Commit: send the transaction once: TxnDone.
+	Commit struct {
+		ID  uint64
+		Txn repl.Txn
+	}
+	// WantNodes is the whole set of storage nodes to be connected with.
+	WantNodes struct{ Nodes []ids.ID }
+	// Reconnect: nothing is heard over the connection; drop it and try every
+	// network between the two nodes.
+	Reconnect struct{ Node ids.ID }
+	// LeaseChanged: the right to run ends at Deadline unless renewed; zero =
+	// not held.
+	LeaseChanged struct{ Deadline clock.Instant }
+	// StateChanged tells the state of the group.
+	StateChanged struct {
+		State State
+		Text  string
+	}
+	// Prepared is the outcome of a round of PREPARE.
+	Prepared struct {
+		Ready     bool          // DoClaim may be called
+		Reachable bool          // every segment has an answering in-sync member
+		Live      bool          // the present writer lives
+		Retry     time.Duration // how long its grant runs yet, at most
+		Waiting   []Missing
+		Text      string
+	}
+	// Claimed is the outcome of DoClaim, Reclaim or Abort. Unknown is followed
+	// by a certain one when etcd answers.
+	Claimed struct {
+		Outcome ClaimOutcome
+		Text    string
+	}
+	// Drained answers Drain and Stall.
+	Drained struct{}
+	// Replaced answers ReplaceDisk.
+	Replaced struct {
+		Replace Replace
+		OK      bool
+		Text    string
+	}
+	// Fenced is final: another promise ended this epoch. The shell decides by
+	// run and node of By what becomes of the guest.
+	Fenced struct {
+		By   repl.Promise
+		What wire.Status // StaleEpoch, or Released
+	}
+	// GuestInvalid is final: acked writes that the guest knows are lost [S6].
+	GuestInvalid struct{ Text string }
+	// AskMove: the storage link of this node is sick [S13]. Over: no longer.
+	AskMove struct {
+		Over bool
+		Text string
+	}
+	// RecordsKnown: the records as decided; a shell that wants to be reopened
+	// without etcd keeps them.
+	RecordsKnown struct{ Records repl.Records }
+	// Report is something that an operator would read.
+	Report struct {
+		Kind   ReportKind
+		Volume ids.ID
+		Disk   ids.ID
+		Text   string
+	}
+)
+
+func (ReadRecords) isEffect()  {}
+func (Commit) isEffect()       {}
+func (WantNodes) isEffect()    {}
+func (Reconnect) isEffect()    {}
+func (LeaseChanged) isEffect() {}
+func (StateChanged) isEffect() {}
+func (Prepared) isEffect()     {}
+func (Claimed) isEffect()      {}
+func (Drained) isEffect()      {}
+func (Replaced) isEffect()     {}
+func (Fenced) isEffect()       {}
+func (GuestInvalid) isEffect() {}
+func (AskMove) isEffect()      {}
+func (RecordsKnown) isEffect() {}
+func (Report) isEffect()       {}
+
+// ClaimOutcome is what is known of a claim.
+type ClaimOutcome uint8
+
+// The outcomes of a claim.
+const (
+	Unknown ClaimOutcome = iota
+	Made
+	NotMade // certain: it was not and never will be
+)
+
+// Missing is a copy that is waited for.
+type Missing struct {
+	Volume ids.ID
+	Disk   ids.ID
+	Node   ids.ID
+}
+
+// ReportKind classifies reports.
+type ReportKind string
+
+// The kinds of report.
+const (
+	ReportHealth    ReportKind = "health"      // the in-sync set or a sync changed
+	ReportNoSpace   ReportKind = "no-space"    // a write waits for space on Disk
+	ReportSpaceBack ReportKind = "space-back"  // no write waits any more
+	ReportForgotten ReportKind = "etcd-forgot" // replicas know more than etcd: stopped [S7]
+	ReportDamaged   ReportKind = "damaged"     // blocks without a verified copy
+	ReportRepaired  ReportKind = "repaired"    // a block was rewritten from a peer
+	ReportWaiting   ReportKind = "waiting"     // for copies, at takeover
+	ReportStalled   ReportKind = "stalled"     // acks are frozen and cannot be released yet
+	ReportBug       ReportKind = "bug"         // a replica answered against the protocol
+)
+
+// State is where a group stands.
+type State uint8
+
+// The states.
+const (
+	Idle        State = iota // nothing owned; may be preparing
+	Claiming                 // the CAS is under way
+	Owned                    // the CAS is made, nothing opened
+	Opening                  // members are being opened, see 2.6 step 2
+	Reconciling              // the window is being reconciled
+	Serving
+	Stalling // draining before Stalled
+	Stalled
+	Releasing
+	ReleasedState // final
+	FencedState   // final
+	InvalidState  // final: GuestInvalid
+	StoppedState  // final: by command, or etcd is behind its replicas
+)
+
+// String returns the state's name.
+func (s State) String() string {
+	names := [...]string{"idle", "claiming", "owned", "opening", "reconciling", "serving",
+		"stalling", "stalled", "releasing", "released", "fenced", "invalid", "stopped"}
+	if int(s) < len(names) {
+		return names[s]
+	}
+	return "unknown"
+}
+
+// Health describes the volumes, for people.
+type Health struct {
+	State   State
+	Lease   clock.Instant
+	Volumes []VolumeHealth
+}
+
+// VolumeHealth describes one volume.
+type VolumeHealth struct {
+	Volume     ids.ID
+	SizeBytes  int64
+	Own        repl.Own
+	Stalled    time.Duration // how long acks or the lease have been frozen
+	Inflight   int           // requests begun or waiting
+	DirtyBytes int64         // acked and not flushed
+	Members    []MemberHealth
+}
+
+// MemberHealth describes one copy.
+type MemberHealth struct {
+	Disk      ids.ID
+	Node      ids.ID
+	InSync    bool
+	Connected bool
+	Reason    repl.OutReason // why it is out
+	Syncing   bool
+	SyncDone  uint64 // objects
+	SyncTotal uint64
+	SyncBytes uint64 // bytes sent
+}
