@@ -31,6 +31,8 @@ type conn struct {
 	raw  *gathering
 	log  *slog.Logger
 	pool *pool
+	// dirty: queued and not flushed; the loop's.
+	dirty bool
 
 	mu     sync.Mutex
 	urgent *outgoing // heartbeats: they stand at the head

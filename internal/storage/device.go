@@ -26,7 +26,7 @@ const (
 
 // device is a claimed disk and the goroutines that do its I/O.
 type device struct {
-	cfg  diskConfig // guarded by the process's mu
+	id   ids.ID
 	log  *slog.Logger
 	file blockdev.File
 	core *disk.Core // owned by the loop once it is open
@@ -37,6 +37,7 @@ type device struct {
 	syncs  workers
 
 	// Guarded by the process's mu:
+	cfg    diskConfig
 	state  model.DiskState
 	reason string
 }
@@ -105,22 +106,15 @@ func (w *workers) close() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.stop, w.list = true, nil
-	if w.cond != nil {
-		w.cond.Broadcast()
-	}
+	w.cond.Broadcast()
 }
 
 func newDevice(cfg diskConfig, q *queue, log *slog.Logger) *device {
-	d := &device{cfg: cfg, q: q, log: log.With("disk", cfg.ID, "path", cfg.Path), state: model.DiskMissing, reason: "not opened yet"}
-	d.init()
-	return d
-}
-
-func (d *device) init() {
-	d.reads, d.writes, d.syncs = workers{}, workers{}, workers{}
+	d := &device{id: cfg.ID, cfg: cfg, q: q, log: log.With("disk", cfg.ID, "path", cfg.Path), state: model.DiskMissing, reason: "not opened yet"}
 	d.reads.init(readWorkers, d.perform)
 	d.writes.init(writeWorkers, d.perform)
 	d.syncs.init(1, d.perform)
+	return d
 }
 
 // start hands an action of the engine to a worker.
@@ -177,7 +171,7 @@ func zero(f blockdev.File, off, length int64) error {
 // zeroBytes is shared, read-only memory.
 var zeroBytes = sync.OnceValue(func() []byte { return mapMemory(4 << 20) })
 
-// stopped closes the disk. Workers that hang in the kernel are left behind:
+// stop closes the disk. Workers that hang in the kernel are left behind:
 // they hold the file, and with it its lock, until they return.
 func (d *device) stop() {
 	d.reads.close()
@@ -287,7 +281,7 @@ func formatDisk(f blockdev.File, id disk.Identity, wal int64, now time.Time) err
 	return nil
 }
 
-// identity checks that the disk opened is the one that was claimed.
+// checkIdentity checks that the disk opened is the one that was claimed.
 func checkIdentity(c *disk.Core, cluster, want ids.ID) error {
 	id := c.Identity()
 	if id.Disk != want || id.Cluster != cluster {

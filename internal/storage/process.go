@@ -98,7 +98,7 @@ type process struct {
 	session ids.ID
 	pool    *pool
 	q       *queue
-	ctx     context.Context // ends with Run; only for work that events start
+	reopen  func(d *device) // looks for a disk that is gone until Run ends
 	wg      sync.WaitGroup  // everything but disk workers
 
 	// Owned by the loop:
@@ -137,7 +137,7 @@ func Run(ctx context.Context, o Options) error {
 	})
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	p.ctx = ctx
+	p.reopen = func(d *device) { p.spawn(func() { p.keepOpen(ctx, d, true, func() {}) }) }
 	fail := make(chan error, 4)
 	p.spawn(func() { p.loop(ctx) })
 	defer p.shutdown(cancel)
@@ -322,6 +322,9 @@ func (p *process) serve(ctx context.Context, nc net.Conn) {
 	p.q.push(event{conn: c.id, closed: true})
 }
 
+// drainRounds bounds how long senders wait under constant load.
+const drainRounds = 4
+
 // loop owns the core until ctx ends.
 func (p *process) loop(ctx context.Context) {
 	timer := time.NewTimer(0)
@@ -336,9 +339,9 @@ func (p *process) loop(ctx context.Context) {
 			p.closeConns()
 			return
 		}
-		// Go on while something has come meanwhile: its answers join the batches
-		// that are sent together.
-		for {
+		// Go on for a while as long as something has come meanwhile: its answers
+		// join the batches that are sent together.
+		for range drainRounds {
 			batch = p.q.take(batch)
 			now := p.o.Clock.Now()
 			for i := range batch {
@@ -355,7 +358,7 @@ func (p *process) loop(ctx context.Context) {
 		}
 		for i, c := range p.dirty {
 			c.flush()
-			p.dirty[i] = nil
+			p.dirty[i], c.dirty = nil, false
 		}
 		p.dirty = p.dirty[:0]
 		timer.Reset(max(p.core.Next().Sub(p.o.Clock.Now()), time.Millisecond))
@@ -378,8 +381,8 @@ func (p *process) handle(now clock.Instant, e *event) {
 			delete(p.conns, e.conn)
 		}
 	case e.disk != nil:
-		if e.disk.core != nil {
-			p.core.DiskDone(e.disk.cfg.ID, e.io, e.err)
+		if e.disk.core != nil && p.device(e.disk.id) == e.disk { // not a former opening's
+			p.core.DiskDone(e.disk.id, e.io, e.err)
 		}
 	case e.call != nil:
 		e.call()
@@ -404,7 +407,8 @@ func (p *process) dispatch(r *replica.Ready) {
 		if err := c.put(r.Sends[i].Msg); err != nil {
 			c.log.Debug("answer dropped", "err", err)
 		}
-		if !slices.Contains(p.dirty, c) {
+		if !c.dirty {
+			c.dirty = true
 			p.dirty = append(p.dirty, c)
 		}
 	}
@@ -412,7 +416,7 @@ func (p *process) dispatch(r *replica.Ready) {
 		if c := p.conns[cl.Conn]; c != nil {
 			c.log.Warn("close connection", "err", cl.Why)
 			c.flush()
-			p.closeSoon(c)
+			time.AfterFunc(lastAnswer, c.close)
 		}
 	}
 	for _, e := range r.Events {
@@ -420,13 +424,9 @@ func (p *process) dispatch(r *replica.Ready) {
 	}
 }
 
-// closeSoon lets the last answer out before the connection is closed.
-func (p *process) closeSoon(c *conn) {
-	p.spawn(func() {
-		time.Sleep(50 * time.Millisecond)
-		c.close()
-	})
-}
+// lastAnswer is how long a connection stays open that is to be closed: its last
+// answer says why.
+const lastAnswer = 50 * time.Millisecond
 
 func (p *process) event(e replica.Event) {
 	switch e.Kind {
@@ -458,7 +458,7 @@ func (p *process) device(id ids.ID) *device {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, d := range p.disks {
-		if d.cfg.ID == id {
+		if d.id == id {
 			return d
 		}
 	}
@@ -512,7 +512,7 @@ func (p *process) keepOpen(ctx context.Context, d *device, lost bool, settled fu
 		if err == nil {
 			return
 		}
-		if ctx.Err() != nil || p.device(d.cfg.ID) != d {
+		if ctx.Err() != nil || p.device(d.id) != d {
 			return
 		}
 		st := model.DiskFailed
@@ -544,7 +544,7 @@ func (p *process) open(ctx context.Context, d *device, lost bool) error {
 	}
 	core, rec, err := recoverDisk(ctx, f, disk.Options{Pool: p.pool})
 	if err == nil {
-		err = checkIdentity(core, p.node.Cluster, d.cfg.ID)
+		err = checkIdentity(core, p.node.Cluster, d.id)
 	}
 	if err != nil {
 		return errors.Join(err, f.Close())
@@ -609,7 +609,6 @@ func (p *process) diskDied(id ids.ID, cause error) {
 	p.setState(d, st, cause.Error())
 	d.log.Error("disk died", "state", st, "err", cause)
 	d.stop()
-	p.core.RemoveDisk(id)
 	if st == model.DiskMissing {
 		p.revive(d)
 	}
@@ -626,5 +625,5 @@ func (p *process) revive(old *device) {
 			p.disks[i] = d
 		}
 	}
-	p.spawn(func() { p.keepOpen(p.ctx, d, true, func() {}) })
+	p.reopen(d)
 }
