@@ -34,6 +34,7 @@ func root() *cobra.Command {
 		newClusterCmd(a),
 		newEventsCmd(a),
 		newNodeCmd(a),
+		newStorageCmd(),
 		newTaskCmd(a),
 		newVersionCmd(a),
 	)
