@@ -40,6 +40,7 @@ type syncJob struct {
 	flushing bool
 	flushed  bool
 	ready    bool  // complete; waits until step 1 of grow may begin
+	orphan   bool  // a source went away with a question: begin again
 	lost     bool  // a source went away: chunks that wait must be read elsewhere
 	ops      []*op // chunks that hold or wait for their range
 }
@@ -203,6 +204,10 @@ func (v *volume) cancelGrow(m *member) {
 func (j *syncJob) settle() {
 	m := j.m
 	v := m.v
+	if j.orphan && j.phase < syncCount {
+		j.fail("a source is gone")
+		return
+	}
 	if j.lost {
 		j.rereadLost()
 	}

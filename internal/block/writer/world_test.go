@@ -355,6 +355,8 @@ func (g *fakeGuard) effect(e Effect) {
 	case Prepared:
 		if g.take && e.Ready {
 			g.command(Command{Kind: DoClaim, Claim: g.claim()})
+		} else if g.take && !e.Live && !e.Reachable && len(e.Waiting) == 0 {
+			w.after(time.Second, func() { g.command(Command{Kind: Prepare}) })
 		}
 	case Claimed:
 		if e.Outcome == Made {
