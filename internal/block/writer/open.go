@@ -23,6 +23,9 @@ func (m *member) unlinked() {
 	c := m.v.c
 	m.open, m.resumed, m.telling, m.releasing = closed, false, false, false
 	c.forget(m, func(s slot) { m.v.lostSlot(m, s) })
+	if m.sync != nil {
+		m.sync.flushing = false
+	}
 	if !m.counted {
 		m.abortSync("connection lost")
 	}
@@ -133,7 +136,7 @@ func (m *member) opened(a *wire.OpenAck) {
 // leavable reports whether m may still return: no CAS that puts it out was sent.
 func (m *member) leavable() bool {
 	ch := m.v.change
-	return !m.v.isOut(m) && (ch == nil || !slices.Contains(ch.members, m))
+	return (!m.v.isOut(m) || m.v.pending == m) && (ch == nil || ch.kind != changeShrink || !slices.Contains(ch.members, m))
 }
 
 // resume takes up a session: everything unanswered is sent again, in order.

@@ -362,7 +362,7 @@ func (j *syncJob) copyObject(i int) {
 		v.c.send(m.node, &wire.SyncWrite{
 			ReqID: j.slot(m, askWrite, i), Handle: m.handle, Extent: o.ext, Object: o.object, Mark: o.mark, Tombstone: true,
 		})
-		o.block = repl.ExtentBlocks
+		o.block, o.have = repl.ExtentBlocks, nil
 		return
 	}
 	for o.block < repl.ExtentBlocks {

@@ -174,6 +174,22 @@ func (w *world) allCold() bool {
 	return true
 }
 
+// ignorant reports whether g does not know yet that some in-sync copy has lost
+// power: what it then decides is not its fault.
+func (w *world) ignorant(g *fakeGuard) bool {
+	v := w.etcd.recs.Volumes[0]
+	for _, n := range w.nodes {
+		d := n.disks[0]
+		if _, out := v.Own.Out[d.id]; out || !slices.Contains(v.Seg.Disks, d.id) {
+			continue
+		}
+		if cn := g.core.node(n.id); cn == nil || !n.up || cn.session != n.session {
+			return true
+		}
+	}
+	return false
+}
+
 // blackout: every node loses power at one instant.
 func (w *world) blackout() {
 	w.logf("FAULT blackout")
@@ -381,6 +397,15 @@ func (w *world) dump() {
 			m.disk.String()[30:], m.open, m.counted, m.live, m.leaving, m.absent, m.failed, m.newRun, m.resumed, m.lease, m.told, m.telling, m.node.up, m.node.lostAt, m.node.waitsAt, m.rejoinAt, m.retryAt)
 		if m.sync != nil {
 			fmt.Printf(" sync phase %d lists %d objects %d next %d running %d ready %v", m.sync.phase, m.sync.lists, len(m.sync.objects), m.sync.next, m.sync.running, m.sync.ready)
+			for _, o := range m.sync.objects {
+				fmt.Printf(" {ext %d block %d unsent %d asked %d src %v}", o.ext, o.block, o.unsent, o.asked, o.src != nil)
+			}
+			for _, p := range m.sync.ops {
+				fmt.Printf(" [op ext %d %d+%d state %d from %v]", p.ext, p.block, p.count, p.state, p.from != nil)
+				for q := v.extents[p.ext].head; q != nil; q = q.lnext {
+					fmt.Printf(" (kind %d state %d %d+%d)", q.kind, q.state, q.block, q.count)
+				}
+			}
 		}
 		n := w.nodes[m.index]
 		if fv := n.disks[0].vols[w.vol]; fv != nil {
