@@ -223,7 +223,7 @@ func (v *volume) keepSole() {
 			if !m.counted || v.isOut(m) {
 				continue
 			}
-			if m.open != opened || m.failed || m.hung {
+			if why := m.lostReason(); m.open != opened || why != "" && why != repl.OutRestarted {
 				all = false
 				continue
 			}
