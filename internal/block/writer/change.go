@@ -51,7 +51,7 @@ func (v *volume) settleMembers() {
 			m.leaving = why // a lost connection may turn out to be a restart
 		} else if m.leavable() && !m.newRun && !m.failed && !m.hung && m.open == opened && m.resumed {
 			m.leaving = "" // it was silent for a while only
-			v.retryReads()
+			m.catchUp()
 		}
 		if m.leaving != "" && v.pending == m && v.change == nil && v.isOut(m) {
 			v.cancelGrow(m)
