@@ -9,11 +9,13 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"runtime"
 	"syscall"
 
 	"github.com/spf13/cobra"
 
 	"roseau/internal/base/errs"
+	"roseau/internal/base/version"
 )
 
 // root returns the whole command tree.
@@ -24,10 +26,57 @@ func root() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
+	a := &app{}
+	a.flags(cmd)
+	cmd.PersistentPreRunE = func(*cobra.Command, []string) error { return a.check() }
+	cmd.Version = version.String()
 	cmd.AddCommand(
-	// one constructor a noun, in alphabetical order
+		// one constructor a noun, in alphabetical order
+		newClusterCmd(a),
+		newEventsCmd(a),
+		newLabCmd(a),
+		newNodeCmd(a),
+		newSimCmd(),
+		newTaskCmd(a),
+		newVersionCmd(a),
+		newVolumeguardCmd(),
 	)
+	cmd.AddCommand(newLabProcessCmds()...)
+	usageErrors(cmd)
 	return cmd
+}
+
+// usageErrors gives wrong usage, which cobra reports as plain text, the kind
+// Invalid; and a group of commands without a verb prints its help.
+func usageErrors(cmd *cobra.Command) {
+	invalid := func(c *cobra.Command, err error) error {
+		if err == nil || errs.Kind(err) != nil {
+			return err
+		}
+		return errs.New(errs.Invalid, "%w", err).WithHint("see `%s --help`", c.CommandPath())
+	}
+	cmd.SetFlagErrorFunc(invalid)
+	if !cmd.Runnable() {
+		cmd.Args = cobra.ArbitraryArgs
+		cmd.RunE = func(c *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return invalid(c, fmt.Errorf("unknown command %q for %q", args[0], c.CommandPath()))
+			}
+			return c.Help()
+		}
+	} else if args := cmd.Args; args != nil {
+		cmd.Args = func(c *cobra.Command, a []string) error { return invalid(c, args(c, a)) }
+	}
+	for _, c := range cmd.Commands() {
+		usageErrors(c)
+	}
+}
+
+func newVersionCmd(a *app) *cobra.Command {
+	return &cobra.Command{Use: "version", Short: "Print the version", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+		v := map[string]string{"version": version.String(), "go": runtime.Version()}
+		return a.show(cmd, v, func() *table { return newSheet().row("roseau", version.String()).row("go", runtime.Version()) })
+	}}
 }
 
 // Exit codes by kind of error.
@@ -72,6 +121,10 @@ func Main(args []string) int {
 	err := cmd.ExecuteContext(ctx)
 	if err == nil {
 		return 0
+	}
+	var exit exitError
+	if errors.As(err, &exit) {
+		return exit.code // of a command on a lab node, which said itself what is wrong
 	}
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
 		fmt.Fprintln(os.Stderr, "roseau: interrupted")

@@ -238,14 +238,18 @@ type VM struct {
 
 // VMSpec is what a person wants.
 type VMSpec struct {
-	CPUs     int        `json:"cpus"`   // 1 to 64
-	Memory   size.Bytes `json:"memory"` // 32MiB and up
-	Disks    []VMDisk   `json:"disks,omitempty"`
-	NICs     []VMNIC    `json:"nics,omitempty"`
-	HA       HAMode     `json:"ha"`
-	Accel    string     `json:"accel"`               // auto | kvm | tcg
-	CPUModel string     `json:"cpu_model,omitempty"` // empty: the cluster's common model
-	Running  bool       `json:"running"`
+	CPUs   int        `json:"cpus"`   // 1 to 64
+	Memory size.Bytes `json:"memory"` // 32MiB and up
+	Disks  []VMDisk   `json:"disks,omitempty"`
+	NICs   []VMNIC    `json:"nics,omitempty"`
+	// State is the volume that gives a VM without disks its lease; zero: its
+	// disks do.
+	State    ids.ID `json:"state_volume,omitzero"`
+	HA       HAMode `json:"ha"`
+	Priority int    `json:"priority,omitempty"`  // -100 to 100; higher starts first after a loss
+	Accel    string `json:"accel"`               // auto | kvm | tcg
+	CPUModel string `json:"cpu_model,omitempty"` // empty: the cluster's common model
+	Running  bool   `json:"running"`
 	// ResetGeneration +1 asks for a hardware reset.
 	ResetGeneration int64 `json:"reset_generation,omitempty"`
 }
@@ -276,15 +280,19 @@ type VMNIC struct {
 
 // VMStatus is what is.
 type VMStatus struct {
-	State     VMState          `json:"state"`
-	Node      string           `json:"node,omitempty"`
-	Reason    string           `json:"reason,omitempty"` // one line: why this state, and what to do
-	Pauses    []string         `json:"pauses,omitempty"` // user, lease, space, error, migration, backup
-	Run       ids.ID           `json:"run,omitzero"`
-	Started   time.Time        `json:"started,omitzero"`
-	Restarts  int              `json:"restarts"`
-	Accel     string           `json:"accel,omitempty"`
-	Migration *MigrationStatus `json:"migration,omitempty"`
+	State    VMState   `json:"state"`
+	Node     string    `json:"node,omitempty"`
+	Reason   string    `json:"reason,omitempty"` // one line: why this state, and what to do
+	Pauses   []string  `json:"pauses,omitempty"` // user, lease, space, error, migration, backup
+	Run      ids.ID    `json:"run,omitzero"`
+	Started  time.Time `json:"started,omitzero"`
+	Restarts int       `json:"restarts"`
+	// PauseCount and PausedFor count the pauses of this run that a guest could
+	// notice (lease, space, error), not those that a person asked for.
+	PauseCount int              `json:"pause_count"`
+	PausedFor  time.Duration    `json:"paused_for_ns"`
+	Accel      string           `json:"accel,omitempty"`
+	Migration  *MigrationStatus `json:"migration,omitempty"`
 }
 
 // MigrationStatus is the progress or the outcome of the last live migration.

@@ -3,19 +3,24 @@
 package paths
 
 import (
+	"os"
 	"path/filepath"
 
 	"roseau/internal/base/ids"
 )
 
+// root stands before every path. It is empty in production and in lab nodes;
+// tests that run several nodes on one machine set ROSEAU_ROOT for each process.
+var root = os.Getenv("ROSEAU_ROOT")
+
 // Directories. State survives a reboot; Run does not.
-const (
-	State = "/var/lib/roseau"
-	Run   = "/run/roseau"
+var (
+	State = root + "/var/lib/roseau"
+	Run   = root + "/run/roseau"
 )
 
 // Sockets and files.
-const (
+var (
 	APISocket            = Run + "/api.sock"             // REST, root only
 	StorageSocket        = Run + "/storage.sock"         // replication protocol for guards of this node
 	StorageControlSocket = Run + "/storage-control.sock" // REST of `roseau storage`, for `roseau node`
@@ -35,6 +40,7 @@ const (
 	PortBeat       = 7445
 	PortEtcdClient = 7379
 	PortEtcdPeer   = 7380
+	PortEtcdHTTP   = 7381 // etcd's own health and metrics pages
 	// Live migration uses one port of [PortMigrationFirst, PortMigrationLast] a VM.
 	PortMigrationFirst = 7460
 	PortMigrationLast  = 7499
@@ -49,3 +55,16 @@ func VMLock(vm ids.ID) string { return filepath.Join(Run, "vm", vm.String()+".lo
 
 // VMControl is the guard's control socket.
 func VMControl(vm ids.ID) string { return filepath.Join(VMDir(vm), "control.sock") }
+
+// VolumeDir is the run directory of the writer of a volume without a VM:
+// config.json, control.sock, nbd.sock.
+func VolumeDir(vol ids.ID) string { return filepath.Join(Run, "volume", vol.String()) }
+
+// VolumeLock is the lock that the volume's one offline writer holds.
+func VolumeLock(vol ids.ID) string { return filepath.Join(Run, "volume", vol.String()+".lock") }
+
+// VolumeControl is the offline writer's control socket.
+func VolumeControl(vol ids.ID) string { return filepath.Join(VolumeDir(vol), "control.sock") }
+
+// VolumeNBD is where the offline writer serves the volume.
+func VolumeNBD(vol ids.ID) string { return filepath.Join(VolumeDir(vol), "nbd.sock") }

@@ -1,0 +1,56 @@
+# Everything a person or a machine runs. `make help` lists it.
+SHELL := /bin/bash
+GO ?= go
+SEEDS ?= 500
+RUNS ?= 20
+MINUTES ?= 10
+export GOFLAGS += -buildvcs=false
+VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X roseau/internal/base/version.version=$(VERSION)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup build demo check test unit sim mutants e2e faults bench vuln clean
+
+help: ## list the targets
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## install what is missing (Debian packages); says what and why before it asks for sudo
+	@scripts/setup.sh
+
+build: ## build bin/roseau and the probe guest's program
+	@mkdir -p bin
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/roseau ./cmd/roseau
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/roseau-probe ./cmd/roseau-probe
+
+demo: setup build ## raise the lab, run the drill, print its table and what to try next
+	@scripts/demo.sh
+
+check: ## format, vet, lint, unit tests: before every commit
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "gofmt wants:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+	$(GO) test ./...
+
+test: ## everything CI runs: unit tests, simulator seeds, one lab with each drill once; budget 25 minutes
+	@scripts/test.sh
+
+unit: ## the unit tests alone
+	$(GO) test ./...
+
+sim: ## the simulator: make sim SEEDS=1000000 (restartable, prints progress)
+	$(GO) run ./cmd/roseau sim run --seeds $(SEEDS)
+
+mutants: ## break the engine one switch at a time and show that the simulator sees each
+	$(GO) run ./cmd/roseau sim mutants
+
+e2e: setup build ## the lab under go test
+	ROSEAU_E2E=1 $(GO) test -count=1 -timeout 40m -v ./test/e2e/...
+
+bench: setup build ## raw file, qemu-nbd, QEMU quorum and a Roseau volume, in one run
+	@scripts/bench.sh
+
+vuln: ## known vulnerabilities of the dependencies (needs the vulnerability database)
+	$(GO) tool govulncheck ./...
+
+clean: ## remove what build and tests made (a running lab is left alone)
+	rm -rf bin .cache

@@ -1,0 +1,28 @@
+package guestimage
+
+import (
+	"bytes"
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+// The archive is read back by a cpio that nobody here wrote.
+func TestInitramfsIsCpio(t *testing.T) {
+	if _, err := exec.LookPath("cpio"); err != nil {
+		t.Skip("no cpio on this machine")
+	}
+	mods := map[string][]byte{}
+	b := initramfs([]byte("#!program"), mods)
+	cmd := exec.Command("cpio", "-it", "--quiet")
+	cmd.Stdin = bytes.NewReader(b)
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"init", "dev/console", "modules/virtio_blk.ko", "modules.order"} {
+		if !strings.Contains("\n"+string(out), "\n"+want+"\n") {
+			t.Errorf("no %s in\n%s", want, out)
+		}
+	}
+}

@@ -1,0 +1,268 @@
+package drill
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"roseau/internal/base/size"
+	"roseau/internal/drill/probe"
+	"roseau/internal/model"
+)
+
+const pingInterval = 10 * time.Millisecond
+
+var liveMigration = Test{
+	Name:    "live-migration",
+	Summary: "move a running VM to another node while it is pinged every 10 ms and writes to its disk",
+	Method:  "pings every 10 ms from outside, flushed writes recorded outside; the guest's boot, uptime and memory pattern must go on",
+	run:     runLiveMigration,
+}
+
+func runLiveMigration(ctx context.Context, e *Env) error {
+	return e.withProbe(ctx, probe.ImageBytes+256*size.MiB, func(ctx context.Context, p *probeVM) error {
+		if err := p.startLoad(ctx, 5*time.Millisecond); err != nil {
+			return err
+		}
+		before, err := p.status(ctx)
+		if err != nil {
+			return err
+		}
+		vm, err := p.vmNode(ctx)
+		if err != nil {
+			return err
+		}
+		from := vm.Status.Node
+		e.say("%s runs on %s (boot %s, up %s); moving it", p.name, from, before.Boot, before.Uptime.Round(time.Millisecond))
+		pings, err := startPings(ctx, e.Vantage, p.addr, pingInterval)
+		if err != nil {
+			return err
+		}
+		err = migrateAndSettle(ctx, e, p)
+		end := pings.stop(pingsStart(pings))
+		if err != nil {
+			return err
+		}
+		return judgeMigration(ctx, e, p, from, before, end)
+	})
+}
+
+func pingsStart(p *pinger) time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.sent) == 0 {
+		return time.Now()
+	}
+	return p.sent[0]
+}
+
+// migrateAndSettle gives the pings a quiet second before and after the move.
+func migrateAndSettle(ctx context.Context, e *Env, p *probeVM) error {
+	settle := func() error {
+		n := p.acks.count()
+		return waitUntil(ctx, 30*time.Second, 50*time.Millisecond, "writes to go on", func() (bool, error) {
+			return p.acks.count() > n+50, nil
+		})
+	}
+	if err := settle(); err != nil {
+		return err
+	}
+	if err := p.post(ctx, "/reset"); err != nil {
+		return err
+	}
+	p.acks.watch()
+	began := time.Now()
+	if err := e.Cluster.Migrate(ctx, p.name, ""); err != nil {
+		return err
+	}
+	e.report.Figures["migration_ms"] = ms(time.Since(began))
+	return settle()
+}
+
+func judgeMigration(ctx context.Context, e *Env, p *probeVM, from string, before probe.Status, pings pingFigures) error {
+	after, err := p.status(ctx)
+	if err != nil {
+		return err
+	}
+	vm, err := p.vmNode(ctx)
+	if err != nil {
+		return err
+	}
+	if err := p.stopLoad(ctx); err != nil {
+		return err
+	}
+	stall := p.acks.watched()
+	acked, lost, err := p.readBack(ctx)
+	if err != nil {
+		return err
+	}
+	r, f := e.report, e.report.Figures
+	f["from"], f["to"] = from, vm.Status.Node
+	f["pings_sent"], f["pings_lost"] = pings.sent, pings.lost
+	f["longest_gap_ms"], f["rtt_median_ms"], f["rtt_max_ms"] = ms(pings.longestGap), ms(pings.rttMedian), ms(pings.rttMax)
+	f["guest_gap_ms"], f["longest_write_gap_ms"] = ms(after.GuestGap), ms(stall)
+	f["writes_acked"], f["writes_lost"] = acked, lost
+	f["memory_rounds"], f["memory_bad"] = after.MemoryRound-before.MemoryRound, after.MemoryBad
+	r.Series = append(r.Series, pings.series)
+	if m := vm.Status.Migration; m != nil {
+		f["blackout_ms"] = ms(m.Downtime)
+		if m.Why != "" {
+			e.say("%s", m.Why)
+		}
+	}
+	r.require(f["blackout_ms"] != nil, "QEMU's downtime was not reported")
+	r.require(vm.Status.Node != from, "the VM is still on %s", from)
+	r.require(after.Boot == before.Boot && after.Uptime > before.Uptime, "the guest rebooted: boot %s, was %s", after.Boot, before.Boot)
+	r.require(after.MemoryBad == 0 && after.MemoryRound > before.MemoryRound, "the guest's memory pattern: %d words wrong, %d rounds", after.MemoryBad, after.MemoryRound)
+	r.require(after.IOErrors == 0, "I/O errors in the guest: %d (%s)", after.IOErrors, after.LastError)
+	r.require(pings.lost <= 3, "%d pings lost, at most 3 allowed", pings.lost)
+	r.require(lost == 0, "%d of %d acknowledged writes lost", lost, acked)
+	e.say("%d pings, %d lost, longest gap %.0f ms, guest stood still %.0f ms, %d writes acknowledged", pings.sent, pings.lost, ms(pings.longestGap), ms(after.GuestGap), acked)
+	return nil
+}
+
+var nodeFailure = Test{
+	Name:    "node-failure",
+	Summary: "cut the power of the node that runs a VM",
+	Method:  "power and cables cut, unflushed writes of its disks dropped; time to the restarted VM, its page, and every flushed write read back",
+	run:     runNodeFailure,
+}
+
+// Limits of node-failure.
+const restartLimit = 5 * time.Second
+
+func runNodeFailure(ctx context.Context, e *Env) error {
+	return e.withProbe(ctx, probe.ImageBytes+256*size.MiB, func(ctx context.Context, p *probeVM) (err error) {
+		if err := p.startLoad(ctx, 2*time.Millisecond); err != nil {
+			return err
+		}
+		before, err := p.status(ctx)
+		if err != nil {
+			return err
+		}
+		vm, err := p.vmNode(ctx)
+		if err != nil {
+			return err
+		}
+		node := vm.Status.Node
+		e.say("%s runs on %s; cutting its power", p.name, node)
+		cut, err := e.Faults.CutNode(ctx, node)
+		if err != nil {
+			return err
+		}
+		defer func() {
+			back, cancel := context.WithTimeout(context.WithoutCancel(ctx), 3*time.Minute)
+			defer cancel()
+			err = errors.Join(err, restoreNode(back, e, p, node))
+		}()
+		e.report.Figures["node"] = node
+		return watchFailover(ctx, e, p, cut, node, before)
+	})
+}
+
+// watchFailover measures the restart and reads back.
+func watchFailover(ctx context.Context, e *Env, p *probeVM, cut time.Time, node string, before probe.Status) error {
+	r, f := e.report, e.report.Figures
+	var vm model.VM
+	err := waitUntil(ctx, 60*time.Second, 20*time.Millisecond, "the VM to run on another node", func() (bool, error) {
+		try, cancel := context.WithTimeout(ctx, 2*time.Second)
+		defer cancel()
+		v, err := p.vmNode(try)
+		if err == nil && v.Status.State == model.VMRunning && v.Status.Node != node && v.Status.Run != vm.Status.Run {
+			vm = v
+			return true, nil
+		}
+		return false, err
+	})
+	if err != nil {
+		return err
+	}
+	seen := time.Since(cut)
+	restarted := seen
+	if !vm.Status.Started.IsZero() {
+		restarted = vm.Status.Started.Sub(cut)
+	}
+	f["restarted_ms"], f["restart_seen_ms"], f["to"] = ms(restarted), ms(seen), vm.Status.Node
+	e.say("running on %s after %s", vm.Status.Node, restarted.Round(time.Millisecond))
+	twice := 0
+	if err := p.waitForPage(ctx, 2*time.Minute); err != nil {
+		return err
+	}
+	f["service_back_ms"] = ms(time.Since(cut))
+	after, err := p.status(ctx)
+	if err != nil {
+		return err
+	}
+	if after.Boot == before.Boot {
+		twice++
+	}
+	if at, ok := detectedAt(ctx, e, cut, p.name); ok {
+		f["detected_ms"] = ms(at.Sub(cut))
+	}
+	acked, lost, err := p.readBack(ctx)
+	if err != nil {
+		return err
+	}
+	// The new guest must be able to write, too.
+	if err := p.startLoad(ctx, 2*time.Millisecond); err != nil {
+		return err
+	}
+	if err := p.stopLoad(ctx); err != nil {
+		return err
+	}
+	f["writes_acked"], f["writes_lost"], f["vms_run_twice"] = acked, lost, twice
+	r.require(f["detected_ms"] != nil, "no event tells when the loss was detected")
+	r.require(restarted > 0 && restarted <= restartLimit, "restarted after %s, at most %s allowed", restarted.Round(time.Millisecond), restartLimit)
+	r.require(lost == 0, "%d of %d acknowledged writes lost", lost, acked)
+	r.require(acked > 0, "no write was acknowledged before the cut")
+	r.require(twice == 0, "the guest of before the cut still answers")
+	e.say("service back after %.1f s, %d writes acknowledged, %d lost", ms(time.Since(cut))/1000, acked, lost)
+	return nil
+}
+
+// detectedAt finds the event with which the recovery of the VM began.
+func detectedAt(ctx context.Context, e *Env, cut time.Time, vm string) (time.Time, bool) {
+	events, err := e.Cluster.Events(ctx, cut)
+	if err != nil {
+		return time.Time{}, false
+	}
+	slices.SortFunc(events, func(a, b model.Event) int { return a.Time.Compare(b.Time) })
+	for _, ev := range events {
+		if ev.Time.After(cut) && ev.Subject == "vm "+vm && ev.Data["state"] == string(model.VMRecovering) {
+			return ev.Time, true
+		}
+	}
+	return time.Time{}, false
+}
+
+// restoreNode powers the node on again and waits until the pool is whole.
+func restoreNode(ctx context.Context, e *Env, p *probeVM, node string) error {
+	e.say("restoring %s", node)
+	if err := e.Faults.RestoreNode(ctx, node); err != nil {
+		return fmt.Errorf("restore node %s: %w", node, err)
+	}
+	began := time.Now()
+	err := waitUntil(ctx, 2*time.Minute, 200*time.Millisecond, node+" to be ready and the probe's volume to have three copies", func() (bool, error) {
+		nodes, err := e.Cluster.Nodes(ctx)
+		if err != nil {
+			return false, err
+		}
+		for _, n := range nodes {
+			if n.Name == node && !n.Status.Ready {
+				return false, nil
+			}
+		}
+		vm, err := p.vmNode(ctx)
+		if err != nil {
+			return false, err
+		}
+		v, err := e.Cluster.Volume(ctx, vm.Spec.Disks[0].Volume)
+		return err == nil && v.Status.Health == model.Healthy, err
+	})
+	if err == nil {
+		e.report.Figures["resynced_ms"] = ms(time.Since(began))
+	}
+	return err
+}

@@ -1,0 +1,271 @@
+// Package etcd runs an etcd member inside the daemon, changes the membership,
+// and makes clients for the daemon and for the guards, which never reach etcd
+// through a daemon. All of it speaks mutual TLS with node certificates.
+//
+// Etcd is small and rarely written here: no data path reads it, and losing it
+// stops changes, not VMs.
+package etcd
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"go.etcd.io/etcd/client/pkg/v3/transport"
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.etcd.io/etcd/server/v3/storage/wal"
+	"go.uber.org/zap"
+	"go.uber.org/zap/zapcore"
+	"google.golang.org/grpc"
+
+	"roseau/internal/base/errs"
+	"roseau/internal/base/ids"
+	"roseau/internal/base/paths"
+	"roseau/internal/pki"
+)
+
+// Timing. A lost leader is replaced within about 0.9 s with these.
+const (
+	heartbeatMS   = 100
+	electionMS    = 500
+	readyTimeout  = 60 * time.Second
+	closeTimeout  = 3 * time.Second
+	quotaBytes    = 512 << 20
+	compactEvery  = "10m"
+	walBytes      = 16 << 20 // preallocated twice a member; etcd's own 64 MB is for busier clusters
+	maxTxnOps     = 512      // a VM of many volumes is created and taken in one txn
+	keepAliveFrom = 500 * time.Millisecond
+)
+
+func init() { wal.SegmentSizeBytes = walBytes } // a variable of etcd; read when a segment is made
+
+// Config says which member to run.
+type Config struct {
+	Node      ids.ID        // the member's name
+	Identity  *pki.Identity // loaded from a directory: etcd reads the files itself
+	Dir       string        // data directory
+	Addresses []string      // IP addresses to listen on; the first is announced
+	// InitialCluster has the peer URL of each member by name; the first start
+	// needs it, later starts read the data directory. nil: a new cluster of this
+	// member alone.
+	InitialCluster map[string]string
+	Cluster        ids.ID // guards against members of another cluster
+	LogFile        string // "" : only warnings, to stderr
+}
+
+// PeerURL returns the URL on which a member at addr talks to the other members.
+func PeerURL(addr string) string { return hostURL(addr, paths.PortEtcdPeer) }
+
+// ClientURL returns the URL on which a member at addr serves clients.
+func ClientURL(addr string) string { return hostURL(addr, paths.PortEtcdClient) }
+
+func hostURL(addr string, port int) string {
+	if strings.Contains(addr, ":") {
+		addr = "[" + addr + "]"
+	}
+	return "https://" + addr + ":" + strconv.Itoa(port)
+}
+
+// Server is a running member.
+type Server struct {
+	e    *embed.Etcd
+	cut  func() // ends all connections of clients at once
+	once sync.Once
+	done chan struct{} // closed when the member has stopped, for whatever reason
+	err  error         // why, valid after done; nil after Close
+	mu   sync.Mutex    // protects err
+}
+
+// Start runs a member and returns when it takes part in the cluster, or serves
+// as a learner. If the data directory exists, the member goes on where it was.
+func Start(ctx context.Context, cfg Config) (*Server, error) {
+	ec, err := embedConfig(cfg)
+	if err != nil {
+		return nil, err
+	}
+	var mu sync.Mutex
+	var servers []*grpc.Server
+	ec.ServiceRegister = func(g *grpc.Server) {
+		mu.Lock()
+		defer mu.Unlock()
+		servers = append(servers, g)
+	}
+	e, err := embed.StartEtcd(ec)
+	if err != nil {
+		return nil, fmt.Errorf("start etcd: %w", err)
+	}
+	s := &Server{e: e, done: make(chan struct{}), cut: func() {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, g := range servers {
+			g.Stop()
+		}
+	}}
+	t := time.NewTimer(readyTimeout)
+	defer t.Stop()
+	select {
+	case <-e.Server.ReadyNotify():
+	case <-e.Server.StopNotify():
+		err = errs.New(errs.Unavailable, "start etcd: member stopped at once; it may have been removed from the cluster")
+	case err = <-e.Err():
+		err = fmt.Errorf("start etcd: %w", err)
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	case <-t.C:
+		// Not an error: without the others there is no quorum, and this member
+		// must go on running so that there can be one.
+	}
+	if err != nil {
+		s.stop(nil)
+		return nil, err
+	}
+	go s.watch()
+	return s, nil
+}
+
+// watch ends with the member: Close stops it, or etcd itself did.
+func (s *Server) watch() {
+	select {
+	case <-s.done:
+	case <-s.e.Server.StopNotify():
+		s.stop(errs.New(errs.Unavailable, "etcd member stopped by itself: it was removed from the cluster, or its disk failed"))
+	case err := <-s.e.Err():
+		s.stop(fmt.Errorf("etcd: %w", err))
+	}
+}
+
+// Done is closed when the member has stopped; Err says why.
+func (s *Server) Done() <-chan struct{} { return s.done }
+
+// Err is why the member stopped by itself; nil while it runs and after Close.
+func (s *Server) Err() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
+}
+
+// IsLeader reports whether this member leads now.
+func (s *Server) IsLeader() bool {
+	return s.e.Server.Leader() == s.e.Server.MemberID()
+}
+
+// Leader returns the member id of the leader that this member follows, or 0.
+func (s *Server) Leader() uint64 { return uint64(s.e.Server.Leader()) }
+
+// Close cuts the clients, hands the leadership over and stops the member.
+func (s *Server) Close() { s.stop(nil) }
+
+func (s *Server) stop(cause error) {
+	s.once.Do(func() {
+		s.mu.Lock()
+		s.err = cause
+		s.mu.Unlock()
+		// Etcd's Close waits for streams of clients (up to 21 s seen) while its raft
+		// goes on; so they are cut first, and look for another member at once. What
+		// still hangs is ended by force: it is a crash, and the WAL is made for that.
+		s.cut()
+		closed := make(chan struct{})
+		go func() { s.e.Close(); close(closed) }()
+		t := time.NewTimer(closeTimeout)
+		defer t.Stop()
+		select {
+		case <-closed:
+		case <-t.C:
+			s.e.Server.HardStop()
+			for _, l := range s.e.Clients {
+				l.Close()
+			}
+			for _, l := range s.e.Peers {
+				l.Close()
+			}
+		}
+		close(s.done)
+	})
+	<-s.done
+}
+
+func embedConfig(cfg Config) (*embed.Config, error) {
+	if len(cfg.Addresses) == 0 {
+		return nil, errs.New(errs.Invalid, "start etcd: no address")
+	}
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("start etcd: %w", err)
+	}
+	ec := embed.NewConfig()
+	ec.Name = cfg.Node.String()
+	ec.Dir = cfg.Dir
+	ec.TickMs, ec.ElectionMs, ec.PreVote = heartbeatMS, electionMS, true
+	ec.StrictReconfigCheck = true
+	ec.MaxTxnOps = maxTxnOps
+	ec.QuotaBackendBytes = quotaBytes
+	ec.AutoCompactionMode, ec.AutoCompactionRetention = "periodic", compactEvery
+	ec.SnapshotCount = 10000
+	ec.GRPCKeepAliveMinTime = keepAliveFrom
+	ec.GRPCKeepAliveInterval, ec.GRPCKeepAliveTimeout = time.Second, 2*time.Second
+	ec.InitialClusterToken = cfg.Cluster.String()
+	ec.ListenPeerUrls, ec.ListenClientUrls = nil, nil
+	for _, a := range cfg.Addresses {
+		ec.ListenPeerUrls = append(ec.ListenPeerUrls, mustURL(PeerURL(a)))
+		ec.ListenClientUrls = append(ec.ListenClientUrls, mustURL(ClientURL(a)))
+	}
+	// Without a listener of its own, HTTP shares the port with gRPC behind a
+	// multiplexer that etcd itself warns of.
+	ec.ListenClientHttpUrls = []url.URL{mustURL(hostURL(cfg.Addresses[0], paths.PortEtcdHTTP))}
+	ec.AdvertisePeerUrls = ec.ListenPeerUrls[:1]
+	ec.AdvertiseClientUrls = ec.ListenClientUrls
+	ec.ClusterState = embed.ClusterStateFlagNew
+	ec.InitialCluster = ec.Name + "=" + PeerURL(cfg.Addresses[0])
+	if cfg.InitialCluster != nil {
+		ec.ClusterState = embed.ClusterStateFlagExisting
+		var parts []string
+		for name, u := range cfg.InitialCluster {
+			parts = append(parts, name+"="+u)
+		}
+		ec.InitialCluster = strings.Join(parts, ",")
+	}
+	ca, cert, key := cfg.Identity.Files()
+	tlsInfo := transport.TLSInfo{
+		CertFile: cert, KeyFile: key, TrustedCAFile: ca, ClientCertAuth: true,
+		// Which node it is does not depend on the address it comes from; that it
+		// is a node, its name says: users' certificates do not have it.
+		SkipClientSANVerify: true,
+		AllowedHostnames:    []string{pki.AnyNodeName},
+		ServerName:          pki.AnyNodeName,
+	}
+	ec.PeerTLSInfo, ec.ClientTLSInfo = tlsInfo, tlsInfo
+	ec.TlsMinVersion = "TLS1.3"
+	logger, err := newLogger(cfg.LogFile)
+	if err != nil {
+		return nil, fmt.Errorf("start etcd: %w", err)
+	}
+	ec.ZapLoggerBuilder = embed.NewZapLoggerBuilder(logger)
+	return ec, nil
+}
+
+func newLogger(file string) (*zap.Logger, error) {
+	zc := zap.NewProductionConfig()
+	zc.Level = zap.NewAtomicLevelAt(zapcore.WarnLevel)
+	zc.OutputPaths, zc.ErrorOutputPaths = []string{"stderr"}, []string{"stderr"}
+	zc.EncoderConfig.EncodeTime = zapcore.ISO8601TimeEncoder
+	if file != "" {
+		if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+			return nil, err
+		}
+		zc.OutputPaths = []string{file}
+	}
+	return zc.Build(zap.Fields(zap.String("part", "etcd")))
+}
+
+func mustURL(s string) url.URL {
+	u, err := url.Parse(s)
+	if err != nil {
+		panic("etcd: parse url " + s + ": " + err.Error()) // addresses were checked when they were given
+	}
+	return *u
+}

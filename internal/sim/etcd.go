@@ -1,0 +1,81 @@
+package sim
+
+import (
+	"encoding/json"
+
+	"roseau/internal/base/ids"
+	"roseau/internal/core/repl"
+)
+
+// etcdModel is a linearizable store of records. Reachability, delay, lost
+// answers and late commits are the world's business (see world.txn).
+type etcdModel struct {
+	rev  int64
+	keys map[string]etcdValue
+	up   bool
+}
+
+type etcdValue struct {
+	rev  int64
+	json []byte
+}
+
+func newEtcd() *etcdModel { return &etcdModel{keys: map[string]etcdValue{}, up: true} }
+
+func (e *etcdModel) put(path string, v any) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // records always marshal
+	}
+	e.keys[path] = etcdValue{e.rev, b}
+}
+
+// commit applies a transaction: all or nothing.
+func (e *etcdModel) commit(t repl.Txn) (repl.Outcome, int64) {
+	for _, c := range t.Compares {
+		if e.keys[c.Key.Path()].rev != c.Rev {
+			return repl.OutcomeConflict, 0
+		}
+	}
+	e.rev++
+	for _, p := range t.Puts {
+		switch {
+		case p.Own != nil:
+			e.put(p.Key.Path(), p.Own)
+		case p.Cfg != nil:
+			e.put(p.Key.Path(), p.Cfg)
+		case p.Seg != nil:
+			e.put(p.Key.Path(), p.Seg)
+		case p.Placement != nil:
+			e.put(p.Key.Path(), p.Placement)
+		}
+	}
+	return repl.OutcomeCommitted, e.rev
+}
+
+func (e *etcdModel) get(path string, v any) int64 {
+	val, ok := e.keys[path]
+	if !ok {
+		return 0
+	}
+	if err := json.Unmarshal(val.json, v); err != nil {
+		panic(err)
+	}
+	return val.rev
+}
+
+// records reads what a group of volumes depends on, at one revision.
+func (e *etcdModel) records(vm ids.ID, volumes []ids.ID, disks []repl.DiskNode) repl.Records {
+	r := repl.Records{VM: vm, Disks: disks}
+	for _, id := range volumes {
+		v := repl.VolumeRecord{ID: id}
+		v.OwnRev = e.get(repl.Key{Kind: repl.KeyOwn, ID: id}.Path(), &v.Own)
+		v.CfgRev = e.get(repl.Key{Kind: repl.KeyCfg, ID: id}.Path(), &v.Cfg)
+		v.SegRev = e.get(repl.Key{Kind: repl.KeySeg, ID: id}.Path(), &v.Seg)
+		r.Volumes = append(r.Volumes, v)
+	}
+	if !vm.IsZero() {
+		r.PlacementRev = e.get(repl.Key{Kind: repl.KeyPlacement, ID: vm}.Path(), &r.Placement)
+	}
+	return r
+}

@@ -1,0 +1,254 @@
+package sim
+
+import (
+	"fmt"
+	"slices"
+)
+
+// value names the content of a block: 0 is zeros, everything else the number of
+// the write that made it.
+type value uint64
+
+// oracle knows, for each block of a volume, the set of values that may legally
+// be read. Writes and losses widen it, acknowledgements and reads narrow it
+// (a read that returned a value makes it the only one: reads are stable).
+type oracle struct {
+	blocks []blockState
+	writes map[uint64]*pendingWrite // issued, not answered
+	reads  map[uint64]*pendingRead
+	flush  map[uint64][]floorMark
+}
+
+type blockState struct {
+	now   []value // values that the block may hold, apart from pending writes
+	floor []value // values that it may hold if everything unflushed is lost
+	since []value // values written since floor, acknowledged or not
+	// lossy: nodes that lost power since the newest unflushed write was
+	// acknowledged. See losePower.
+	lostOn map[int]bool
+	seen   uint64 // bumps at each change, to tell whether a read was alone
+}
+
+type pendingWrite struct {
+	first, count int
+	values       []value
+	fua          bool
+	raced        []bool // another write to the block was acknowledged meanwhile: the order is open
+}
+
+type pendingRead struct {
+	first, count int
+	allowed      [][]value // grows while the read is under way
+	alone        []bool    // nothing happened to the block meanwhile
+}
+
+type floorMark struct {
+	block int
+	now   []value
+	index int // length of since when the flush was issued
+}
+
+func newOracle(blockCount int) *oracle {
+	o := &oracle{blocks: make([]blockState, blockCount), writes: map[uint64]*pendingWrite{}, reads: map[uint64]*pendingRead{}, flush: map[uint64][]floorMark{}}
+	for i := range o.blocks {
+		o.blocks[i] = blockState{now: []value{0}, floor: []value{0}, lostOn: map[int]bool{}}
+	}
+	return o
+}
+
+func add(set []value, v value) []value {
+	if slices.Contains(set, v) {
+		return set
+	}
+	return append(slices.Clip(set), v)
+}
+
+// touch tells the reads under way that block b may now also hold v.
+func (o *oracle) touch(b int, v value) {
+	o.blocks[b].seen++
+	for _, id := range sortedKeys(o.reads) {
+		r := o.reads[id]
+		if b >= r.first && b < r.first+r.count {
+			r.allowed[b-r.first] = add(r.allowed[b-r.first], v)
+			r.alone[b-r.first] = false
+		}
+	}
+}
+
+// issueWrite notes a write of values to consecutive blocks.
+func (o *oracle) issueWrite(id uint64, first int, values []value, fua bool) {
+	o.writes[id] = &pendingWrite{first: first, count: len(values), values: values, fua: fua, raced: make([]bool, len(values))}
+	for i, v := range values {
+		b := &o.blocks[first+i]
+		b.since = append(b.since, v)
+		o.touch(first+i, v)
+	}
+}
+
+// ackWrite: the write is acknowledged; it is what its blocks hold. If another
+// write to a block was acknowledged while this one was under way, either may
+// have come last: a request that spans extents is answered when its last part is.
+func (o *oracle) ackWrite(id uint64) {
+	w := o.writes[id]
+	delete(o.writes, id)
+	for i, v := range w.values {
+		b := &o.blocks[w.first+i]
+		for _, other := range sortedKeys(o.writes) {
+			if p := o.writes[other]; w.first+i >= p.first && w.first+i < p.first+p.count {
+				p.raced[w.first+i-p.first] = true
+			}
+		}
+		if w.raced[i] {
+			b.now = add(b.now, v)
+		} else {
+			b.now = []value{v}
+		}
+		b.lostOn = map[int]bool{}
+		b.seen++
+		if w.fua {
+			b.floor, b.since = slices.Clone(b.now), o.pendingOn(w.first+i)
+		}
+	}
+}
+
+// pendingOn returns the values of unanswered writes to the block.
+func (o *oracle) pendingOn(block int) []value {
+	var out []value
+	for _, id := range sortedKeys(o.writes) {
+		if w := o.writes[id]; block >= w.first && block < w.first+w.count {
+			out = append(out, w.values[block-w.first])
+		}
+	}
+	return out
+}
+
+// forgetWrites: the guest is gone (or the writes failed); each unanswered write
+// may or may not be there from now on.
+func (o *oracle) forgetWrites(ids []uint64) {
+	for _, id := range ids {
+		w := o.writes[id]
+		if w == nil {
+			continue
+		}
+		delete(o.writes, id)
+		for i, v := range w.values {
+			o.blocks[w.first+i].now = add(o.blocks[w.first+i].now, v)
+			o.touch(w.first+i, v)
+		}
+	}
+}
+
+// issueFlush notes what an acknowledgement of the flush will cover.
+func (o *oracle) issueFlush(id uint64) {
+	marks := []floorMark{}
+	for i := range o.blocks {
+		if b := &o.blocks[i]; len(b.since) > 0 {
+			marks = append(marks, floorMark{i, slices.Clone(b.now), len(b.since)})
+		}
+	}
+	o.flush[id] = marks
+}
+
+// ackFlush: everything acknowledged before the flush was issued is durable.
+func (o *oracle) ackFlush(id uint64) {
+	for _, m := range o.flush[id] {
+		b := &o.blocks[m.block]
+		if m.index > len(b.since) {
+			continue // a FUA write or another flush already went further
+		}
+		rest := slices.Clone(b.since[m.index:])
+		// A write that was pending when the flush was issued, and acknowledged
+		// only after, is not covered: it stays among the later ones.
+		for _, v := range o.pendingOn(m.block) {
+			if !slices.Contains(rest, v) {
+				rest = append(rest, v)
+			}
+		}
+		for _, v := range b.now {
+			if !slices.Contains(m.now, v) && !slices.Contains(rest, v) {
+				rest = append(rest, v)
+			}
+		}
+		b.floor, b.since = m.now, rest
+	}
+	delete(o.flush, id)
+	// The others' marks index into since, which has moved: they cover less now,
+	// which is weaker and therefore still right.
+	for _, other := range o.flush {
+		for i := range other {
+			other[i].index = len(o.blocks[other[i].block].since) + 1
+		}
+	}
+}
+
+// forgetFlush drops a flush that was never answered.
+func (o *oracle) forgetFlush(id uint64) { delete(o.flush, id) }
+
+// losePower notes that node lost power. isr lists the nodes of the in-sync set
+// of the block's segment as the store has it, of every set that it may be. When
+// each of them has lost power since a write, what was not flushed may be gone.
+func (o *oracle) losePower(node int, isr func(block int) [][]int) {
+	for i := range o.blocks {
+		b := &o.blocks[i]
+		b.lostOn[node] = true
+		for _, set := range isr(i) {
+			all := len(set) > 0
+			for _, n := range set {
+				all = all && b.lostOn[n]
+			}
+			if all {
+				b.now = slices.Clone(b.floor)
+				for _, v := range b.since {
+					b.now = add(b.now, v)
+				}
+				for _, v := range b.now {
+					o.touch(i, v)
+				}
+				break
+			}
+		}
+	}
+}
+
+// issueRead notes what the blocks may hold when the read begins.
+func (o *oracle) issueRead(id uint64, first, count int) {
+	r := &pendingRead{first: first, count: count}
+	for i := range count {
+		set := slices.Clone(o.blocks[first+i].now)
+		pending := o.pendingOn(first + i)
+		for _, v := range pending {
+			set = add(set, v)
+		}
+		r.allowed = append(r.allowed, set)
+		r.alone = append(r.alone, len(pending) == 0)
+	}
+	o.reads[id] = r
+}
+
+// ackRead checks the values that a read returned; the error names the block.
+func (o *oracle) ackRead(id uint64, got []value) error {
+	r := o.reads[id]
+	delete(o.reads, id)
+	for i, v := range got {
+		b := &o.blocks[r.first+i]
+		if !slices.Contains(r.allowed[i], v) {
+			return fmt.Errorf("read of block %d returned write %d; legal are %v (durable floor %v)", r.first+i, v, r.allowed[i], b.floor)
+		}
+		if r.alone[i] {
+			b.now = []value{v}
+		}
+	}
+	return nil
+}
+
+// forgetRead drops a read that was never answered.
+func (o *oracle) forgetRead(id uint64) { delete(o.reads, id) }
+
+func sortedKeys[V any](m map[uint64]V) []uint64 {
+	keys := make([]uint64, 0, len(m))
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}

@@ -1,0 +1,160 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"roseau/internal/base/errs"
+	"roseau/internal/base/ids"
+	"roseau/internal/driver/etcd"
+	"roseau/internal/model"
+)
+
+// Record is a value of one key below /s/ with the revision at which it was
+// read.
+type Record[V any] struct {
+	Value V
+	// Revision is the key's mod revision; 0: the key does not exist and Value is
+	// its zero value.
+	Revision int64
+}
+
+// GetRecord reads the record at key; a key that does not exist is no error.
+func GetRecord[V any](ctx context.Context, s *Store, key string) (Record[V], error) {
+	resp, err := s.get(ctx, key)
+	if err != nil {
+		return Record[V]{}, fmt.Errorf("read record %s: %w", key, err)
+	}
+	if len(resp.Kvs) == 0 {
+		return Record[V]{}, nil
+	}
+	return decodeRecord[V](key, resp.Kvs[0].Value, resp.Kvs[0].ModRevision)
+}
+
+// ListRecords reads all records whose key begins with prefix.
+func ListRecords[V any](ctx context.Context, s *Store, prefix string) (map[string]Record[V], error) {
+	resp, err := s.get(ctx, prefix, clientv3.WithPrefix())
+	if err != nil {
+		return nil, fmt.Errorf("list records %s: %w", prefix, err)
+	}
+	out := make(map[string]Record[V], len(resp.Kvs))
+	for _, kv := range resp.Kvs {
+		r, err := decodeRecord[V](string(kv.Key), kv.Value, kv.ModRevision)
+		if err != nil {
+			return nil, err
+		}
+		out[string(kv.Key)] = r
+	}
+	return out, nil
+}
+
+func decodeRecord[V any](key string, data []byte, rev int64) (Record[V], error) {
+	r := Record[V]{Revision: rev}
+	if err := json.Unmarshal(data, &r.Value); err != nil {
+		return Record[V]{}, errs.New(errs.Corrupt, "decode record %s: %w", key, err)
+	}
+	return r, nil
+}
+
+// Tx is one transaction: all of its changes are made if all of its conditions
+// hold, or none. Methods return the Tx for chaining; an encoding error shows at
+// Commit.
+type Tx struct {
+	ifs  []clientv3.Cmp
+	ops  []clientv3.Op
+	errs error
+}
+
+// NewTx returns an empty transaction.
+func NewTx() *Tx { return &Tx{} }
+
+// If demands that key was last changed at revision; 0: that it does not exist.
+func (t *Tx) If(key string, revision int64) *Tx {
+	t.ifs = append(t.ifs, clientv3.Compare(clientv3.ModRevision(key), "=", revision))
+	return t
+}
+
+// Put writes v as JSON.
+func (t *Tx) Put(key string, v any) *Tx { return t.PutLease(key, v, 0) }
+
+// PutLease writes v as JSON under a lease; 0: none.
+func (t *Tx) PutLease(key string, v any, lease clientv3.LeaseID) *Tx {
+	data, err := json.Marshal(v)
+	if err != nil {
+		t.errs = errors.Join(t.errs, fmt.Errorf("encode record %s: %w", key, err))
+		return t
+	}
+	t.ops = append(t.ops, clientv3.OpPut(key, string(data), clientv3.WithLease(lease)))
+	return t
+}
+
+// Delete removes key.
+func (t *Tx) Delete(key string) *Tx {
+	t.ops = append(t.ops, clientv3.OpDelete(key))
+	return t
+}
+
+// TxCreate adds the creation of obj to t, as Create does it.
+func TxCreate[T any, P model.Object[T]](t *Tx, s *Store, obj *T) error {
+	kind, h := P(nil).Kind(), P(obj).Head()
+	if err := model.CheckName(kind, h.Name); err != nil {
+		return err
+	}
+	if h.ID.IsZero() {
+		h.ID = ids.New()
+	}
+	if h.Created.IsZero() {
+		h.Created = s.clock.Wall().UTC()
+	}
+	data, err := encode[T, P](obj)
+	if err != nil {
+		return err
+	}
+	key := objectKey(kind, h.ID)
+	t.If(key, 0).If(nameKey(kind, h.Name), 0)
+	t.ops = append(t.ops, clientv3.OpPut(key, string(data)), clientv3.OpPut(nameKey(kind, h.Name), h.ID.String()))
+	return nil
+}
+
+// TxPut adds the update of obj to t, on condition of its Revision.
+func TxPut[T any, P model.Object[T]](t *Tx, obj *T) error {
+	h := P(obj).Head()
+	data, err := encode[T, P](obj)
+	if err != nil {
+		return err
+	}
+	key := objectKey(P(nil).Kind(), h.ID)
+	t.If(key, h.Revision)
+	t.ops = append(t.ops, clientv3.OpPut(key, string(data)))
+	return nil
+}
+
+// TxDelete adds the removal of obj to t, on condition of its Revision.
+func TxDelete[T any, P model.Object[T]](t *Tx, obj *T) {
+	kind, h := P(nil).Kind(), P(obj).Head()
+	t.If(objectKey(kind, h.ID), h.Revision)
+	t.Delete(objectKey(kind, h.ID)).Delete(nameKey(kind, h.Name))
+}
+
+// Commit runs the transaction and returns the revision at which it was made. A
+// condition that does not hold is Conflict. If it is not known whether the
+// transaction was made, the error is Unavailable and matches ErrUnknown.
+func (s *Store) Commit(ctx context.Context, t *Tx) (int64, error) {
+	if t.errs != nil {
+		return 0, t.errs
+	}
+	ctx, cancel := context.WithTimeout(ctx, opTimeout)
+	defer cancel()
+	resp, err := s.cli.Txn(ctx).If(t.ifs...).Then(t.ops...).Commit()
+	if err != nil {
+		return 0, etcd.Classify(err)
+	}
+	if !resp.Succeeded {
+		return 0, errs.New(errs.Conflict, "changed meanwhile")
+	}
+	return resp.Header.Revision, nil
+}
