@@ -60,6 +60,7 @@ type fakeVol struct {
 	live       map[int64]bool
 	syncing    bool
 	reserved   clock.Instant
+	promisedAt clock.Instant // a fresh promise counts as live in PREPARE, before its first grant
 }
 
 // fakeNode is a node's storage process.
@@ -309,6 +310,8 @@ func (n *fakeNode) serveOpen(m *wire.Open) wire.Message {
 		a.Grant = wire.GrantNone
 	case !v.grantKnown && end > n.w.now:
 		a.Grant = wire.GrantUnknown
+	case v.promisedAt != 0 && n.w.now < v.promisedAt.Add(fakeLease) && !v.stalled:
+		a.Grant = wire.GrantLive
 	case end > n.w.now && v.stalled:
 		a.Grant = wire.GrantStalled
 	case end > n.w.now:
@@ -349,7 +352,7 @@ func (n *fakeNode) serveOpen(m *wire.Open) wire.Message {
 		v.boot = n.boot
 	}
 	if !renew {
-		v.grantKnown, v.grantUntil = true, 0
+		v.grantKnown, v.grantUntil, v.promisedAt, v.stalled = true, 0, n.w.now, false
 		v.released = false
 	}
 	v.makeDurable()

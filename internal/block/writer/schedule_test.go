@@ -52,10 +52,20 @@ func (w *world) start(n *fakeNode) *fakeGuard {
 
 func (w *world) last() *fakeGuard { return w.guards[len(w.guards)-1] }
 
+// current is the guard that serves, or the newest.
+func (w *world) current() *fakeGuard {
+	for _, g := range w.guards {
+		if g.alive && !g.frozen && g.core.State() == Serving && g.core.leased() {
+			return g
+		}
+	}
+	return w.last()
+}
+
 // fault does one random bad thing.
 func (w *world) fault() {
 	n := w.nodes[w.rng.IntN(3)]
-	g := w.last()
+	g := w.current()
 	ms := func(k int) time.Duration { return time.Duration(w.rng.IntN(k)) * time.Millisecond }
 	switch k := w.rng.IntN(12); k {
 	case 0, 1:
@@ -93,7 +103,7 @@ func (w *world) fault() {
 		w.after(ms(8000), func() { w.thaw(g) })
 		if w.rng.IntN(2) == 0 {
 			w.after(ms(5000), func() {
-				if g == w.last() && g.alive {
+				if g == w.current() && g.alive {
 					w.start(w.nodes[w.rng.IntN(4)])
 				}
 			})
@@ -179,7 +189,7 @@ func (w *world) crash(g *fakeGuard, adopt bool) {
 	w.kill(g)
 	if !adopt || !g.node.up {
 		w.after(time.Duration(w.rng.IntN(2000))*time.Millisecond, func() {
-			if g == w.last() {
+			if !w.current().alive {
 				w.start(w.nodes[w.rng.IntN(4)])
 			}
 		})
@@ -197,6 +207,12 @@ func (w *world) crash(g *fakeGuard, adopt bool) {
 
 // supervise restarts the VM when its guard has ended for good.
 func (w *world) supervise() {
+	if g := w.current(); g.alive {
+		if p := w.etcd.recs.Placement; p.Node != g.node.id {
+			w.place(g.node)
+		}
+		return
+	}
 	if g := w.last(); !g.alive {
 		var up []*fakeNode
 		for _, n := range w.nodes {
@@ -221,7 +237,7 @@ func runSeed(t *testing.T, seed uint64, mut Mutations, log bool) *world {
 	gap := 50 + w.rng.IntN(4000)
 	for range 60 {
 		for range w.rng.IntN(12) {
-			if g := w.last(); g.alive && len(w.oracle.open) < 60 {
+			if g := w.current(); g.alive && len(w.oracle.open) < 60 {
 				w.oracle.request(w, g)
 			}
 			w.run(time.Duration(w.rng.IntN(3000)) * time.Microsecond)
@@ -268,9 +284,9 @@ func (w *world) peace() {
 			break
 		}
 	}
-	g := w.last()
+	g := w.current()
 	if !w.whole() {
-		w.fail("not whole after two minutes of peace: %s %+v", g.core.State(), g.core.Health())
+		w.fail("not whole after two minutes of peace: %s %+v; deadline in %v, frozen %v", g.core.State(), g.core.Health(), g.core.NextDeadline().Sub(w.now), g.frozen)
 		return
 	}
 	for range 20 {
@@ -287,7 +303,7 @@ func (w *world) peace() {
 }
 
 func (w *world) whole() bool {
-	g := w.last()
+	g := w.current()
 	return g.alive && g.core.State() == Serving && len(w.etcd.recs.Volumes[0].Own.Out) == 0 && g.core.leased() && g.core.vols[0].change == nil
 }
 
