@@ -34,12 +34,14 @@ func root() *cobra.Command {
 		// one constructor a noun, in alphabetical order
 		newClusterCmd(a),
 		newEventsCmd(a),
+		newLabCmd(a),
 		newNodeCmd(a),
 		newSimCmd(),
 		newTaskCmd(a),
 		newVersionCmd(a),
 		newVolumeguardCmd(),
 	)
+	cmd.AddCommand(newLabProcessCmds()...)
 	usageErrors(cmd)
 	return cmd
 }
@@ -119,6 +121,10 @@ func Main(args []string) int {
 	err := cmd.ExecuteContext(ctx)
 	if err == nil {
 		return 0
+	}
+	var exit exitError
+	if errors.As(err, &exit) {
+		return exit.code // of a command on a lab node, which said itself what is wrong
 	}
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
 		fmt.Fprintln(os.Stderr, "roseau: interrupted")

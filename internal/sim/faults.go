@@ -2,8 +2,6 @@ package sim
 
 import (
 	"time"
-
-	"roseau/internal/base/clock"
 )
 
 // profile is what a seed does: a random subset of the faults (swarm testing)
@@ -82,7 +80,6 @@ func (w *world) chaos() {
 	}
 	w.manager.tick()
 	w.scheduleFault()
-	w.oracleWatch()
 	limit := w.now.Add(10 * time.Minute)
 	w.run(limit, func() bool { return w.ops >= w.opt.Ops })
 }
@@ -100,9 +97,6 @@ func (w *world) scheduleFault() {
 		w.scheduleFault()
 	})
 }
-
-// oracleWatch holds one guest at a time to account: see guest.completed.
-func (w *world) oracleWatch() {}
 
 func (w *world) randomNode() *node { return w.nodes[w.rng.IntN(nodeCount)] }
 
@@ -276,6 +270,20 @@ func (w *world) faultBitRot() {
 	}
 }
 
+// rottenAlone: every in-sync copy of one of the request's blocks is on the node
+// whose disks rot, the only case in which a read may fail (C5).
+func (w *world) rottenAlone(r *request) bool {
+	if w.counts["bit_rot"] == 0 {
+		return false
+	}
+	for b := r.first; b < r.first+r.count; b++ {
+		if set := w.isr(b)[0]; len(set) == 1 && set[0] == w.profile.rotNode {
+			return true
+		}
+	}
+	return false
+}
+
 // settle ends all faults and demands that everything comes right: the writer
 // serves, every copy is in sync, every block reads as one of its legal values,
 // and all copies are equal.
@@ -315,8 +323,6 @@ func (w *world) whole() bool {
 	if g == nil || g.ended() || g.state.String() != "serving" || !g.leaseHeld() || w.manager.challenger != nil || len(w.guest.pending) > 0 {
 		return false
 	}
-	r := w.etcd.records(w.vm, nil, nil)
-	_ = r
 	for s := range volumeBytes / segmentBytes {
 		if len(w.isr(s * segmentBytes / 4096)[0]) != nodeCount {
 			return false
@@ -324,5 +330,3 @@ func (w *world) whole() bool {
 	}
 	return true
 }
-
-var _ = clock.Instant(0)

@@ -148,7 +148,7 @@ func (g *guard) effect(e writer.Effect) {
 			g.onState(e.State)
 		}
 	case writer.Prepared:
-		w.tracef("%s prepared: %+v", g.name(), e)
+		w.tracef("%s prepared: ready=%v reachable=%v live=%v %s", g.name(), e.Ready, e.Reachable, e.Live, e.Text)
 		g.prepared(e)
 	case writer.Claimed:
 		w.tracef("%s claimed: %+v", g.name(), e)

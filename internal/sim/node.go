@@ -75,8 +75,9 @@ func (w *world) nodeByID(id ids.ID) *node {
 	panic("sim: no such node")
 }
 
-// serving: the storage process runs. Its disks may still be recovering.
-func (n *node) serving() bool { return n.powered && n.core != nil }
+// serving: the storage process runs and listens, which it does when the recovery
+// of its disks has ended.
+func (n *node) serving() bool { return n.powered && n.core != nil && len(n.opening) == 0 }
 
 // start powers the node on.
 func (n *node) start() {
@@ -219,7 +220,7 @@ func (n *node) pumpOpening(d *simDisk) {
 	}
 	n.engines[d.id] = eng
 	delete(n.opening, d.id)
-	n.core.AddDisk(n.w.now, eng)
+	n.core.AddDisk(n.w.now, eng, ids.ID{})
 	n.pump()
 }
 
@@ -378,13 +379,28 @@ type heap struct{}
 func (heap) Alloc(n int) []byte { return make([]byte, n) }
 func (heap) Free([]byte)        {}
 
+// codec passes messages through their encoding.
+type codec struct {
+	bytes bytes.Buffer
+	dec   *wire.Decoder
+}
+
+func newCodec() *codec {
+	c := &codec{}
+	c.dec = wire.NewDecoder(&c.bytes, wire.Heap{})
+	c.dec.SetVersion(wire.ProtocolVersion)
+	return c
+}
+
 // roundTrip encodes a message and decodes the bytes.
-func roundTrip(m wire.Message) (wire.Message, error) {
+func (c *codec) roundTrip(m wire.Message) (wire.Message, error) {
 	head, payload, err := wire.Append(nil, m)
 	if err != nil {
 		return nil, err
 	}
-	return wire.NewDecoder(bytes.NewReader(append(head, payload...)), wire.Heap{}).Next()
+	c.bytes.Write(head)
+	c.bytes.Write(payload)
+	return c.dec.Next()
 }
 
 func crcOf(b []byte) uint32 { return crc32.Checksum(b, castagnoli) }

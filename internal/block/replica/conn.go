@@ -86,7 +86,7 @@ func (c *Core) hello(cn *conn, h *wire.Hello) {
 	ack := &wire.HelloAck{Node: c.o.Node, Session: c.o.Session}
 	proto, ok := wire.Negotiate(h.ProtoMin, h.ProtoMax)
 	switch {
-	case h.Cluster != c.o.Cluster || h.Generation != c.o.Generation:
+	case h.Cluster != c.o.Cluster || c.o.Generation != 0 && h.Generation != c.o.Generation:
 		ack.Status = wire.OtherGeneration
 	case !ok:
 		ack.Status = wire.VersionMismatch

@@ -154,6 +154,7 @@ type guard struct {
 type diskState struct {
 	id         ids.ID
 	d          Disk
+	boot       ids.ID
 	since      clock.Instant // when this process took it over
 	slots      map[ids.ID]*slot
 	dead       bool
@@ -204,9 +205,14 @@ func New(o Options) *Core {
 }
 
 // AddDisk takes a disk whose recovery has ended. Whoever had it before may have
-// granted leases until now.
-func (c *Core) AddDisk(now clock.Instant, d Disk) {
-	s := &diskState{id: d.Identity().Disk, d: d, since: now, slots: map[ids.ID]*slot{}, touched: true, probedAt: now}
+// granted leases until now. boot is the boot identity of the disk: the node's
+// (zero), or a new one if the disk lost what it had not flushed in another way,
+// pulled and inserted again.
+func (c *Core) AddDisk(now clock.Instant, d Disk, boot ids.ID) {
+	if boot.IsZero() {
+		boot = c.o.Boot
+	}
+	s := &diskState{id: d.Identity().Disk, d: d, boot: boot, since: now, slots: map[ids.ID]*slot{}, touched: true, probedAt: now}
 	i, found := c.findDisk(s.id)
 	if found {
 		c.disks[i] = s

@@ -147,7 +147,7 @@ func (c *Core) config(now clock.Instant, cn *conn, m *wire.Config) {
 	}
 	ctl := disk.Control{Kind: disk.ControlConfig, Told: m.Told}
 	if m.Told.Complete {
-		ctl.Boot = c.o.Boot
+		ctl.Boot = h.slot.disk.boot
 	}
 	c.control(now, cn, h, pendConfig, m.ReqID, ctl)
 }

@@ -99,7 +99,7 @@ func (c *Core) open(now clock.Instant, cn *conn, m *wire.Open) {
 	if until > now {
 		ack.GrantLeft = until.Sub(now)
 	}
-	c.describe(ack, &info, m)
+	c.describe(ack, s, &info, m)
 	if st := checkPromise(info.Promise, info.Released, m.Promise); st != wire.OK {
 		ack.Status = st
 		c.send(cn.id, ack)
@@ -128,10 +128,10 @@ func (c *Core) open(now clock.Instant, cn *conn, m *wire.Open) {
 }
 
 // describe fills in what the disk knows of the volume.
-func (c *Core) describe(ack *wire.OpenAck, info *disk.VolumeInfo, m *wire.Open) {
+func (c *Core) describe(ack *wire.OpenAck, s *slot, info *disk.VolumeInfo, m *wire.Open) {
 	ack.Promised = info.Promise
 	ack.Released = info.Released
-	ack.Cold = info.Promise.Run == m.Promise.Run && info.Promise.Epoch != 0 && info.Boot != c.o.Boot && !c.o.Mutations.IgnoreCold
+	ack.Cold = info.Promise.Run == m.Promise.Run && info.Promise.Epoch != 0 && info.Boot != s.disk.boot && !c.o.Mutations.IgnoreCold
 	ack.Told = info.Told
 	ack.DurableMark, ack.FlushMark, ack.MaxMark = info.DurableMark, info.FlushMark, info.MaxMark
 	ack.Damaged = info.Damaged
@@ -144,7 +144,7 @@ func (c *Core) describe(ack *wire.OpenAck, info *disk.VolumeInfo, m *wire.Open) 
 func (c *Core) promise(now clock.Instant, cn *conn, s *slot, info *disk.VolumeInfo, m *wire.Open) {
 	ctl := disk.Control{Kind: disk.ControlPromise, Volume: s.volume, Promise: m.Promise}
 	if info.Promise.Epoch == 0 || info.Promise.Run != m.Promise.Run || info.Boot.IsZero() {
-		ctl.Boot = c.o.Boot // the first promise for this run
+		ctl.Boot = s.disk.boot // the first promise for this run
 	}
 	c.endHandle(s)
 	if info.Promise != m.Promise {
@@ -167,7 +167,7 @@ func (c *Core) opened(now clock.Instant, p *pending, st wire.Status) {
 	m, s := p.open, p.slot
 	ack := &wire.OpenAck{ReqID: m.ReqID, Status: st}
 	info, _ := s.disk.d.Volume(s.volume)
-	c.describe(ack, &info, m)
+	c.describe(ack, s, &info, m)
 	ack.Grant, _ = c.grant(now, s, &info)
 	if st == wire.OK && info.Promise != m.Promise {
 		ack.Status = wire.StaleEpoch // overtaken while it was logged

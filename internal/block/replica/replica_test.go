@@ -181,7 +181,7 @@ func (w *world) start(boot string, m Mutations) {
 	}
 	slices.Sort(names)
 	for _, n := range names {
-		w.c.AddDisk(w.now, w.disks[n])
+		w.c.AddDisk(w.now, w.disks[n], ids.ID{})
 	}
 }
 

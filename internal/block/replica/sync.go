@@ -142,7 +142,7 @@ func (c *Core) syncEnd(now clock.Instant, cn *conn, m *wire.SyncEnd) {
 		return
 	}
 	h.live = nil
-	c.control(now, cn, h, pendSimple, m.ReqID, disk.Control{Kind: disk.ControlSyncDone, Boot: c.o.Boot})
+	c.control(now, cn, h, pendSimple, m.ReqID, disk.Control{Kind: disk.ControlSyncDone, Boot: h.slot.disk.boot})
 }
 
 // listBytes is where a list is cut into several messages.

@@ -440,6 +440,6 @@ func (c *Core) configAck(n *node, a *wire.ConfigAck) {
 
 func (v *volume) changeDeadlines(d *deadline) {
 	if v.change != nil {
-		d.add(v.change.retryAt)
+		d.later(v.change.retryAt)
 	}
 }

@@ -221,7 +221,15 @@ func (c *Core) isAlive(node ids.ID) bool {
 }
 
 // deadline keeps the earliest instant of interest; zero is never.
-type deadline struct{ at clock.Instant }
+type deadline struct{ now, at clock.Instant }
+
+// later is add for instants after which settle has nothing more to do than it
+// just did: those that are over do not count.
+func (d *deadline) later(t clock.Instant) {
+	if t > d.now {
+		d.add(t)
+	}
+}
 
 func (d *deadline) add(t clock.Instant) {
 	if t != 0 && (d.at == 0 || t < d.at) {
@@ -234,7 +242,7 @@ func (c *Core) NextDeadline() clock.Instant {
 	if c.state.final() {
 		return 0
 	}
-	var d deadline
+	d := deadline{now: c.now}
 	for _, n := range c.nodes {
 		n.deadlines(c, &d)
 	}
@@ -243,7 +251,7 @@ func (c *Core) NextDeadline() clock.Instant {
 	for _, v := range c.vols {
 		v.deadlines(&d)
 	}
-	d.add(c.lease)
+	d.later(c.lease)
 	if d.at != 0 && d.at <= c.now {
 		d.at = c.now + 1
 	}

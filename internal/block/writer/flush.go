@@ -161,6 +161,6 @@ func (v *volume) unblock() {
 func (v *volume) flushDeadlines(d *deadline) {
 	f := &v.flush
 	if f.dirtyAt != 0 && !f.running && !f.wanted && v.commitWseq > v.flushMark.Wseq {
-		d.add(f.dirtyAt.Add(v.c.t.FlushEvery))
+		d.later(f.dirtyAt.Add(v.c.t.FlushEvery))
 	}
 }

@@ -110,11 +110,11 @@ func (m *member) opened(a *wire.OpenAck) {
 	first := !m.answered
 	m.answered = true
 	switch {
-	case c.state == Opening, first:
-		m.session, m.newRun, m.resumed = m.node.session, false, true
-	case m.sync != nil:
+	case m.sync != nil && !m.counted:
 		m.session, m.newRun, m.resumed = m.node.session, false, true
 		m.sync.opened()
+	case c.state == Opening, first:
+		m.session, m.newRun, m.resumed = m.node.session, false, true
 	case m.counted && !m.newRun && m.leavable():
 		m.resume()
 	case !m.counted:

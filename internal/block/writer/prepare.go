@@ -121,12 +121,12 @@ func (c *Core) prepareDeadlines(d *deadline) {
 		return
 	}
 	if p.running {
-		d.add(p.endAt)
+		d.later(p.endAt)
 	} else {
-		d.add(p.nextAt)
+		d.later(p.nextAt)
 	}
 	if c.claim.txn != nil {
-		d.add(c.claim.retryAt)
+		d.later(c.claim.retryAt)
 	}
 }
 

@@ -97,7 +97,7 @@ func (v *volume) settleSync() {
 			m.sync.settle()
 			continue
 		}
-		if m.counted || !v.isOut(m) || !m.node.up || m.absent || m.failed || c.now < m.rejoinAt || c.reopen.unwritten || v.change != nil || c.state != Serving {
+		if m.counted || !v.isOut(m) || m.open == opening || !m.node.up || m.absent || m.failed || c.now < m.rejoinAt || c.reopen.unwritten || v.change != nil || c.state != Serving {
 			continue
 		}
 		m.sync = &syncJob{m: m}

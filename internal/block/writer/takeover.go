@@ -142,14 +142,14 @@ func (v *volume) lossless(s *segment) bool {
 
 func (c *Core) openingDeadlines(d *deadline) {
 	if c.reopen.on {
-		d.add(c.reopen.endAt)
+		d.later(c.reopen.endAt)
 	}
 	if c.state != Opening {
 		return
 	}
 	for _, at := range []clock.Instant{c.since.Add(c.t.MemberWait), c.since.Add(c.t.ColdWait)} {
 		if at > c.now {
-			d.add(at)
+			d.later(at)
 		}
 	}
 }

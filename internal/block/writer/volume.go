@@ -249,16 +249,16 @@ func (v *volume) deadlines(d *deadline) {
 	}
 	for _, m := range v.members {
 		if m.open == closed && m.node.up {
-			d.add(m.retryAt)
+			d.later(m.retryAt)
 		}
-		d.add(m.nospcAt)
+		d.later(m.nospcAt)
 		if m.counted && m.leaving == "" && m.node.up {
 			if at := c.oldest(m); at != 0 {
-				d.add(at.Add(c.t.HardLimit))
+				d.later(at.Add(c.t.HardLimit))
 			}
 		}
 		if !m.counted && m.sync == nil && m.node.up {
-			d.add(m.rejoinAt)
+			d.later(m.rejoinAt)
 		}
 	}
 	v.flushDeadlines(d)

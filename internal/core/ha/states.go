@@ -406,9 +406,9 @@ func (m *step) migrating(vm VM, mem *VMMemory) (model.VMState, string) {
 		return m.recover(vm, mem, why+" while migrating to "+m.nodeName(p.Target), false)
 	case srcOK && src.Phase == "stopped":
 		return m.guestStopped(vm, p, src)
-	case srcOK && src.MigrationOver && src.Attempt >= p.Attempt:
+	case srcOK && src.MigrationOver != 0 && src.MigrationOver >= p.Attempt:
 		m.setPlacement(vm, back, "the migration ended without moving it")
-		m.event("warn", "vm "+vm.Name, "stays on %s: %s", m.nodeName(p.Node), orElse(src.Reason, "the migration ended"))
+		m.event("warn", "vm "+vm.Name, "stays on %s: %s", m.nodeName(p.Node), orElse(src.MigrationError, "the migration ended"))
 		return model.VMRunning, ""
 	case dstOK && dst.Phase == "failed" && dst.Attempt >= p.Attempt:
 		m.setPlacement(vm, back, "the destination failed")

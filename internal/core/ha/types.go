@@ -141,8 +141,10 @@ type Report struct {
 	Live      bool   // preparing: the present writer lives
 	Waiting   string // preparing: the copy that is waited for
 	Reason    string
-	// MigrationOver: a migration ended without moving the VM.
-	MigrationOver bool
+	// MigrationOver is the attempt of a migration that ended without moving the
+	// VM; 0: none. MigrationError says why.
+	MigrationOver  uint64
+	MigrationError string
 }
 
 // VMMemory is what the manager remembers of a VM.

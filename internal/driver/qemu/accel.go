@@ -73,11 +73,28 @@ func probeKVM(ctx context.Context) error {
 		return fmt.Errorf("/dev/kvm: %w", err)
 	}
 	unix.Close(fd)
-	err = probe(ctx, "kvm")
-	if err != nil {
+	began := time.Now()
+	if err := probe(ctx, "kvm"); err != nil {
 		return fmt.Errorf("/dev/kvm opens but cannot run a guest: %w", err)
 	}
-	return nil
+	kvm := time.Since(began)
+	began = time.Now()
+	if err := probe(ctx, "tcg"); err != nil {
+		return nil // nothing to compare with, and nothing else to choose
+	}
+	return slower(kvm, time.Since(began))
+}
+
+// slower refuses an accelerator that does not accelerate: where the hypervisor
+// beneath lacks what hardware virtualization needs, KVM still runs a few
+// instructions by emulating each, and an ordinary guest would not come up. Load
+// slows both; a healthy KVM needs about the time of TCG for the firmware.
+func slower(kvm, tcg time.Duration) error {
+	if kvm <= 4*tcg+time.Second {
+		return nil
+	}
+	return fmt.Errorf("/dev/kvm is slower than emulation: the test guest took %v, without it %v",
+		kvm.Round(10*time.Millisecond), tcg.Round(10*time.Millisecond))
 }
 
 // probe runs the tiny guest under an accelerator.

@@ -34,6 +34,12 @@ func TestProbe(t *testing.T) {
 	}
 }
 
+func TestSlower(t *testing.T) {
+	if slower(300*time.Millisecond, 100*time.Millisecond) != nil || slower(3*time.Second, 100*time.Millisecond) == nil {
+		t.Fatal("wrong verdict")
+	}
+}
+
 func TestDetect(t *testing.T) {
 	needQEMU(t)
 	cache := filepath.Join(t.TempDir(), "accel.json")

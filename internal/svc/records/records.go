@@ -77,6 +77,10 @@ type Report struct {
 	Absent bool            `json:"absent,omitempty"`
 	Why    string          `json:"why,omitempty"` // of Absent
 	Status guardctl.Status `json:"status"`
+	// MigrationOver is the attempt of a migration that ended, or never began,
+	// without moving the VM; 0: none. MigrationError says why.
+	MigrationOver  uint64 `json:"migration_over,omitempty"`
+	MigrationError string `json:"migration_error,omitempty"`
 }
 
 // Volumes reads all volume records.
