@@ -53,6 +53,9 @@ type Config struct {
 	Intent  Intent `json:"intent"`
 	// Source is the node that the VM comes from; with IntentIncoming only.
 	Source ids.ID `json:"source,omitzero"`
+	// Run is the guest's memory lineage at the source (Status.Run of its guard);
+	// with IntentIncoming only.
+	Run ids.ID `json:"run,omitzero"`
 	// MigrationPort is where this guard listens as a destination; 0: the first
 	// free one of paths.PortMigrationFirst to PortMigrationLast (see
 	// Status.Incoming).
@@ -144,8 +147,8 @@ func (c *Config) Validate() error {
 		return bad("%d volumes, at most 32 go into one transaction", len(c.Volumes()))
 	case c.Intent != IntentStart && c.Intent != IntentIncoming:
 		return bad("intent is %q, want start or incoming", c.Intent)
-	case c.Intent == IntentIncoming && c.Source.IsZero():
-		return bad("intent is incoming and source is empty")
+	case c.Intent == IntentIncoming && (c.Source.IsZero() || c.Run.IsZero()):
+		return bad("intent is incoming, and source or run is empty")
 	}
 	switch c.Accel {
 	case "", "auto", "kvm", "tcg":
