@@ -39,6 +39,7 @@ func root() *cobra.Command {
 		newSimCmd(),
 		newTaskCmd(a),
 		newVersionCmd(a),
+		newVMGuardCmd(),
 		newVolumeguardCmd(),
 	)
 	cmd.AddCommand(newLabProcessCmds()...)
