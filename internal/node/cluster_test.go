@@ -207,7 +207,7 @@ func checkRefusals(t *testing.T, n1, stranger *machine, used string) {
 		}
 	}
 	refused("used token", stranger.join(used), errs.Denied, "used already")
-	refused("damaged token", stranger.join(used[:len(used)-9]), errs.Invalid, "damaged")
+	refused("damaged token", stranger.join(used[:len(used)-9]), errs.Invalid, "read join token")
 	inv, err := member.ParseInvitation(n1.token())
 	if err != nil {
 		t.Fatal(err)
