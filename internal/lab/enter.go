@@ -29,14 +29,30 @@ func Exec(ctx context.Context, n labclient.Node, argv []string, s Streams) (code
 		return 0, errs.New(errs.Conflict, "run a command on node %s: it has no power", n.Name)
 	}
 	done := make(chan struct{})
-	go func() {
+	go onSpareThread(func() {
 		defer close(done)
-		// The thread is changed for good: it ends with this goroutine.
-		runtime.LockOSThread()
 		code, err = execHere(ctx, n, argv, s)
-	}()
+	})
 	<-done
 	return code, err
+}
+
+// onSpareThread runs f on a thread that it may change for good: the thread ends
+// with the goroutine. The main thread cannot end; while this holds it, another
+// goroutine gets another one.
+func onSpareThread(f func()) {
+	runtime.LockOSThread()
+	if unix.Gettid() != os.Getpid() {
+		f()
+		return
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		onSpareThread(f)
+	}()
+	<-done
+	runtime.UnlockOSThread()
 }
 
 // namespaces in the order of entering: the mounts last, for /proc is needed before.

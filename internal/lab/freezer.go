@@ -192,14 +192,14 @@ func (f *freezer) stopAll() error {
 	return errs.New(errs.Unavailable, "freeze: new processes appear faster than they can be stopped")
 }
 
-type member struct {
+type nsProcess struct {
 	pid   int
 	state byte // as in /proc/PID/stat
 }
 
 // members lists the processes in the process namespace whose first process is
 // initPID.
-func members(initPID int) ([]member, error) {
+func members(initPID int) ([]nsProcess, error) {
 	home, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", initPID))
 	if err != nil {
 		return nil, err
@@ -208,7 +208,7 @@ func members(initPID int) ([]member, error) {
 	if err != nil {
 		return nil, err
 	}
-	var list []member
+	var list []nsProcess
 	for _, e := range entries {
 		pid, err := strconv.Atoi(e.Name())
 		if err != nil {
@@ -218,7 +218,7 @@ func members(initPID int) ([]member, error) {
 			continue
 		}
 		if st, err := readStat(pid); err == nil {
-			list = append(list, member{pid: pid, state: st.state})
+			list = append(list, nsProcess{pid: pid, state: st.state})
 		}
 	}
 	return list, nil

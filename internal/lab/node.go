@@ -153,7 +153,7 @@ func (n *node) spawn() (l *life, ready *os.File, err error) {
 	files = append(files, stderr)
 	cmd := exec.Command(n.lab.spec.Binary, "lab-init", n.name)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = inR, outW, stderr
-	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "GOMAXPROCS=2"}
+	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "GOMAXPROCS=2", "ROSEAU_LAB_DIR=" + filepath.Dir(n.lab.dir)}
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS | unix.CLONE_NEWUTS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC,

@@ -462,7 +462,7 @@ func (c *Core) relist(v *volume, i int) *rec {
 
 func (c *Core) relistTombstone(e *ext) *rec {
 	n := &rec{vol: e.vol, ext: e}
-	n.Type, n.Flags, n.Index, n.Extent, n.Mark = recTombstone, flagNote, uint32(e.vol.index), e.extent, e.mark
+	n.Type, n.Flags, n.Index, n.Extent, n.Mark = recTombstone, flagNote, uint32(e.vol.index), e.extent, e.tombMark
 	n.Count = uint16(c.sb.ExtentBlocks)
 	n.OrigLSN = e.tombLSN
 	e.tombLSN = c.log.head.lsn // at least there

@@ -508,11 +508,10 @@ func (c *Core) replayVolume(d *descriptor) {
 	}
 	c.placeVolume(v, int(d.Index))
 	if entry.Version >= v.Version {
-		durable, flush, top, forget := v.Durable, v.Flush, v.Max, v.TombForget
+		durable, flush, forget := v.Durable, v.Flush, v.TombForget
 		v.volumeEntry = entry
 		raise(&v.Durable, durable)
 		raise(&v.Flush, flush)
-		raise(&v.Max, top)
 		raise(&v.TombForget, forget)
 		c.tableNew = true
 	}
@@ -525,6 +524,11 @@ func raise(m *repl.Mark, to repl.Mark) {
 }
 
 func (c *Core) replayBlocks(r *rec, v *volume) {
+	if r.Flags&flagUnverified != 0 { // only listed: its data is not here
+		r.inWindow = true
+		v.window = append(v.window, r)
+		return
+	}
 	raise(&v.Max, r.Mark)
 	e := v.exts[r.Extent]
 	if e == nil {
@@ -533,15 +537,13 @@ func (c *Core) replayBlocks(r *rec, v *volume) {
 	}
 	r.ext = e
 	raise(&e.mark, r.Mark)
-	if r.Flags&flagUnverified == 0 {
-		e.claim = max(e.claim, r.ImageSeq)
-	}
+	e.claim = max(e.claim, r.ImageSeq)
 	r.inWindow = true
 	v.window = append(v.window, r)
-	if r.Flags&(flagNote|flagUnverified) != 0 {
+	if r.Flags&flagNote != 0 {
 		// The tail passed a tombstone only after it was applied, so a note says
 		// something only where no data is.
-		if r.Type == recTombstone && r.Flags&flagNote != 0 && e.slot < 0 && len(e.pend) == 0 && v.TombForget.Less(r.Mark) {
+		if r.Type == recTombstone && e.slot < 0 && len(e.pend) == 0 && v.TombForget.Less(r.Mark) {
 			e.claim = 0
 			c.indexTombstone(r, e)
 		}
@@ -592,6 +594,8 @@ func (c *Core) judgeDirectory() {
 	imageless := 0
 	for _, v := range list {
 		v.slots = 0
+		raise(&v.Max, v.Durable)
+		raise(&v.Max, v.Flush)
 		for _, e := range c.sortedExts(v) {
 			if e.slot >= 0 {
 				v.slots++

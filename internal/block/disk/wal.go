@@ -299,7 +299,7 @@ func (c *Core) index(r *rec) {
 
 func (c *Core) indexTombstone(r *rec, e *ext) {
 	c.clearPend(e)
-	e.tombSeq, e.tombLSN, e.durSeq = r.seq, r.lsn, 0
+	e.tombSeq, e.tombLSN, e.tombMark, e.durSeq = r.seq, r.lsn, r.Mark, 0
 	if !e.tomb {
 		e.tomb = true
 		e.vol.tombs = append(e.vol.tombs, e)

@@ -81,8 +81,9 @@ func Main(ctx context.Context) error {
 	if os.Getpid() != 1 {
 		return errors.New("start node: lab-init must be the first process of its namespace")
 	}
-	// A process of the node must not be able to end it.
-	signal.Ignore(syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)
+	// A process of the node must not be able to end it. Caught, not ignored: units
+	// would inherit that they ignore SIGTERM.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP)
 	lifeline := bufio.NewReader(os.Stdin)
 	line, err := lifeline.ReadBytes('\n')
 	if err != nil {

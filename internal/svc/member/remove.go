@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 
+	"roseau/internal/api"
 	"roseau/internal/base/errs"
 	"roseau/internal/core/repl"
 	"roseau/internal/driver/etcd"
@@ -36,7 +37,7 @@ func (m *Server) RemoveNode(ctx context.Context, ref string, force, dryRun bool)
 		return fail(errs.New(errs.Conflict, "it is the node that answers").WithHint("ask another node"))
 	}
 	if dryRun {
-		return &model.Task{Action: "node remove " + n.Name, State: model.TaskDone, Result: fmt.Sprintf("would remove node %s (alive: %v, voter: %v)", n.Name, alive, n.Spec.Voter)}, nil
+		return api.DryRun("node remove "+n.Name, fmt.Sprintf("would remove node %s (alive: %v, voter: %v)", n.Name, alive, n.Spec.Voter)), nil
 	}
 	return m.Tasks.Start(ctx, "node remove "+n.Name, func(ctx context.Context, h *task.Handle) (string, error) {
 		return m.remove(ctx, h, n)
