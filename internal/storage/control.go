@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
@@ -77,7 +78,7 @@ func (p *process) serveControl(srv *http.Server, ln net.Listener, fail chan<- er
 	}
 }
 
-// claimed describes d as a Device. mu is held.
+// describeLocked describes d as a Device. The process's mu is held.
 func (d *device) describeLocked() storagectl.Device {
 	out := storagectl.Device{Path: d.cfg.Path, ID: d.id, State: d.state, Reason: d.reason}
 	if d.file != nil {
@@ -428,22 +429,23 @@ func (p *process) retry(id ids.ID) error {
 }
 
 // tombstone is what is read of a deletion's record: enough to see that it is
-// one, of this volume [I14].
+// one, and that it names the disks [I14].
 type tombstone struct {
-	Volume ids.ID            `json:"volume"`
-	State  string            `json:"state"`
-	Disks  []json.RawMessage `json:"disks"`
+	Disks   []ids.ID  `json:"disks"`
+	Deleted time.Time `json:"deleted"`
 }
 
 // deleteVolume frees what the disks hold of a volume. Without the positive
 // record of its deletion nothing is freed: a missing key proves nothing.
 func (p *process) deleteVolume(ctx context.Context, r storagectl.DeleteRequest) error {
 	var t tombstone
-	if err := json.Unmarshal(r.Record, &t); err != nil || r.Volume.IsZero() || len(t.Disks) == 0 && t.State == "" {
+	if err := json.Unmarshal(r.Record, &t); err != nil || r.Volume.IsZero() || t.Deleted.IsZero() {
 		return errs.New(errs.Invalid, "delete volume %s: no record of its deletion", r.Volume)
 	}
-	if !t.Volume.IsZero() && t.Volume != r.Volume {
-		return errs.New(errs.Invalid, "delete volume %s: the record is of volume %s", r.Volume, t.Volume)
+	for _, id := range r.Disks {
+		if !slices.Contains(t.Disks, id) {
+			return errs.New(errs.Invalid, "delete volume %s: the record of its deletion does not name disk %s", r.Volume, id)
+		}
 	}
 	for _, id := range r.Disks {
 		ch := make(chan wire.Status, 1)
