@@ -71,7 +71,6 @@ func New(cfg Config, routes ...Routes) *Server {
 	hc.OpenAPIPath, hc.DocsPath, hc.SchemasPath = "/v1/openapi", "", ""
 	hc.CreateHooks = nil // no $schema field in answers
 	hc.Components.Schemas = huma.NewMapRegistry("#/components/schemas/", schemaName)
-	hc.RejectUnknownQueryParameters = true
 	r := &Router{API: humachi.New(mux, hc), Mux: mux, Nodes: cfg.Proxy}
 	for _, add := range routes {
 		add(r)
@@ -152,7 +151,7 @@ func Op(id, method, path, summary string) huma.Operation {
 		}
 	}
 	return huma.Operation{OperationID: id, Method: method, Path: path, Summary: summary, Tags: []string{tag},
-		MaxBodyBytes: 1 << 20, BodyReadTimeout: 30 * time.Second}
+		MaxBodyBytes: 1 << 20, BodyReadTimeout: 30 * time.Second, RejectUnknownQueryParameters: true}
 }
 
 // WriteProblem answers a request outside huma with err.

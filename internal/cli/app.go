@@ -13,9 +13,6 @@ import (
 	"roseau/internal/model"
 )
 
-// Version of the build; the Makefile sets it at link time.
-var Version = "dev"
-
 // app is what all commands share: the flags of the root and the client that
 // they choose.
 type app struct {

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"roseau/internal/base/errs"
+	"roseau/internal/base/version"
 )
 
 // root returns the whole command tree.
@@ -28,15 +29,17 @@ func root() *cobra.Command {
 	a := &app{}
 	a.flags(cmd)
 	cmd.PersistentPreRunE = func(*cobra.Command, []string) error { return a.check() }
-	cmd.Version = Version
+	cmd.Version = version.String()
 	cmd.AddCommand(
 		// one constructor a noun, in alphabetical order
 		newClusterCmd(a),
 		newEventsCmd(a),
 		newLabCmd(a),
 		newNodeCmd(a),
+		newSimCmd(),
 		newTaskCmd(a),
 		newVersionCmd(a),
+		newVolumeguardCmd(),
 	)
 	cmd.AddCommand(newLabProcessCmds()...)
 	usageErrors(cmd)
@@ -71,8 +74,8 @@ func usageErrors(cmd *cobra.Command) {
 
 func newVersionCmd(a *app) *cobra.Command {
 	return &cobra.Command{Use: "version", Short: "Print the version", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
-		v := map[string]string{"version": Version, "go": runtime.Version()}
-		return a.show(cmd, v, func() *table { return newSheet().row("roseau", Version).row("go", runtime.Version()) })
+		v := map[string]string{"version": version.String(), "go": runtime.Version()}
+		return a.show(cmd, v, func() *table { return newSheet().row("roseau", version.String()).row("go", runtime.Version()) })
 	}}
 }
 

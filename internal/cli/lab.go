@@ -14,6 +14,7 @@ import (
 
 	"roseau/internal/base/errs"
 	"roseau/internal/base/size"
+	"roseau/internal/base/version"
 	"roseau/internal/lab"
 	"roseau/internal/lab/initd"
 	"roseau/internal/lab/labclient"
@@ -139,7 +140,7 @@ func (l *labApp) showStatus(cmd *cobra.Command, c *labclient.Client) error {
 	if err != nil {
 		return err
 	}
-	st.Version = Version
+	st.Version = version.String()
 	return l.show(cmd, st, func() *table { return labTable(st) })
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"roseau/internal/base/clock"
 	"roseau/internal/base/errs"
+	"roseau/internal/base/version"
 	"roseau/internal/model"
 	"roseau/internal/node"
 )
@@ -25,7 +26,7 @@ func newNodeCmd(a *app) *cobra.Command {
 			level = slog.LevelDebug
 		}
 		log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
-		return node.Run(cmd.Context(), node.Options{Version: Version, Clock: clock.System{}, Log: log})
+		return node.Run(cmd.Context(), node.Options{Version: version.String(), Clock: clock.System{}, Log: log})
 	}}
 	cmd.Flags().BoolVar(&debug, "debug", false, "log more (daemon)")
 	cmd.AddCommand(

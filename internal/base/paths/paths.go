@@ -55,3 +55,16 @@ func VMLock(vm ids.ID) string { return filepath.Join(Run, "vm", vm.String()+".lo
 
 // VMControl is the guard's control socket.
 func VMControl(vm ids.ID) string { return filepath.Join(VMDir(vm), "control.sock") }
+
+// VolumeDir is the run directory of the writer of a volume without a VM:
+// config.json, control.sock, nbd.sock.
+func VolumeDir(vol ids.ID) string { return filepath.Join(Run, "volume", vol.String()) }
+
+// VolumeLock is the lock that the volume's one offline writer holds.
+func VolumeLock(vol ids.ID) string { return filepath.Join(Run, "volume", vol.String()+".lock") }
+
+// VolumeControl is the offline writer's control socket.
+func VolumeControl(vol ids.ID) string { return filepath.Join(VolumeDir(vol), "control.sock") }
+
+// VolumeNBD is where the offline writer serves the volume.
+func VolumeNBD(vol ids.ID) string { return filepath.Join(VolumeDir(vol), "nbd.sock") }

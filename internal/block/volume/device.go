@@ -1,0 +1,139 @@
+package volume
+
+import (
+	"sync/atomic"
+
+	"roseau/internal/base/ids"
+	"roseau/internal/block/nbd"
+	"roseau/internal/block/wire"
+	"roseau/internal/block/writer"
+	"roseau/internal/core/repl"
+)
+
+// device is the nbd.Backend of one volume. Requests go to the event loop in
+// batches; they wait in the core until the set serves.
+type device struct {
+	s     *Set
+	id    ids.ID
+	index int
+	size  atomic.Int64
+
+	reads, writes, flushes, readBytes, writeBytes atomic.Uint64
+}
+
+func (d *device) SizeBytes() int64 { return d.size.Load() }
+func (d *device) ReadOnly() bool   { return d.s.cfg.ReadOnly }
+
+// op ties a client's request to the core's. Ops are used again.
+type op struct {
+	w writer.Request
+	n *nbd.Request
+}
+
+// request is a client's request on its way to the loop.
+type request struct {
+	r   *nbd.Request
+	d   *device
+	crc []uint32 // of a write
+}
+
+// Submit hands the requests to the loop. Checksums of writes are made here, in
+// the goroutine of the client's connection: the loop is the bottleneck.
+func (d *device) Submit(rs []*nbd.Request) {
+	var blocks int64
+	for _, r := range rs {
+		if r.Op == nbd.OpWrite {
+			blocks += r.Length / repl.BlockBytes
+		}
+	}
+	crcs := make([]uint32, 0, blocks)
+	for _, r := range rs {
+		if r.Op == nbd.OpWrite {
+			crcs = appendChecksums(crcs, r.Data)
+		}
+	}
+	s := d.s
+	s.mu.Lock()
+	for _, r := range rs {
+		q := request{r: r, d: d}
+		if r.Op == nbd.OpWrite {
+			n := r.Length / repl.BlockBytes
+			q.crc, crcs = crcs[:n:n], crcs[n:]
+		}
+		s.inbox.reqs = append(s.inbox.reqs, q)
+	}
+	s.mu.Unlock()
+	s.signal()
+}
+
+// appendChecksums appends crc32c of each block.
+func appendChecksums(crc []uint32, data []byte) []uint32 {
+	for b := 0; b < len(data); b += repl.BlockBytes {
+		crc = append(crc, wire.Checksum(data[b:b+repl.BlockBytes]))
+	}
+	return crc
+}
+
+// submit passes a request to the core; in the loop.
+func (s *Set) submit(q request) {
+	r, d := q.r, q.d
+	if r.Op == nbd.OpStatus {
+		// Which blocks are absent is known to the replicas only. "Allocated" is
+		// always a legal answer, and a read of a hole is answered as a hole.
+		r.Spans = append(r.Spans, nbd.Span{Length: r.Length})
+		r.Done(nil)
+		return
+	}
+	var o *op
+	if n := len(s.freeOps); n > 0 {
+		o, s.freeOps = s.freeOps[n-1], s.freeOps[:n-1]
+	} else {
+		o = &op{}
+		o.w.Token = uint64(len(s.ops))
+		s.ops = append(s.ops, o)
+	}
+	o.n = r
+	token := o.w.Token
+	o.w = writer.Request{Token: token, Volume: d.index, FUA: r.Flags&nbd.FlagFUA != 0, Offset: r.Offset, Length: r.Length}
+	switch r.Op {
+	case nbd.OpRead:
+		o.w.Op = writer.OpRead
+		d.reads.Add(1)
+		d.readBytes.Add(uint64(r.Length))
+	case nbd.OpWrite:
+		o.w.Op, o.w.Data, o.w.CRC = writer.OpWrite, r.Data, q.crc
+		r.Keep = true // a member that is behind may be sent it after the answer
+		d.writes.Add(1)
+		d.writeBytes.Add(uint64(r.Length))
+	case nbd.OpZero:
+		o.w.Op = writer.OpZero
+		d.writes.Add(1)
+	case nbd.OpTrim:
+		o.w.Op = writer.OpDiscard
+	case nbd.OpFlush:
+		o.w.Op = writer.OpFlush
+		d.flushes.Add(1)
+	}
+	s.step(&o.w)
+}
+
+// complete answers a client; in the loop.
+func (s *Set) complete(c writer.Completion) {
+	o := s.ops[c.Request.Token]
+	r := o.n
+	var err error
+	switch c.Result {
+	case writer.IOError:
+		err = errIO
+	case writer.BadRequest:
+		err = nbd.ErrNotSupported
+	default:
+		if r.Op == nbd.OpRead {
+			r.Data = o.w.Data
+			r.Zero = r.Data == nil
+		}
+	}
+	o.n, o.w.Data, o.w.CRC = nil, nil, nil
+	s.freeOps = append(s.freeOps, o)
+	r.Done(err)
+}

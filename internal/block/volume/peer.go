@@ -1,0 +1,330 @@
+package volume
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"roseau/internal/base/errs"
+	"roseau/internal/base/ids"
+	"roseau/internal/block/wire"
+	"roseau/internal/block/writer"
+)
+
+// Timing of connections.
+const (
+	dialTimeout = 700 * time.Millisecond // an address: connect, TLS and HELLO
+	// The core notices within a second when heartbeats are not answered; this is
+	// for connections without heartbeats, before anything is opened.
+	silenceLimit = 3 * time.Second
+	firstRedial  = 20 * time.Millisecond
+	lastRedial   = 500 * time.Millisecond
+	// batchBytes bounds one write to the kernel, so that a heartbeat waits for
+	// no more than that: 8 ms at 1 Gbit/s.
+	batchBytes = 1 << 20
+)
+
+// peer keeps one connection to a storage node, for as long as the set wants the
+// node. Its run goroutine dials and receives; each connection has a sender.
+type peer struct {
+	s    *Set
+	node ids.ID
+	stop context.CancelFunc
+	cur  *link // the connection of the last ConnUp; owned by the event loop
+}
+
+// link is one connection.
+type link struct {
+	nc    net.Conn
+	plain bool // a unix socket: writev pays; TLS copies anyway
+	wake  chan struct{}
+
+	// asked is when something was first sent of which nothing came back since;
+	// 0 = none. Boot time in nanoseconds.
+	asked atomic.Int64
+
+	mu    sync.Mutex
+	heads []wire.Message // heartbeats
+	queue []wire.Message
+	dead  bool
+}
+
+func (l *link) send(m wire.Message) {
+	l.mu.Lock()
+	if l.dead {
+		l.mu.Unlock()
+		return
+	}
+	if _, ok := m.(*wire.Heartbeat); ok {
+		l.heads = append(l.heads, m)
+	} else {
+		l.queue = append(l.queue, m)
+	}
+	l.mu.Unlock()
+}
+
+// flush wakes the sender; send alone does not, so that the messages of one turn
+// of the event loop go out in one write.
+func (l *link) flush() {
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run connects, receives, and connects again, until ctx ends.
+func (p *peer) run(ctx context.Context) {
+	delay := time.Duration(0)
+	refusedBefore := false
+	for {
+		if delay > 0 && !sleep(ctx, delay) {
+			return
+		}
+		l, dec, ack, err := p.connect(ctx)
+		if ctx.Err() != nil {
+			if l != nil {
+				l.nc.Close()
+			}
+			return
+		}
+		if err != nil {
+			refused := errors.Is(err, errRefused)
+			if refused && !refusedBefore {
+				p.s.log.Debug("storage refuses connections", "node", p.node, "cause", err)
+				p.s.post(writer.ConnDown{Node: p.node, Refused: true})
+			}
+			refusedBefore = refused
+			delay = min(max(2*delay, firstRedial), lastRedial)
+			continue
+		}
+		delay, refusedBefore = 0, false
+		err = p.use(ctx, l, dec, ack)
+		if ctx.Err() != nil {
+			return
+		}
+		p.s.log.Info("storage connection lost", "peer", p.node, "cause", err)
+		p.s.call(func() { p.down(l) })
+	}
+}
+
+// down runs in the event loop.
+func (p *peer) down(l *link) {
+	if p.cur != l {
+		return
+	}
+	p.cur = nil
+	p.s.step(writer.ConnDown{Node: p.node})
+}
+
+// use runs an established connection until it breaks.
+func (p *peer) use(ctx context.Context, l *link, dec *wire.Decoder, ack *wire.HelloAck) error {
+	stop := context.AfterFunc(ctx, func() { l.nc.Close() })
+	defer stop()
+	var wg sync.WaitGroup
+	done := make(chan struct{})
+	wg.Go(func() {
+		if err := l.sender(done); err != nil {
+			p.s.log.Debug("send to storage", "peer", p.node, "cause", err)
+		}
+		l.nc.Close()
+	})
+	p.s.call(func() {
+		p.cur = l
+		p.s.step(writer.ConnUp{Node: ack.Node, Session: ack.Session, Disks: ack.Disks})
+	})
+	err := p.receive(l, dec)
+	close(done)
+	l.nc.Close()
+	wg.Wait()
+	return err
+}
+
+// receive posts messages in the order of the connection, as many at a time as
+// one read brought.
+func (p *peer) receive(l *link, dec *wire.Decoder) error {
+	var evs []writer.Event
+	for {
+		m, err := dec.Next()
+		if err != nil {
+			return err
+		}
+		evs = append(evs, writer.Received{Node: p.node, Msg: m})
+		if dec.Buffered() == 0 || len(evs) >= 256 {
+			l.asked.Store(0)
+			p.s.postAll(evs)
+			clear(evs)
+			evs = evs[:0]
+		}
+	}
+}
+
+// sender writes what is queued, heartbeats first, many messages a write.
+func (l *link) sender(done <-chan struct{}) error {
+	defer func() {
+		l.mu.Lock()
+		l.dead, l.heads, l.queue = true, nil, nil
+		l.mu.Unlock()
+	}()
+	var b wire.Batch
+	var flat []byte
+	var work, spare []wire.Message
+	for {
+		select {
+		case <-done:
+			return nil
+		case <-l.wake:
+		}
+		for at := 0; ; {
+			l.mu.Lock()
+			heads := l.heads
+			l.heads = nil
+			if at == len(work) {
+				clear(work)
+				spare = work[:0]
+				work, l.queue, at = l.queue, spare, 0
+			}
+			l.mu.Unlock()
+			if len(heads) == 0 && at == len(work) {
+				break
+			}
+			b.Reset()
+			for _, m := range heads {
+				if err := b.Add(m); err != nil {
+					return err
+				}
+			}
+			for at < len(work) && b.Len() < batchBytes {
+				if err := b.Add(work[at]); err != nil {
+					return err
+				}
+				at++
+			}
+			if err := l.write(&b, &flat); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func (l *link) write(b *wire.Batch, flat *[]byte) error {
+	if l.plain {
+		_, err := b.Buffers().WriteTo(l.nc)
+		return err
+	}
+	*flat = b.AppendTo((*flat)[:0])
+	_, err := l.nc.Write(*flat)
+	return err
+}
+
+// checkSilence closes a connection on which nothing was answered for too long. It runs in the event loop.
+func (p *peer) checkSilence(now int64) {
+	l := p.cur
+	if l == nil {
+		return
+	}
+	if asked := l.asked.Load(); asked != 0 && now-asked > int64(silenceLimit) {
+		p.s.log.Info("storage is silent, reconnect", "peer", p.node, "silent", time.Duration(now-asked))
+		l.nc.Close()
+	}
+}
+
+// errRefused: the process is provably not there, on any address.
+var errRefused = errors.New("refused")
+
+// connect tries every address of the node in turn.
+func (p *peer) connect(ctx context.Context) (*link, *wire.Decoder, *wire.HelloAck, error) {
+	type address struct{ network, addr string }
+	var addrs []address
+	if p.node == p.s.cfg.Node && p.s.cfg.StorageSocket != "-" {
+		addrs = append(addrs, address{"unix", p.s.cfg.StorageSocket})
+	} else {
+		for _, a := range p.s.cfg.Nodes.StorageAddrs(p.node) {
+			addrs = append(addrs, address{"tcp", a})
+		}
+	}
+	if len(addrs) == 0 {
+		return nil, nil, nil, errs.New(errs.NotFound, "connect to storage of node %s: no address", p.node)
+	}
+	refused := 0
+	var err error
+	for _, a := range addrs {
+		var l *link
+		var dec *wire.Decoder
+		var ack *wire.HelloAck
+		if l, dec, ack, err = p.dial(ctx, a.network, a.addr); err == nil {
+			return l, dec, ack, nil
+		}
+		if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ENOENT) {
+			refused++
+		}
+	}
+	if refused == len(addrs) {
+		err = fmt.Errorf("%w: %w", errRefused, err)
+	}
+	return nil, nil, nil, err
+}
+
+func (p *peer) dial(ctx context.Context, network, addr string) (*link, *wire.Decoder, *wire.HelloAck, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	var d net.Dialer
+	nc, err := d.DialContext(ctx, network, addr)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { nc.Close() })
+	plain := network == "unix"
+	if !plain {
+		t := tls.Client(nc, p.s.cfg.Identity.ClientTLS(p.node))
+		if err := t.HandshakeContext(ctx); err != nil {
+			nc.Close()
+			return nil, nil, nil, fmt.Errorf("greet storage at %s: %w", addr, err)
+		}
+		nc = t
+	}
+	dec, ack, err := p.hello(nc)
+	if !stop() && err == nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		nc.Close()
+		return nil, nil, nil, fmt.Errorf("greet storage at %s: %w", addr, err)
+	}
+	return &link{nc: nc, plain: plain, wake: make(chan struct{}, 1)}, dec, ack, nil
+}
+
+// hello exchanges HELLO.
+func (p *peer) hello(nc net.Conn) (*wire.Decoder, *wire.HelloAck, error) {
+	c := &p.s.cfg
+	b, _, err := wire.Append(nil, &wire.Hello{Cluster: c.Cluster, Generation: c.Generation, Node: c.Node, Guard: c.Guard,
+		ProtoMin: wire.MinVersion, ProtoMax: wire.ProtocolVersion})
+	if err != nil {
+		return nil, nil, err
+	}
+	if _, err := nc.Write(b); err != nil {
+		return nil, nil, err
+	}
+	dec := wire.NewDecoder(nc, wire.Heap{})
+	m, err := dec.Next()
+	if err != nil {
+		return nil, nil, err
+	}
+	ack, ok := m.(*wire.HelloAck)
+	if !ok {
+		return nil, nil, errs.New(errs.Corrupt, "expect HELLO_ACK, got %T", m)
+	}
+	if ack.Status != wire.OK {
+		return nil, nil, errs.New(errs.Denied, "storage refuses this guard: status %d", ack.Status)
+	}
+	if ack.Node != p.node {
+		return nil, nil, errs.New(errs.Denied, "node %s answers instead", ack.Node)
+	}
+	dec.SetVersion(ack.Proto)
+	return dec, ack, nil
+}

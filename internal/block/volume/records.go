@@ -1,0 +1,197 @@
+package volume
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"roseau/internal/base/errs"
+	"roseau/internal/base/ids"
+	"roseau/internal/core/repl"
+)
+
+// Timing of etcd. A transaction that is not answered in time is unknown, not
+// failed; a read is simply repeated.
+const (
+	txnTimeout   = 2 * time.Second
+	readTimeout  = 2 * time.Second
+	retryDelay   = 100 * time.Millisecond
+	cachePatient = 1 * time.Second // before a cached record stands in for etcd
+)
+
+// diskRecord is the part of /s/disk/<uuid> that is needed here.
+type diskRecord struct {
+	Node ids.ID `json:"node"`
+}
+
+func diskKey(disk ids.ID) string { return "/s/disk/" + disk.String() }
+
+// records reads the records of the set: own, cfg, seg and placement at one
+// revision, then where the disks are (which never changes for a disk that is in
+// use).
+func (s *Set) records(ctx context.Context) (repl.Records, error) {
+	ctx, cancel := context.WithTimeout(ctx, readTimeout)
+	defer cancel()
+	out := repl.Records{VM: s.cfg.VM}
+	var ops []clientv3.Op
+	for _, v := range s.cfg.Volumes {
+		for _, kind := range []repl.KeyKind{repl.KeyOwn, repl.KeyCfg, repl.KeySeg} {
+			ops = append(ops, clientv3.OpGet(repl.Key{Kind: kind, ID: v}.Path()))
+		}
+	}
+	if !s.cfg.VM.IsZero() {
+		ops = append(ops, clientv3.OpGet(repl.Key{Kind: repl.KeyPlacement, ID: s.cfg.VM}.Path()))
+	}
+	resp, err := s.cfg.Etcd.Txn(ctx).Then(ops...).Commit()
+	if err != nil {
+		return out, fmt.Errorf("read records: %w", err)
+	}
+	get := func(i int, into any) (rev int64, err error) {
+		kvs := resp.Responses[i].GetResponseRange().Kvs
+		if len(kvs) == 0 {
+			return 0, nil
+		}
+		return kvs[0].ModRevision, decodeRecord(string(kvs[0].Key), kvs[0].Value, into)
+	}
+	for i, v := range s.cfg.Volumes {
+		r := repl.VolumeRecord{ID: v}
+		var e1, e2, e3 error
+		r.OwnRev, e1 = get(3*i, &r.Own)
+		r.CfgRev, e2 = get(3*i+1, &r.Cfg)
+		r.SegRev, e3 = get(3*i+2, &r.Seg)
+		if err := errors.Join(e1, e2, e3); err != nil {
+			return out, err
+		}
+		if r.OwnRev == 0 || r.CfgRev == 0 || r.SegRev == 0 {
+			return out, errs.New(errs.NotFound, "read records of volume %s: it does not exist", v)
+		}
+		out.Volumes = append(out.Volumes, r)
+	}
+	if !s.cfg.VM.IsZero() {
+		if out.PlacementRev, err = get(len(ops)-1, &out.Placement); err != nil {
+			return out, err
+		}
+	}
+	out.Disks, err = s.diskNodes(ctx, out.Volumes)
+	return out, err
+}
+
+func decodeRecord(key string, b []byte, into any) error {
+	d := json.NewDecoder(bytes.NewReader(b))
+	if err := d.Decode(into); err != nil {
+		return errs.New(errs.Corrupt, "read record %s: %w", key, err)
+	}
+	return nil
+}
+
+func (s *Set) diskNodes(ctx context.Context, vols []repl.VolumeRecord) ([]repl.DiskNode, error) {
+	var disks []ids.ID
+	for _, v := range vols {
+		disks = append(disks, v.Seg.Disks...)
+	}
+	slices.SortFunc(disks, ids.ID.Compare)
+	disks = slices.Compact(disks)
+	var out []repl.DiskNode
+	for chunk := range slices.Chunk(disks, 100) { // etcd takes 128 operations
+		var ops []clientv3.Op
+		for _, d := range chunk {
+			ops = append(ops, clientv3.OpGet(diskKey(d)))
+		}
+		resp, err := s.cfg.Etcd.Txn(ctx).Then(ops...).Commit()
+		if err != nil {
+			return nil, fmt.Errorf("read disks: %w", err)
+		}
+		for i, d := range chunk {
+			kvs := resp.Responses[i].GetResponseRange().Kvs
+			if len(kvs) == 0 {
+				return nil, errs.New(errs.NotFound, "read disk %s: a volume names it and it has no record", d)
+			}
+			var rec diskRecord
+			if err := decodeRecord(diskKey(d), kvs[0].Value, &rec); err != nil {
+				return nil, err
+			}
+			out = append(out, repl.DiskNode{Disk: d, Node: rec.Node})
+		}
+	}
+	return out, nil
+}
+
+// commit sends one transaction and says what is known of it.
+func (s *Set) commit(ctx context.Context, t repl.Txn) (repl.Outcome, int64) {
+	ctx, cancel := context.WithTimeout(ctx, txnTimeout)
+	defer cancel()
+	var cmps []clientv3.Cmp
+	for _, c := range t.Compares {
+		cmps = append(cmps, clientv3.Compare(clientv3.ModRevision(c.Key.Path()), "=", c.Rev))
+	}
+	var puts []clientv3.Op
+	for _, p := range t.Puts {
+		var v any
+		switch p.Key.Kind {
+		case repl.KeyOwn:
+			v = p.Own
+		case repl.KeyCfg:
+			v = p.Cfg
+		case repl.KeySeg:
+			v = p.Seg
+		case repl.KeyPlacement:
+			v = p.Placement
+		}
+		b, err := json.Marshal(v)
+		if err != nil {
+			panic(fmt.Sprintf("volume: encode %s: %v", p.Key.Path(), err)) // plain structs cannot fail
+		}
+		puts = append(puts, clientv3.OpPut(p.Key.Path(), string(b)))
+	}
+	resp, err := s.cfg.Etcd.Txn(ctx).If(cmps...).Then(puts...).Commit()
+	switch {
+	case err != nil:
+		s.log.Debug("transaction outcome unknown", "cause", err)
+		return repl.OutcomeUnknown, 0
+	case !resp.Succeeded:
+		return repl.OutcomeConflict, 0
+	}
+	return repl.OutcomeCommitted, resp.Header.Revision
+}
+
+// loadCache reads what a predecessor on this node kept.
+func (s *Set) loadCache() (repl.Records, bool) {
+	var r repl.Records
+	if s.cfg.Cache == "" {
+		return r, false
+	}
+	b, err := os.ReadFile(s.cfg.Cache)
+	if err != nil || json.Unmarshal(b, &r) != nil || len(r.Volumes) != len(s.cfg.Volumes) || r.VM != s.cfg.VM {
+		return repl.Records{}, false
+	}
+	for i, v := range s.cfg.Volumes {
+		if r.Volumes[i].ID != v {
+			return repl.Records{}, false
+		}
+	}
+	return r, true
+}
+
+// storeCache replaces the cache; /run is a tmpfs, so there is nothing to sync.
+// A cache that is lost or old costs a wait for etcd, never safety: the promises
+// of the members decide.
+func (s *Set) storeCache(r repl.Records) {
+	b, err := json.Marshal(r)
+	if err == nil {
+		tmp := s.cfg.Cache + ".new"
+		if err = os.WriteFile(tmp, b, 0o600); err == nil {
+			err = os.Rename(tmp, s.cfg.Cache)
+		}
+	}
+	if err != nil {
+		s.log.Warn("records not cached", "path", filepath.Base(s.cfg.Cache), "cause", err)
+	}
+}

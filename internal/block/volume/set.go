@@ -1,0 +1,405 @@
+package volume
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"roseau/internal/base/clock"
+	"roseau/internal/base/errs"
+	"roseau/internal/base/ids"
+	"roseau/internal/base/paths"
+	"roseau/internal/block/nbd"
+	"roseau/internal/block/writer"
+	"roseau/internal/core/repl"
+)
+
+var (
+	_ Opener = Open
+	_ Handle = (*Set)(nil)
+)
+
+// maxVolumes is what fits one etcd transaction of 128 operations.
+const maxVolumes = 32
+
+// core is what the loop drives; *writer.Core in production.
+type core interface {
+	Step(now clock.Instant, ev writer.Event)
+	Tick(now clock.Instant)
+	NextDeadline() clock.Instant
+	Ready() writer.Ready
+	State() writer.State
+	Health() writer.Health
+}
+
+// Set is a Handle: all volumes of one VM, or one volume of an offline writer.
+type Set struct {
+	cfg   Config
+	log   *slog.Logger
+	clock clock.Clock
+
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	wg     sync.WaitGroup // every goroutine of the set
+	events *eventQueue
+	vols   []*device
+
+	// inbox is what the loop has to do next.
+	mu    sync.Mutex
+	inbox turn
+	wake  chan struct{} // capacity 1
+
+	deadline atomic.Int64 // of the lease; 0 = not held
+	serving  atomic.Bool
+	status   atomic.Pointer[Status]
+	known    chan struct{} // closed when the records are known
+	failed   error         // set before known is closed, by the loop; nil = records are there
+
+	// The rest is owned by the event loop.
+	core         core
+	recs         repl.Records
+	peers        map[ids.ID]*peer
+	touched      []*peer // got messages in this turn
+	ops          []*op   // by token
+	freeOps      []*op
+	waiters      []*waiter
+	state        writer.State
+	reason       string // of the last state
+	prepared     Prepared
+	claimed      claimState
+	lastReplaced writer.Replaced
+	leaseUp      bool
+	checked      clock.Instant // last look for silent peers
+}
+
+// turn is the work of one turn of the loop.
+type turn struct {
+	events []writer.Event
+	reqs   []request
+}
+
+// Open reads the records of the volumes, connects to their storage nodes, and
+// owns nothing yet. It returns when the records are known. ctx bounds the wait
+// only; the set lives until Close.
+func Open(ctx context.Context, cfg Config) (Handle, error) {
+	s, err := open(ctx, cfg, nil)
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func open(ctx context.Context, cfg Config, c core) (*Set, error) {
+	if err := check(&cfg); err != nil {
+		return nil, err
+	}
+	s := &Set{cfg: cfg, log: cfg.Log, clock: cfg.Clock, wake: make(chan struct{}, 1), known: make(chan struct{}),
+		peers: map[ids.ID]*peer{}, events: newEventQueue(), core: c}
+	if s.core == nil {
+		s.core = writer.New(writer.Config{Node: cfg.Node, Run: cfg.Run, Purpose: cfg.Purpose, VM: cfg.VM, Attempt: cfg.Attempt,
+			Nonce: cfg.nonce, Volumes: cfg.Volumes, SegmentBytes: cfg.SegmentBytes, GuestAlive: cfg.GuestAlive, Timing: cfg.Timing})
+	}
+	for i, v := range cfg.Volumes {
+		s.vols = append(s.vols, &device{s: s, id: v, index: i})
+	}
+	s.status.Store(&Status{Phase: PhaseOpen, Run: cfg.Run})
+	s.ctx, s.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
+	s.wg.Go(s.loop)
+	s.wg.Go(func() { s.watchNodes(s.ctx) })
+	select {
+	case <-s.known:
+		if s.failed != nil {
+			s.Close()
+			return nil, fmt.Errorf("open volumes: %w", s.failed)
+		}
+		return s, nil
+	case <-ctx.Done():
+		s.Close()
+		return nil, errs.New(errs.Unavailable, "open volumes: etcd does not answer: %w", ctx.Err())
+	}
+}
+
+func check(cfg *Config) error {
+	if n := len(cfg.Volumes); n == 0 || n > maxVolumes {
+		return errs.New(errs.Invalid, "open volumes: %d volumes, want 1 to %d", n, maxVolumes)
+	}
+	seen := slices.Clone(cfg.Volumes)
+	slices.SortFunc(seen, ids.ID.Compare)
+	if len(slices.Compact(seen)) != len(cfg.Volumes) {
+		return errs.New(errs.Invalid, "open volumes: a volume is named twice")
+	}
+	if cfg.Node.IsZero() || cfg.Guard.IsZero() || cfg.Run.IsZero() || cfg.Purpose == "" {
+		return errs.New(errs.Invalid, "open volumes: node, guard, run and purpose are needed")
+	}
+	cfg.nonce = ids.New()
+	if cfg.Clock == nil {
+		cfg.Clock = clock.System{}
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.StorageSocket == "" {
+		cfg.StorageSocket = paths.StorageSocket
+	}
+	return nil
+}
+
+// post hands events to the loop; any goroutine.
+func (s *Set) post(ev writer.Event) { s.postAll([]writer.Event{ev}) }
+
+func (s *Set) postAll(evs []writer.Event) {
+	s.mu.Lock()
+	s.inbox.events = append(s.inbox.events, evs...)
+	s.mu.Unlock()
+	s.signal()
+}
+
+// call runs f in the loop; any goroutine. f never runs after Close.
+func (s *Set) call(f func()) {
+	s.mu.Lock()
+	// A call keeps its place among the events: what a connection posted before
+	// it was lost comes before the loss.
+	s.inbox.events = append(s.inbox.events, writer.Event(callEvent{f: f}))
+	s.mu.Unlock()
+	s.signal()
+}
+
+func (s *Set) signal() {
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// callEvent carries a function through the queue of events; it never reaches
+// the core. The embedded event is nil.
+type callEvent struct {
+	writer.Event
+	f func()
+}
+
+// loop owns the core.
+func (s *Set) loop() {
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	var work turn
+	s.act() // the core's first wishes
+	for {
+		s.arm(timer)
+		select {
+		case <-s.ctx.Done():
+			return
+		case <-s.wake:
+		case <-timer.C:
+		}
+		s.mu.Lock()
+		work, s.inbox = s.inbox, work
+		s.mu.Unlock()
+		for _, ev := range work.events {
+			if c, ok := ev.(callEvent); ok {
+				c.f()
+			} else {
+				s.step(ev)
+			}
+		}
+		for _, r := range work.reqs {
+			s.submit(r)
+		}
+		clear(work.events)
+		clear(work.reqs)
+		work.events, work.reqs = work.events[:0], work.reqs[:0]
+		now := s.clock.Now()
+		if d := s.core.NextDeadline(); d != 0 && !now.Before(d) {
+			s.core.Tick(now)
+		}
+		s.act()
+		s.housekeeping(now)
+	}
+}
+
+// housekeepingEvery is the pace of what needs no precision.
+const housekeepingEvery = 250 * time.Millisecond
+
+// arm sets the timer for the core's next deadline.
+func (s *Set) arm(t *time.Timer) {
+	d := housekeepingEvery
+	if at := s.core.NextDeadline(); at != 0 {
+		d = min(d, max(at.Sub(s.clock.Now()), 0))
+	}
+	t.Reset(d)
+}
+
+func (s *Set) step(ev writer.Event) { s.core.Step(s.clock.Now(), ev) }
+
+// act does what the core wants, until it wants nothing.
+func (s *Set) act() {
+	for {
+		r := s.core.Ready()
+		if len(r.Sends) == 0 && len(r.Done) == 0 && len(r.Effects) == 0 {
+			break
+		}
+		for _, m := range r.Sends {
+			s.send(m)
+		}
+		for _, d := range r.Done {
+			s.complete(d)
+		}
+		for _, e := range r.Effects {
+			s.effect(e)
+		}
+	}
+	for i, p := range s.touched {
+		if p.cur != nil {
+			p.cur.flush()
+		}
+		s.touched[i] = nil
+	}
+	s.touched = s.touched[:0]
+}
+
+func (s *Set) send(m writer.Send) {
+	p := s.peers[m.Node]
+	if p == nil || p.cur == nil {
+		return
+	}
+	if p.cur.asked.Load() == 0 {
+		p.cur.asked.Store(int64(s.clock.Now()))
+	}
+	p.cur.send(m.Msg)
+	if !slices.Contains(s.touched, p) {
+		s.touched = append(s.touched, p)
+	}
+}
+
+// effect performs one of the rarer actions.
+func (s *Set) effect(e writer.Effect) {
+	switch e := e.(type) {
+	case writer.ReadRecords:
+		s.wg.Go(func() { s.readRecords(s.ctx) })
+	case writer.Commit:
+		s.wg.Go(func() { s.runTxn(s.ctx, e) })
+	case writer.WantNodes:
+		s.want(e.Nodes)
+	case writer.LeaseChanged:
+		s.leaseChanged(e.Deadline)
+	case writer.StateChanged:
+		s.stateChanged(e)
+	case writer.Prepared:
+		s.preparedRound(e)
+	case writer.Claimed:
+		s.claimKnown(e)
+	case writer.Drained:
+		s.drained()
+	case writer.Replaced:
+		s.replaced(e)
+	case writer.Reconnect:
+		if p := s.peers[e.Node]; p != nil && p.cur != nil {
+			s.log.Info("storage is silent, reconnect", "peer", e.Node)
+			p.cur.nc.Close()
+		}
+	case writer.RecordsKnown:
+		s.recordsKnown(e.Records)
+	default:
+		s.report(e)
+	}
+}
+
+// want starts and ends peers.
+func (s *Set) want(nodes []ids.ID) {
+	for id, p := range s.peers {
+		if !slices.Contains(nodes, id) {
+			p.stop()
+			delete(s.peers, id)
+		}
+	}
+	for _, id := range nodes {
+		if s.peers[id] != nil {
+			continue
+		}
+		ctx, stop := context.WithCancel(s.ctx)
+		p := &peer{s: s, node: id, stop: stop}
+		s.peers[id] = p
+		s.wg.Go(func() { p.run(ctx) })
+	}
+}
+
+// recordsRead tells the core what etcd, or the cache, says.
+func (s *Set) recordsRead(e writer.RecordsRead) {
+	s.keep(e.Records)
+	s.step(e)
+	s.fail(nil)
+}
+
+// recordsKnown: the records as decided, worth a cache.
+func (s *Set) recordsKnown(r repl.Records) {
+	s.keep(r)
+	if s.cfg.Cache != "" {
+		s.storeCache(r)
+	}
+}
+
+func (s *Set) keep(r repl.Records) {
+	s.recs = r
+	for i, v := range r.Volumes {
+		s.vols[i].size.Store(v.Cfg.SizeBytes)
+	}
+}
+
+// fail ends the wait of Open: with nil when the records are known.
+func (s *Set) fail(err error) {
+	select {
+	case <-s.known:
+	default:
+		s.failed = err
+		close(s.known)
+	}
+}
+
+// housekeeping looks for silent connections and renews the status.
+func (s *Set) housekeeping(now clock.Instant) {
+	if now.Sub(s.checked) < housekeepingEvery {
+		return
+	}
+	s.checked = now
+	for _, p := range s.peers {
+		p.checkSilence(int64(now))
+	}
+	s.leaseLapsed(now)
+	s.publish()
+}
+
+// Close stops everything without release.
+func (s *Set) Close() error {
+	s.cancel(errs.New(errs.Unavailable, "the set is closed"))
+	s.wg.Wait()
+	s.events.close()
+	return nil
+}
+
+// Backend returns the block device of a volume.
+func (s *Set) Backend(vol ids.ID) (nbd.Backend, error) {
+	for _, d := range s.vols {
+		if d.id == vol {
+			return d, nil
+		}
+	}
+	return nil, errs.New(errs.NotFound, "serve volume %s: it is not in this set", vol)
+}
+
+// Serve answers NBD clients of a volume on l.
+func (s *Set) Serve(ctx context.Context, vol ids.ID, l net.Listener) error {
+	b, err := s.Backend(vol)
+	if err != nil {
+		l.Close()
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.ctx, cancel)()
+	return nbd.NewServer(s.log, nbd.Export{Name: vol.String(), Backend: b}).Serve(ctx, l)
+}

@@ -1,0 +1,257 @@
+// Package volumectl is how the rest of a node talks to the process that writes a
+// volume without a VM (`roseau volumeguard`): the configuration file that the
+// node daemon writes before it starts the unit roseau-volume@ID, the status, and
+// the client of the control socket. It decides nothing.
+//
+// Life: the daemon writes config.json (WriteConfig), starts the unit, and watches
+// Status. The process releases the volume and exits with 0 on SIGTERM, on
+// Release, when a maintenance writer has nothing left to do, and when another
+// writer took the volume. Then the daemon removes the directory (Remove).
+package volumectl
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"time"
+
+	"roseau/internal/base/errs"
+	"roseau/internal/base/ids"
+	"roseau/internal/base/paths"
+	"roseau/internal/core/repl"
+	"roseau/internal/model"
+)
+
+// Config is paths.VolumeDir(volume)/config.json, mode 0600. Unknown fields are
+// refused.
+type Config struct {
+	Volume     ids.ID       `json:"volume"`
+	Name       string       `json:"name"`    // of the volume, for people
+	Purpose    repl.Purpose `json:"purpose"` // serve | import | export | maintenance
+	Cluster    ids.ID       `json:"cluster"`
+	Generation uint32       `json:"generation"` // of the cluster
+	Node       ids.ID       `json:"node"`       // this node
+	// Socket is where the volume is served; empty means paths.VolumeNBD. Not
+	// for maintenance, which serves nobody.
+	Socket string `json:"socket,omitempty"`
+	// Replace lists disks to be replaced; maintenance only.
+	Replace []Replace `json:"replace,omitempty"`
+	Nodes   []Peer    `json:"nodes"` // all nodes of the cluster, this one included
+	Etcd    []string  `json:"etcd"`  // client endpoints of all members, "https://10.0.0.1:7379"
+}
+
+// Replace names a disk and its successor.
+type Replace struct {
+	Old  ids.ID `json:"old"`
+	New  ids.ID `json:"new"`
+	Node ids.ID `json:"node"` // of New
+}
+
+// Peer is a node of the cluster.
+type Peer struct {
+	ID        ids.ID                         `json:"id"`
+	Name      string                         `json:"name"`
+	Addresses map[model.NetworkRole][]string `json:"addresses"` // IPs, best first
+}
+
+// Phase is what the process does.
+type Phase string
+
+// The phases. Released and Lost are final.
+const (
+	PhasePreparing Phase = "preparing" // PREPARE is repeated: the last writer's lease runs out, or copies are away
+	PhaseTaking    Phase = "taking"
+	PhaseServing   Phase = "serving"
+	PhaseReleasing Phase = "releasing"
+	PhaseReleased  Phase = "released"
+	PhaseLost      Phase = "lost" // another writer has the volume
+)
+
+// Status is what GET /status answers.
+type Status struct {
+	Volume  ids.ID             `json:"volume"`
+	Node    ids.ID             `json:"node"`
+	Purpose repl.Purpose       `json:"purpose"`
+	Phase   Phase              `json:"phase"`
+	Reason  string             `json:"reason,omitempty"` // one line: what it waits for, or why it ended
+	Socket  string             `json:"socket,omitempty"`
+	State   model.VolumeStatus `json:"state"`
+	Disks   []DiskStatus       `json:"disks,omitempty"`
+	Waiting int                `json:"waiting"` // client requests not answered yet
+}
+
+// DiskStatus is one copy.
+type DiskStatus struct {
+	Disk      ids.ID `json:"disk"`
+	Node      ids.ID `json:"node"`
+	InSync    bool   `json:"in_sync"`
+	Connected bool   `json:"connected"`
+	Reason    string `json:"reason,omitempty"` // why it is out
+	Syncing   bool   `json:"syncing,omitempty"`
+	SyncDone  uint64 `json:"sync_done,omitempty"`  // objects
+	SyncTotal uint64 `json:"sync_total,omitempty"` // objects
+	SyncBytes uint64 `json:"sync_bytes,omitempty"`
+}
+
+// Validate reports the first thing that is wrong.
+func (c *Config) Validate() error {
+	bad := func(format string, args ...any) error {
+		return errs.New(errs.Invalid, "check config of the writer of volume %s: %s", c.Volume, fmt.Sprintf(format, args...))
+	}
+	switch c.Purpose {
+	case repl.PurposeServe, repl.PurposeImport, repl.PurposeExport, repl.PurposeMaintenance:
+	default:
+		return bad("purpose is %q, want serve, import, export or maintenance", c.Purpose)
+	}
+	switch {
+	case c.Volume.IsZero():
+		return bad("volume is empty")
+	case c.Node.IsZero():
+		return bad("node is empty")
+	case len(c.Etcd) == 0:
+		return bad("etcd is empty")
+	case len(c.Replace) > 0 && c.Purpose != repl.PurposeMaintenance:
+		return bad("replace is for maintenance only")
+	}
+	for _, p := range c.Nodes {
+		for role, list := range p.Addresses {
+			for _, a := range list {
+				if _, err := netip.ParseAddr(a); err != nil {
+					return bad("address %q of node %s (%s) is not an IP", a, p.Name, role)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// ConfigPath is the config file of a volume's writer.
+func ConfigPath(vol ids.ID) string { return filepath.Join(paths.VolumeDir(vol), "config.json") }
+
+// WriteConfig checks c and puts it in place atomically.
+func WriteConfig(c *Config) error {
+	if err := c.Validate(); err != nil {
+		return err
+	}
+	b, err := json.MarshalIndent(c, "", "  ")
+	if err != nil {
+		return fmt.Errorf("write config of the writer of volume %s: %w", c.Volume, err)
+	}
+	path := ConfigPath(c.Volume)
+	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
+		return err
+	}
+	tmp := path + ".new"
+	if err := os.WriteFile(tmp, append(b, '\n'), 0o600); err != nil {
+		return errors.Join(err, os.Remove(tmp))
+	}
+	return os.Rename(tmp, path)
+}
+
+// ReadConfig reads and checks the config of a volume's writer.
+func ReadConfig(vol ids.ID) (*Config, error) {
+	path := ConfigPath(vol)
+	b, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, errs.New(errs.NotFound, "read %s: %w", path, err).WithHint("the node daemon writes it: use `roseau volume serve`")
+	}
+	if err != nil {
+		return nil, err
+	}
+	c := new(Config)
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(c); err != nil {
+		return nil, errs.New(errs.Invalid, "read %s: %w", path, err)
+	}
+	if c.Volume != vol {
+		return nil, errs.New(errs.Invalid, "read %s: it is for volume %s", path, c.Volume)
+	}
+	return c, c.Validate()
+}
+
+// Remove deletes the run directory, after the unit was stopped.
+func Remove(vol ids.ID) error { return os.RemoveAll(paths.VolumeDir(vol)) }
+
+// Client speaks to one writer over its control socket; safe for concurrent use.
+type Client struct {
+	vol  ids.ID
+	http *http.Client
+}
+
+// Dial returns the client of the writer of vol on this node. It does no I/O.
+func Dial(vol ids.ID) *Client { return DialSocket(vol, paths.VolumeControl(vol)) }
+
+// DialSocket is Dial for a control socket elsewhere.
+func DialSocket(vol ids.ID, socket string) *Client {
+	return &Client{vol: vol, http: &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", socket)
+		},
+	}}}
+}
+
+// Status returns what the writer reports now. errs.Unavailable: it does not run.
+func (c *Client) Status(ctx context.Context) (Status, error) {
+	var s Status
+	return s, c.call(ctx, http.MethodGet, "/status", nil, &s)
+}
+
+// Release asks the writer to drain, flush, release and exit. It returns at once.
+func (c *Client) Release(ctx context.Context) error {
+	return c.call(ctx, http.MethodPost, "/release", nil, nil)
+}
+
+// ReplaceDisk starts a rebuild; progress is in Status.Disks.
+func (c *Client) ReplaceDisk(ctx context.Context, r Replace) error {
+	return c.call(ctx, http.MethodPost, "/replace-disk", r, nil)
+}
+
+func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, 30*time.Second)
+		defer cancel()
+	}
+	var body io.Reader
+	if in != nil {
+		b, err := json.Marshal(in)
+		if err != nil {
+			return fmt.Errorf("%s %s: %w", method, path, err)
+		}
+		body = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://volume"+path, body)
+	if err != nil {
+		return err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return errs.New(errs.Unavailable, "ask writer of volume %s: %w", c.vol, err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode >= 300 {
+		var p model.Problem
+		if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<16)).Decode(&p); err != nil || p.Text == "" {
+			return fmt.Errorf("ask writer of volume %s: answered %s", c.vol, resp.Status)
+		}
+		if kind := errs.ByName(p.Kind); kind != nil {
+			return errs.New(kind, "%s", p.Text).WithHint("%s", p.Hint)
+		}
+		return errors.New(p.Text)
+	}
+	if out == nil {
+		return nil
+	}
+	return json.NewDecoder(resp.Body).Decode(out)
+}
