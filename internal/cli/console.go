@@ -2,8 +2,11 @@ package cli
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 
 	"github.com/coder/websocket"
@@ -51,6 +54,21 @@ func newVMConsoleCmd(a *app) *cobra.Command {
 		}
 		return nil
 	}}
+}
+
+// consoleError is the node's own words if it refused, else the way's failure.
+func consoleError(vm string, resp *http.Response, err error) error {
+	if resp != nil && resp.Body != nil {
+		var p struct{ Detail, Kind, Hint string }
+		data, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<16))
+		if json.Unmarshal(data, &p) == nil && p.Detail != "" {
+			if kind := errs.ByName(p.Kind); kind != nil {
+				return errs.New(kind, "%s", p.Detail).WithHint("%s", p.Hint)
+			}
+			return errors.New(p.Detail)
+		}
+	}
+	return errs.New(errs.Unavailable, "console of vm %s: %w", vm, err)
 }
 
 // rawTerminal makes the terminal pass every key, if there is one.
