@@ -184,6 +184,8 @@ func (c *Core) dispatch(e Event) {
 		c.adopt(e.Saved)
 	case Receive:
 		c.receive(e)
+	case Ended:
+		c.enter(e.Phase, e.Reason)
 	case VolumesOpened:
 		c.volumesOpened(e)
 	case QEMUStarted:
