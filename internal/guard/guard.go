@@ -128,9 +128,8 @@ func run(ctx context.Context, cfg *guardctl.Config, d deps) error {
 	g := &guard{deps: d, cfg: cfg, files: files{paths.VMDir(cfg.VM)}, core: vmguard.New(cfg.Node), queue: newQueue(),
 		instance: ids.New(), ctx: ctx, exit: exit, changed: make(chan struct{})}
 	close(g.closedVolumes())
-	accel := qemu.Detect(ctx, accelCache())
 	var err error
-	if g.user, err = qemu.LookupUser(accel.Name == "kvm"); err != nil {
+	if g.user, err = qemu.LookupUser(cfg.Accel != "tcg"); err != nil {
 		return err
 	}
 	if err := g.files.prepare(g.user); err != nil {

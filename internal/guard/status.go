@@ -25,7 +25,7 @@ func (g *guard) publish() {
 	for _, p := range g.core.Pauses() {
 		s.Pauses = append(s.Pauses, string(p))
 	}
-	s.State = state(phase, s.Pauses, g.core.Migration(), g.core.Restarts())
+	s.State = state(phase, s.Pauses, g.core)
 	if g.proc != nil {
 		s.QEMUPID = g.proc.PID
 	}
@@ -108,13 +108,14 @@ func (g *guard) writeOutcome(s guardctl.Status) {
 }
 
 // state is the phase in the words of the API.
-func state(p vmguard.Phase, pauses []string, m vmguard.Stage, restarts int) model.VMState {
+func state(p vmguard.Phase, pauses []string, c *vmguard.Core) model.VMState {
+	starting := model.VMStarting
+	if c.Restarts() > 0 {
+		starting = model.VMRecovering
+	}
 	switch p {
 	case vmguard.Starting, vmguard.Preparing, vmguard.Taking:
-		if restarts > 0 {
-			return model.VMRecovering
-		}
-		return model.VMStarting
+		return starting
 	case vmguard.Incoming:
 		return model.VMMigrating
 	case vmguard.Stopping:
@@ -125,12 +126,14 @@ func state(p vmguard.Phase, pauses []string, m vmguard.Stage, restarts int) mode
 		return model.VMFailed
 	}
 	switch {
-	case m != "":
+	case c.Migration() != "":
 		return model.VMMigrating
 	case len(pauses) == 1 && pauses[0] == string(vmguard.PauseLease):
 		return model.VMPausedLease
 	case len(pauses) > 0:
 		return model.VMPaused
+	case !c.GuestRuns():
+		return starting
 	}
 	return model.VMRunning
 }
