@@ -105,24 +105,25 @@ func (s *Service) Routes(r *api.Router) {
 		op.Middlewares = huma.Middlewares{r.OnNode(s.env.OnNode("node"))}
 		return op
 	}
-	huma.Register(r, on(api.Op("list-node-disks", "GET", "/v1/nodes/{node}/disks", "List the disks of a node")), func(ctx context.Context, _ *nodeRef) (*api.Body[[]Device], error) {
+	huma.Register(r, on(api.Op("list-node-disks", "GET", "/v1/nodes/{node}/disks", "List the disks of a node")), func(ctx context.Context, _ *NodeRef) (*api.Body[[]Device], error) {
 		return api.OK(s.storage.Devices(ctx))
 	})
 	huma.Register(r, on(api.Op("claim-disks", "POST", "/v1/nodes/{node}/disks/claim", "Claim blank disks of a node")), func(ctx context.Context, in *struct {
-		nodeRef
+		NodeRef
 		Body ClaimRequest
 	}) (*api.AcceptTask, error) {
 		return api.Accepted(s.Claim(ctx, in.Body.Paths))
 	})
 	huma.Register(r, on(api.Op("wipe-disk", "POST", "/v1/nodes/{node}/disks/wipe", "Destroy what is on disks that are not in use")), func(ctx context.Context, in *struct {
-		nodeRef
+		NodeRef
 		Body ClaimRequest
 	}) (*api.AcceptTask, error) {
 		return api.Accepted(s.Wipe(ctx, in.Body.Paths))
 	})
 }
 
-type nodeRef struct {
+// NodeRef is the input of operations on the disks of a node.
+type NodeRef struct {
 	Node string `path:"node" doc:"name or id of the node"`
 }
 

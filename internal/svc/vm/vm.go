@@ -188,7 +188,8 @@ func (s *Service) migrateRoute(ctx context.Context, ref string, req MigrateReque
 	return &anyAnswer{Status: http.StatusAccepted, Body: t}, nil
 }
 
-type guardRef struct {
+// GuardRef is the input of operations on the guard of a VM on a node.
+type GuardRef struct {
 	Node string `path:"node"`
 	VM   string `path:"vm" doc:"id of the VM"`
 }
@@ -200,8 +201,8 @@ func (s *Service) nodeRoutes(r *api.Router) {
 		op.Middlewares = huma.Middlewares{r.OnNode(s.env.OnNode("node"))}
 		return op
 	}
-	do := func(fn func(ctx context.Context, c Control) error) func(context.Context, *guardRef) (*struct{}, error) {
-		return func(ctx context.Context, in *guardRef) (*struct{}, error) {
+	do := func(fn func(ctx context.Context, c Control) error) func(context.Context, *GuardRef) (*struct{}, error) {
+		return func(ctx context.Context, in *GuardRef) (*struct{}, error) {
 			vm, err := ids.Parse(in.VM)
 			if err != nil {
 				return nil, err
@@ -209,7 +210,7 @@ func (s *Service) nodeRoutes(r *api.Router) {
 			return nil, fn(ctx, s.guards.Control(vm))
 		}
 	}
-	huma.Register(r, on("get-guard", "GET", "/guard", "Show what the guard of a VM says"), func(ctx context.Context, in *guardRef) (*api.Body[guardctl.Status], error) {
+	huma.Register(r, on("get-guard", "GET", "/guard", "Show what the guard of a VM says"), func(ctx context.Context, in *GuardRef) (*api.Body[guardctl.Status], error) {
 		vm, err := ids.Parse(in.VM)
 		if err != nil {
 			return nil, err
@@ -221,7 +222,7 @@ func (s *Service) nodeRoutes(r *api.Router) {
 	}))
 	huma.Register(r, on("reset-guest", "POST", "/reset", "Press the reset button of a VM"), do(func(ctx context.Context, c Control) error { return c.Reset(ctx) }))
 	huma.Register(r, on("replace-guest-disk", "POST", "/replace-disk", "Rebuild copies of a VM's volumes onto another disk"), func(ctx context.Context, in *struct {
-		guardRef
+		GuardRef
 		Body guardctl.ReplaceDiskRequest
 	}) (*struct{}, error) {
 		vm, err := ids.Parse(in.VM)
