@@ -16,6 +16,9 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"path"
+	"reflect"
+	"strings"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -67,12 +70,25 @@ func New(cfg Config, routes ...Routes) *Server {
 	hc := huma.DefaultConfig("Roseau", cfg.Version)
 	hc.OpenAPIPath, hc.DocsPath, hc.SchemasPath = "/v1/openapi", "", ""
 	hc.CreateHooks = nil // no $schema field in answers
-	hc.RejectUnknownQueryParameters = true
+	hc.Components.Schemas = huma.NewMapRegistry("#/components/schemas/", schemaName)
 	r := &Router{API: humachi.New(mux, hc), Mux: mux, Nodes: cfg.Proxy}
 	for _, add := range routes {
 		add(r)
 	}
 	return &Server{handler: mux, openAPI: r.OpenAPI()}
+}
+
+// schemaName names a type in OpenAPI: those of package model plainly, all others
+// with their package before, so that two packages may have a Status each.
+func schemaName(t reflect.Type, hint string) string {
+	name := huma.DefaultSchemaNamer(t, hint)
+	for t.Kind() == reflect.Pointer || t.Kind() == reflect.Slice {
+		t = t.Elem()
+	}
+	if pkg := path.Base(t.PkgPath()); t.Name() != "" && strings.HasPrefix(t.PkgPath(), "roseau/") && pkg != "model" {
+		return strings.ToUpper(pkg[:1]) + pkg[1:] + name
+	}
+	return name
 }
 
 // Handler returns the whole API.
@@ -87,12 +103,22 @@ type AcceptTask struct {
 	Body   *model.Task
 }
 
-// Accepted answers with a task.
+// Accepted answers with a task. A task without an id is the answer to a dry run:
+// nothing was begun (200), Log and Result say what would be done. DryRun makes
+// one.
 func Accepted(t *model.Task, err error) (*AcceptTask, error) {
 	if err != nil {
 		return nil, err
 	}
+	if t.ID.IsZero() {
+		return &AcceptTask{Status: http.StatusOK, Body: t}, nil
+	}
 	return &AcceptTask{Status: http.StatusAccepted, Body: t}, nil
+}
+
+// DryRun is the answer to "what would be done?".
+func DryRun(action, result string, steps ...string) *model.Task {
+	return &model.Task{Action: action, State: model.TaskDone, Log: steps, Result: result}
 }
 
 // Body is an answer with a JSON body.
@@ -125,7 +151,7 @@ func Op(id, method, path, summary string) huma.Operation {
 		}
 	}
 	return huma.Operation{OperationID: id, Method: method, Path: path, Summary: summary, Tags: []string{tag},
-		MaxBodyBytes: 1 << 20, BodyReadTimeout: 30 * time.Second}
+		MaxBodyBytes: 1 << 20, BodyReadTimeout: 30 * time.Second, RejectUnknownQueryParameters: true}
 }
 
 // WriteProblem answers a request outside huma with err.

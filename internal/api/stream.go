@@ -37,3 +37,12 @@ func Stream(run func(ctx context.Context, write func(v any) error) error) *huma.
 type StreamEnd struct {
 	Problem *Problem `json:"problem"`
 }
+
+// JSON answers with v in one piece, for operations that can also stream.
+func JSON(v any) *huma.StreamResponse {
+	return &huma.StreamResponse{Body: func(hc huma.Context) {
+		_, w := humachi.Unwrap(hc)
+		w.Header().Set("Content-Type", "application/json")
+		json.NewEncoder(w).Encode(v) // the client may be gone: nobody to tell
+	}}
+}

@@ -13,9 +13,6 @@ import (
 	"roseau/internal/model"
 )
 
-// Version of the build; the Makefile sets it at link time.
-var Version = "dev"
-
 // app is what all commands share: the flags of the root and the client that
 // they choose.
 type app struct {
@@ -98,7 +95,7 @@ func (a *app) change(cmd *cobra.Command, method, path string, in, out any, done 
 		return err
 	}
 	if a.dry {
-		path = withQuery(path, "dry_run=true")
+		return a.dryRun(cmd, c, method, path, in)
 	}
 	t, err := c.Change(cmd.Context(), method, path, in, out)
 	if err != nil {
@@ -117,6 +114,21 @@ func (a *app) change(cmd *cobra.Command, method, path string, in, out any, done 
 		fmt.Fprintln(cmd.OutOrStdout(), done())
 	}
 	return nil
+}
+
+// dryRun asks what the change would do, and prints it.
+func (a *app) dryRun(cmd *cobra.Command, c *client.Client, method, path string, in any) error {
+	t := new(model.Task)
+	if _, err := c.Change(cmd.Context(), method, withQuery(path, "dry_run=true"), in, t); err != nil {
+		return err
+	}
+	return a.show(cmd, t, func() *table {
+		tb := newSheet()
+		for _, l := range t.Log {
+			tb.line("  %s", l)
+		}
+		return tb.line("%s", t.Result)
+	})
 }
 
 // remove is change with DELETE.

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"roseau/internal/base/errs"
+	"roseau/internal/base/version"
 )
 
 // root returns the whole command tree.
@@ -28,15 +29,28 @@ func root() *cobra.Command {
 	a := &app{}
 	a.flags(cmd)
 	cmd.PersistentPreRunE = func(*cobra.Command, []string) error { return a.check() }
-	cmd.Version = Version
+	cmd.Version = version.String()
 	cmd.AddCommand(
 		// one constructor a noun, in alphabetical order
+		newClusterCmd(a),
+		newDiskCmd(a),
+		newDrillCmd(a),
 		newEventsCmd(a),
+		newImageCmd(a),
+		newLabCmd(a),
+		newNetworkCmd(a),
+		newNodeCmd(a),
+		newPoolCmd(a),
+		newSimCmd(),
+		newStorageCmd(),
 		newTaskCmd(a),
 		newVersionCmd(a),
+		newVMCmd(a),
 		newVMGuardCmd(),
+		newVolumeCmd(a),
 		newVolumeguardCmd(),
 	)
+	cmd.AddCommand(newLabProcessCmds()...)
 	usageErrors(cmd)
 	return cmd
 }
@@ -69,8 +83,8 @@ func usageErrors(cmd *cobra.Command) {
 
 func newVersionCmd(a *app) *cobra.Command {
 	return &cobra.Command{Use: "version", Short: "Print the version", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
-		v := map[string]string{"version": Version, "go": runtime.Version()}
-		return a.show(cmd, v, func() *table { return newSheet().row("roseau", Version).row("go", runtime.Version()) })
+		v := map[string]string{"version": version.String(), "go": runtime.Version()}
+		return a.show(cmd, v, func() *table { return newSheet().row("roseau", version.String()).row("go", runtime.Version()) })
 	}}
 }
 
@@ -116,6 +130,10 @@ func Main(args []string) int {
 	err := cmd.ExecuteContext(ctx)
 	if err == nil {
 		return 0
+	}
+	var exit exitError
+	if errors.As(err, &exit) {
+		return exit.code // of a command on a lab node, which said itself what is wrong
 	}
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
 		fmt.Fprintln(os.Stderr, "roseau: interrupted")

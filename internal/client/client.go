@@ -268,10 +268,22 @@ func problemOf(resp *http.Response) error {
 		return nil
 	}
 	defer resp.Body.Close()
+	data, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err != nil {
+		data = nil // the status says enough
+	}
+	return ProblemIn(resp.StatusCode, data)
+}
+
+// ProblemIn returns the error that an answer of the API with this status and
+// body is; nil for a status below 400.
+func ProblemIn(status int, body []byte) error {
+	if status < 400 {
+		return nil
+	}
 	p := &problem{}
-	data, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
-	if json.Unmarshal(data, p) != nil || p.Detail == "" {
-		p.Detail = fmt.Sprintf("%s %s: %s", resp.Request.Method, resp.Request.URL.Path, resp.Status)
+	if json.Unmarshal(body, p) != nil || p.Detail == "" {
+		p.Detail = fmt.Sprintf("the node answered %d %s", status, http.StatusText(status))
 	}
 	return p.err()
 }

@@ -238,14 +238,18 @@ type VM struct {
 
 // VMSpec is what a person wants.
 type VMSpec struct {
-	CPUs     int        `json:"cpus"`   // 1 to 64
-	Memory   size.Bytes `json:"memory"` // 32MiB and up
-	Disks    []VMDisk   `json:"disks,omitempty"`
-	NICs     []VMNIC    `json:"nics,omitempty"`
-	HA       HAMode     `json:"ha"`
-	Accel    string     `json:"accel"`               // auto | kvm | tcg
-	CPUModel string     `json:"cpu_model,omitempty"` // empty: the cluster's common model
-	Running  bool       `json:"running"`
+	CPUs   int        `json:"cpus"`   // 1 to 64
+	Memory size.Bytes `json:"memory"` // 32MiB and up
+	Disks  []VMDisk   `json:"disks,omitempty"`
+	NICs   []VMNIC    `json:"nics,omitempty"`
+	// State is the volume that gives a VM without disks its lease; zero: its
+	// disks do.
+	State    ids.ID `json:"state_volume,omitzero"`
+	HA       HAMode `json:"ha"`
+	Priority int    `json:"priority,omitempty"`  // -100 to 100; higher starts first after a loss
+	Accel    string `json:"accel"`               // auto | kvm | tcg
+	CPUModel string `json:"cpu_model,omitempty"` // empty: the cluster's common model
+	Running  bool   `json:"running"`
 	// ResetGeneration +1 asks for a hardware reset.
 	ResetGeneration int64 `json:"reset_generation,omitempty"`
 }

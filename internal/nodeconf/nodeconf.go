@@ -34,6 +34,15 @@ type Config struct {
 	// InitialCluster has the peer URLs of the members when this one was added:
 	// etcd's first start needs it. nil: this node made the cluster.
 	InitialCluster map[string]string `json:"initial_cluster,omitempty"`
+	// Settling says what the daemon still has to do before the node is a full
+	// part of the cluster; nil: nothing. A daemon that died goes on with it.
+	Settling *Settling `json:"settling,omitempty"`
+}
+
+// Settling is the second half of an init or a join.
+type Settling struct {
+	Init  bool   `json:"init,omitempty"` // write the first records of a new cluster
+	Token ids.ID `json:"token,omitzero"` // the token of a join, to be marked as used
 }
 
 // ClusterAddresses returns the addresses for etcd, API and beats, best first.

@@ -97,11 +97,12 @@ func (id *Identity) ServerTLSUsers() *tls.Config {
 
 func (id *Identity) server(check func(Peer) error) *tls.Config {
 	return &tls.Config{
-		MinVersion:       tls.VersionTLS13,
-		Certificates:     []tls.Certificate{id.cert},
-		ClientAuth:       tls.RequireAndVerifyClientCert,
-		ClientCAs:        id.pool,
-		VerifyConnection: checkPeer(check),
+		MinVersion:             tls.VersionTLS13,
+		SessionTicketsDisabled: true, // every connection shows its certificate
+		Certificates:           []tls.Certificate{id.cert},
+		ClientAuth:             tls.RequireAndVerifyClientCert,
+		ClientCAs:              id.pool,
+		VerifyConnection:       checkPeer(check),
 	}
 }
 
@@ -140,6 +141,7 @@ func checkPeer(check func(Peer) error) func(tls.ConnectionState) error {
 func JoinTLS(fingerprint string) *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13,
+		ServerName: joinName,
 		// The usual check needs the authority's certificate, which is what the
 		// connection is to bring; the check below replaces it in full.
 		InsecureSkipVerify: true,
@@ -169,11 +171,21 @@ func verifyByFingerprint(chain []*x509.Certificate, fingerprint string) error {
 		WithHint("the address belongs to another cluster, or somebody is in between; make a new token with `roseau cluster token`")
 }
 
-// JoinServerTLS is for the listener where nodes without a certificate may ask to
-// join: no client certificate is asked for, and the authority's certificate is
-// sent along so that the joiner can compare its fingerprint.
-func (id *Identity) JoinServerTLS() *tls.Config {
+// APIServerTLS is for the API's port: as ServerTLSUsers, but for a client that
+// asks for the name of joins, which has no certificate yet. It is sent the
+// authority's certificate along, so that it can compare the fingerprint; the
+// server must offer it nothing but the join (its connection has no
+// PeerCertificates).
+func (id *Identity) APIServerTLS() *tls.Config {
+	users := id.ServerTLSUsers()
 	cert := id.cert
 	cert.Certificate = append(cert.Certificate[:1:1], id.ca.Raw)
-	return &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert}}
+	join := &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert}, SessionTicketsDisabled: true}
+	users.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		if hello.ServerName == joinName {
+			return join, nil
+		}
+		return nil, nil
+	}
+	return users
 }

@@ -37,6 +37,7 @@ import (
 // Names and lifetimes.
 const (
 	AnyNodeName = "node.roseau" // DNS SAN of every node certificate
+	joinName    = "join.roseau" // what a client without a certificate asks for; in no certificate
 	caYears     = 10
 	nodeYears   = 10 // ends with the CA; a node is removed from the cluster, not waited for
 	userYears   = 2

@@ -165,3 +165,23 @@ func (s *Store) followOnce(ctx context.Context, prefix string, all func([]KV), o
 		}
 	}
 }
+
+// FollowOne calls seen with the object as it is and after each change, and gone
+// when it was deleted, until ctx ends.
+func FollowOne[T any, P model.Object[T]](ctx context.Context, s *Store, id ids.ID, seen func(*T), gone func()) error {
+	show := func(kv KV) {
+		if kv.Value == nil {
+			gone()
+		} else if o, err := decode[T, P](kv.Value, kv.Revision); err == nil {
+			seen(o)
+		}
+	}
+	return s.Follow(ctx, objectKey(P(nil).Kind(), id), func(kvs []KV) {
+		if len(kvs) == 0 {
+			gone()
+		}
+		for _, kv := range kvs {
+			show(kv)
+		}
+	}, show)
+}

@@ -27,7 +27,7 @@ func (s *Set) readRecords(ctx context.Context) {
 	for {
 		r, err := s.records(ctx)
 		if err == nil {
-			s.post(writer.RecordsRead{Records: r})
+			s.call(func() { s.recordsRead(writer.RecordsRead{Records: r}) })
 			return
 		}
 		if ctx.Err() != nil {
@@ -39,7 +39,7 @@ func (s *Set) readRecords(ctx context.Context) {
 		}
 		if !cached && s.clock.Now().Sub(begun) >= cachePatient {
 			if r, ok := s.loadCache(); ok {
-				s.post(writer.RecordsRead{Records: r, Cached: true})
+				s.call(func() { s.recordsRead(writer.RecordsRead{Records: r, Cached: true}) })
 				return
 			}
 			cached = true

@@ -223,13 +223,13 @@ func newPKI(t *testing.T) *testPKI {
 }
 
 // dir writes the identity of node into a directory and returns both.
-func (p *testPKI) dir(node ids.ID) (string, *pki.Identity) {
+func (p *testPKI) dir(node ids.ID, ips ...net.IP) (string, *pki.Identity) {
 	p.t.Helper()
 	key, csr, err := pki.NewRequest(node.String())
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	cert, err := p.ca.SignNode(csr, node, []net.IP{net.IPv4(127, 0, 0, 1)}, time.Now())
+	cert, err := p.ca.SignNode(csr, node, append(ips, net.IPv4(127, 0, 0, 1)), time.Now())
 	if err != nil {
 		p.t.Fatal(err)
 	}

@@ -19,8 +19,10 @@ import (
 
 // Timing of connections.
 const (
-	dialTimeout  = 700 * time.Millisecond  // an address: connect, TLS and HELLO
-	silenceLimit = 1500 * time.Millisecond // three heartbeats: the connection is dead, try other networks
+	dialTimeout = 700 * time.Millisecond // an address: connect, TLS and HELLO
+	// The core notices within a second when heartbeats are not answered; this is
+	// for connections without heartbeats, before anything is opened.
+	silenceLimit = 3 * time.Second
 	firstRedial  = 20 * time.Millisecond
 	lastRedial   = 500 * time.Millisecond
 	// batchBytes bounds one write to the kernel, so that a heartbeat waits for
@@ -43,10 +45,9 @@ type link struct {
 	plain bool // a unix socket: writev pays; TLS copies anyway
 	wake  chan struct{}
 
-	// lastHeard is when bytes came last; asked is when a heartbeat was sent and
-	// nothing came since, 0 = none. Boot time in nanoseconds.
-	lastHeard atomic.Int64
-	asked     atomic.Int64
+	// asked is when something was first sent of which nothing came back since;
+	// 0 = none. Boot time in nanoseconds.
+	asked atomic.Int64
 
 	mu    sync.Mutex
 	heads []wire.Message // heartbeats
@@ -133,7 +134,6 @@ func (p *peer) use(ctx context.Context, l *link, dec *wire.Decoder, ack *wire.He
 		}
 		l.nc.Close()
 	})
-	l.lastHeard.Store(int64(p.s.clock.Now()))
 	p.s.call(func() {
 		p.cur = l
 		p.s.step(writer.ConnUp{Node: ack.Node, Session: ack.Session, Disks: ack.Disks})
@@ -156,7 +156,6 @@ func (p *peer) receive(l *link, dec *wire.Decoder) error {
 		}
 		evs = append(evs, writer.Received{Node: p.node, Msg: m})
 		if dec.Buffered() == 0 || len(evs) >= 256 {
-			l.lastHeard.Store(int64(p.s.clock.Now()))
 			l.asked.Store(0)
 			p.s.postAll(evs)
 			clear(evs)
@@ -223,15 +222,14 @@ func (l *link) write(b *wire.Batch, flat *[]byte) error {
 	return err
 }
 
-// checkSilence closes a connection on which a heartbeat got no answer for too
-// long. It runs in the event loop.
+// checkSilence closes a connection on which nothing was answered for too long. It runs in the event loop.
 func (p *peer) checkSilence(now int64) {
 	l := p.cur
 	if l == nil {
 		return
 	}
 	if asked := l.asked.Load(); asked != 0 && now-asked > int64(silenceLimit) {
-		p.s.log.Info("storage is silent, reconnect", "peer", p.node, "silent", time.Duration(now-l.lastHeard.Load()))
+		p.s.log.Info("storage is silent, reconnect", "peer", p.node, "silent", time.Duration(now-asked))
 		l.nc.Close()
 	}
 }
@@ -283,7 +281,9 @@ func (p *peer) dial(ctx context.Context, network, addr string) (*link, *wire.Dec
 	stop := context.AfterFunc(ctx, func() { nc.Close() })
 	plain := network == "unix"
 	if !plain {
-		t := tls.Client(nc, p.s.cfg.Identity.ClientTLS(p.node))
+		conf := p.s.cfg.Identity.ClientTLS(p.node)
+		conf.DynamicRecordSizingDisabled = true // batches, not web pages: records of 16 KiB
+		t := tls.Client(nc, conf)
 		if err := t.HandshakeContext(ctx); err != nil {
 			nc.Close()
 			return nil, nil, nil, fmt.Errorf("greet storage at %s: %w", addr, err)

@@ -15,7 +15,6 @@ import (
 	"roseau/internal/base/ids"
 	"roseau/internal/base/paths"
 	"roseau/internal/block/nbd"
-	"roseau/internal/block/wire"
 	"roseau/internal/block/writer"
 	"roseau/internal/core/repl"
 )
@@ -268,7 +267,7 @@ func (s *Set) send(m writer.Send) {
 	if p == nil || p.cur == nil {
 		return
 	}
-	if _, ok := m.Msg.(*wire.Heartbeat); ok && p.cur.asked.Load() == 0 {
+	if p.cur.asked.Load() == 0 {
 		p.cur.asked.Store(int64(s.clock.Now()))
 	}
 	p.cur.send(m.Msg)
@@ -298,6 +297,11 @@ func (s *Set) effect(e writer.Effect) {
 		s.drained()
 	case writer.Replaced:
 		s.replaced(e)
+	case writer.Reconnect:
+		if p := s.peers[e.Node]; p != nil && p.cur != nil {
+			s.log.Info("storage is silent, reconnect", "peer", e.Node)
+			p.cur.nc.Close()
+		}
 	case writer.RecordsKnown:
 		s.recordsKnown(e.Records)
 	default:
@@ -324,16 +328,26 @@ func (s *Set) want(nodes []ids.ID) {
 	}
 }
 
-// recordsKnown keeps the sizes and the cache.
+// recordsRead tells the core what etcd, or the cache, says.
+func (s *Set) recordsRead(e writer.RecordsRead) {
+	s.keep(e.Records)
+	s.step(e)
+	s.fail(nil)
+}
+
+// recordsKnown: the records as decided, worth a cache.
 func (s *Set) recordsKnown(r repl.Records) {
+	s.keep(r)
+	if s.cfg.Cache != "" {
+		s.storeCache(r)
+	}
+}
+
+func (s *Set) keep(r repl.Records) {
 	s.recs = r
 	for i, v := range r.Volumes {
 		s.vols[i].size.Store(v.Cfg.SizeBytes)
 	}
-	if s.cfg.Cache != "" {
-		s.storeCache(r)
-	}
-	s.fail(nil)
 }
 
 // fail ends the wait of Open: with nil when the records are known.

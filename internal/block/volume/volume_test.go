@@ -60,7 +60,7 @@ func TestServeTakeRelease(t *testing.T) {
 	}
 	uri := w.export(s, vol)
 	fioVerify(t, uri, "8M")
-	data := bytes.Repeat([]byte("three copies of everything. "), 200000)[:4<<20]
+	data := bytes.Repeat([]byte("three copies of everything. "), 300000)[:8<<20]
 	src := filepath.Join(t.TempDir(), "src")
 	if err := os.WriteFile(src, data, 0o600); err != nil {
 		t.Fatal(err)
@@ -74,6 +74,9 @@ func TestServeTakeRelease(t *testing.T) {
 			}
 		}
 		f.mu.Unlock()
+	}
+	if f := strings.Fields(tool(t, "nbdinfo", "--map", uri)); len(f) != 8 || f[1] != "8388608" || f[2] != "0" || f[6] != "3" {
+		t.Errorf("map: %q", f)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
@@ -103,7 +106,9 @@ func TestRequestsWaitForTake(t *testing.T) {
 	s := w.open(w.config(0, vol))
 	uri := w.export(s, vol)
 	done := make(chan string, 1)
-	go func() { done <- tool(t, "qemu-io", "-f", "raw", uri, "-c", "write -P 3 0 64k", "-c", "read -P 3 0 64k") }()
+	go func() {
+		done <- tool(t, "qemu-io", "-f", "raw", uri, "-c", "write -P 3 0 64k", "-c", "read -P 3 0 64k")
+	}()
 	w.eventually("a request waits", 10*time.Second, func() bool { return s.Status().Volumes[0].Waiting > 0 })
 	select {
 	case out := <-done:
@@ -160,7 +165,9 @@ func TestAllStorageStalls(t *testing.T) {
 		f.mu.Unlock()
 	}
 	done := make(chan string, 1)
-	go func() { done <- tool(t, "qemu-io", "-f", "raw", uri, "-c", "write -P 9 0 64k", "-c", "read -P 9 0 64k") }()
+	go func() {
+		done <- tool(t, "qemu-io", "-f", "raw", uri, "-c", "write -P 9 0 64k", "-c", "read -P 9 0 64k")
+	}()
 	w.eventually("the lease lapses", 10*time.Second, func() bool { return !s.Lease().Held })
 	for _, f := range fakes {
 		f.mu.Lock()

@@ -48,7 +48,7 @@ func newWorld(t *testing.T) *world {
 	}
 	for range 3 {
 		node := ids.New()
-		_, id := w.pki.dir(node)
+		_, id := w.pki.dir(node, net.ParseIP(w.net+".9")) // gRPC wants the address in etcd's certificate
 		w.nodes, w.disks, w.ids = append(w.nodes, node), append(w.disks, ids.New()), append(w.ids, id)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)

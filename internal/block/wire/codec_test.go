@@ -314,7 +314,14 @@ func FuzzDecoder(f *testing.F) {
 		d := NewDecoder(bytes.NewReader(b), Heap{})
 		d.SetVersion(ProtocolVersion)
 		for {
+			complete := d.Complete()
 			m, err := d.Next()
+			if err == io.EOF || err == io.ErrUnexpectedEOF {
+				if complete {
+					t.Fatalf("%v after Complete", err)
+				}
+				return
+			}
 			if err != nil {
 				return
 			}

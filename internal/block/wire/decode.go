@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"encoding/binary"
 	"errors"
 	"io"
 	"sync"
@@ -54,6 +55,16 @@ func (d *Decoder) SetVersion(v uint8) { d.version = v }
 // Buffered is the number of bytes read and not decoded yet. When it is 0 the
 // next call of Next may block: a good moment to send what has gathered.
 func (d *Decoder) Buffered() int { return d.to - d.from }
+
+// Complete reports whether Next would return without reading from the stream.
+func (d *Decoder) Complete() bool {
+	b := d.buf[d.from:d.to]
+	if len(b) < HeaderBytes {
+		return false
+	}
+	body, payload := binary.LittleEndian.Uint32(b[52:]), binary.LittleEndian.Uint32(b[56:])
+	return int64(len(b)) >= HeaderBytes+int64(body)+int64(payload)
+}
 
 // Next returns the next message. io.EOF: the stream ended between messages;
 // io.ErrUnexpectedEOF: within one; ErrCorrupt: see there.

@@ -39,6 +39,19 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // Checksum is crc32c of one block, as in Write.CRC.
 func Checksum(block []byte) uint32 { return crc32.Checksum(block, castagnoli) }
 
+// Verify reports whether crc has the checksum of every block of data.
+func Verify(data []byte, crc []uint32) bool {
+	if len(data) != len(crc)*repl.BlockBytes {
+		return false
+	}
+	for i, want := range crc {
+		if Checksum(data[i*repl.BlockBytes:][:repl.BlockBytes]) != want {
+			return false
+		}
+	}
+	return true
+}
+
 // kind is the message type on the wire. Numbers are never reused.
 type kind uint8
 

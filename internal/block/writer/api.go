@@ -198,6 +198,7 @@ type Claim struct {
 	ExpectRun   ids.ID          // not zero: compared with own.run (adoption, hand-over)
 	ExpectEpoch uint64          // not zero: compared with own.epoch of every volume
 	Placement   *repl.Placement // not nil: written in the same txn
+	Nonce       ids.ID          // of Reclaim: drawn for the new epoch
 }
 
 // Replace names the disks of ReplaceDisk.
@@ -254,6 +255,9 @@ type (
 	}
 	// WantNodes is the whole set of storage nodes to be connected with.
 	WantNodes struct{ Nodes []ids.ID }
+	// Reconnect: nothing is heard over the connection; drop it and try every
+	// network between the two nodes.
+	Reconnect struct{ Node ids.ID }
 	// LeaseChanged: the right to run ends at Deadline unless renewed; zero =
 	// not held.
 	LeaseChanged struct{ Deadline clock.Instant }
@@ -313,6 +317,7 @@ type (
 func (ReadRecords) isEffect()  {}
 func (Commit) isEffect()       {}
 func (WantNodes) isEffect()    {}
+func (Reconnect) isEffect()    {}
 func (LeaseChanged) isEffect() {}
 func (StateChanged) isEffect() {}
 func (Prepared) isEffect()     {}

@@ -154,6 +154,18 @@ func retryMember(ctx context.Context, what string, err error) error {
 // read again before the next step.
 var ErrUnknown = errors.New("outcome unknown")
 
+// unknown makes an error match ErrUnknown without saying so: people read what
+// happened, programs ask errors.Is.
+type unknown struct{ error }
+
+func (u unknown) Is(target error) bool { return target == ErrUnknown }
+func (u unknown) Unwrap() error        { return u.error }
+
+var (
+	errNoAnswer = unknown{errors.New("no answer from etcd in time")}
+	errNoLeader = unknown{errors.New("etcd has no leader")}
+)
+
 // noQuorumHint is what an operator must know first.
 const noQuorumHint = "no quorum: changes are refused until most voters are back; running VMs are not affected (see `roseau cluster status`)"
 
@@ -165,13 +177,13 @@ func Classify(err error) error {
 	}
 	switch {
 	case errors.Is(err, context.Canceled):
-		return errs.New(errs.Unavailable, "%w", errors.Join(err, ErrUnknown))
+		return errs.New(errs.Unavailable, "%w", unknown{err})
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, rpctypes.ErrTimeout),
 		errors.Is(err, rpctypes.ErrTimeoutDueToLeaderFail), errors.Is(err, rpctypes.ErrTimeoutDueToConnectionLost),
 		errors.Is(err, rpctypes.ErrTimeoutWaitAppliedIndex):
-		return errs.New(errs.Unavailable, "no answer from etcd in time: %w", ErrUnknown).WithHint(noQuorumHint)
+		return errs.New(errs.Unavailable, "%w", errNoAnswer).WithHint(noQuorumHint)
 	case errors.Is(err, rpctypes.ErrNoLeader), errors.Is(err, rpctypes.ErrNotCapable), errors.Is(err, rpctypes.ErrLeaderChanged):
-		return errs.New(errs.Unavailable, "etcd has no leader: %w", ErrUnknown).WithHint(noQuorumHint)
+		return errs.New(errs.Unavailable, "%w", errNoLeader).WithHint(noQuorumHint)
 	case errors.Is(err, rpctypes.ErrRequestTooLarge), errors.Is(err, rpctypes.ErrTooManyOps):
 		return errs.New(errs.Invalid, "%w", err)
 	case errors.Is(err, rpctypes.ErrNoSpace):
@@ -188,7 +200,7 @@ func Classify(err error) error {
 	}
 	switch code {
 	case codes.Unavailable, codes.DeadlineExceeded, codes.Canceled, codes.Aborted, codes.Internal:
-		return errs.New(errs.Unavailable, "etcd: %v: %w", err, ErrUnknown).WithHint(noQuorumHint)
+		return errs.New(errs.Unavailable, "etcd: %w", unknown{err}).WithHint(noQuorumHint)
 	case codes.ResourceExhausted:
 		return errs.New(errs.Exhausted, "etcd: %w", err)
 	case codes.PermissionDenied, codes.Unauthenticated:

@@ -22,6 +22,7 @@ import (
 	"go.etcd.io/etcd/server/v3/storage/wal"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+	"google.golang.org/grpc"
 
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
@@ -74,6 +75,7 @@ func hostURL(addr string, port int) string {
 // Server is a running member.
 type Server struct {
 	e    *embed.Etcd
+	cut  func() // ends all connections of clients at once
 	once sync.Once
 	done chan struct{} // closed when the member has stopped, for whatever reason
 	err  error         // why, valid after done; nil after Close
@@ -87,11 +89,24 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	var mu sync.Mutex
+	var servers []*grpc.Server
+	ec.ServiceRegister = func(g *grpc.Server) {
+		mu.Lock()
+		defer mu.Unlock()
+		servers = append(servers, g)
+	}
 	e, err := embed.StartEtcd(ec)
 	if err != nil {
 		return nil, fmt.Errorf("start etcd: %w", err)
 	}
-	s := &Server{e: e, done: make(chan struct{})}
+	s := &Server{e: e, done: make(chan struct{}), cut: func() {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, g := range servers {
+			g.Stop()
+		}
+	}}
 	t := time.NewTimer(readyTimeout)
 	defer t.Stop()
 	select {
@@ -140,11 +155,10 @@ func (s *Server) IsLeader() bool {
 	return s.e.Server.Leader() == s.e.Server.MemberID()
 }
 
-// HasLeader reports whether this member knows a leader.
-func (s *Server) HasLeader() bool { return s.e.Server.Leader() != 0 }
+// Leader returns the member id of the leader that this member follows, or 0.
+func (s *Server) Leader() uint64 { return uint64(s.e.Server.Leader()) }
 
-// Close hands the leadership over and stops the member. Close clients first:
-// open streams are cut after closeTimeout.
+// Close cuts the clients, hands the leadership over and stops the member.
 func (s *Server) Close() { s.stop(nil) }
 
 func (s *Server) stop(cause error) {
@@ -152,8 +166,10 @@ func (s *Server) stop(cause error) {
 		s.mu.Lock()
 		s.err = cause
 		s.mu.Unlock()
-		// Etcd's Close waits for streams of clients, up to 21 s seen. HardStop
-		// after a bound is safe: it is a crash, and the WAL is made for that.
+		// Etcd's Close waits for streams of clients (up to 21 s seen) while its raft
+		// goes on; so they are cut first, and look for another member at once. What
+		// still hangs is ended by force: it is a crash, and the WAL is made for that.
+		s.cut()
 		closed := make(chan struct{})
 		go func() { s.e.Close(); close(closed) }()
 		t := time.NewTimer(closeTimeout)

@@ -50,6 +50,7 @@ type Runner struct {
 }
 
 var errStopped = errs.New(errs.Unavailable, "the node's daemon was stopped").WithHint("ask again")
+var errEnded = errors.New("task ended") // ends a watch
 var errCancelled = errs.New(errs.Conflict, "cancelled")
 
 // NewRunner returns the runner of the node called node.

@@ -1,0 +1,447 @@
+package writer
+
+import (
+	"fmt"
+	"slices"
+
+	"roseau/internal/base/clock"
+	"roseau/internal/base/ids"
+	"roseau/internal/block/wire"
+	"roseau/internal/core/repl"
+)
+
+// changeKind is the kind of a transaction on one volume.
+type changeKind uint8
+
+const (
+	changeShrink changeKind = iota + 1
+	changeGrow
+	changeReplace
+)
+
+// change is a transaction on one volume whose outcome is not known. Until it is,
+// every member of the set before and of the set after is counted (I3).
+type change struct {
+	kind    changeKind
+	id      uint64
+	txn     repl.Txn
+	next    repl.VolumeRecord
+	members []*member // put out, or taken back
+	replace Replace
+	retryAt clock.Instant // send again then
+}
+
+// txnRetry is how long to wait before a transaction of unknown outcome is
+// looked at again.
+const txnRetry = 200e6
+
+// settleMembers finds out which counted members have to go or may stay.
+func (v *volume) settleMembers() {
+	frozen := false
+	for _, m := range v.members {
+		if !m.counted {
+			continue
+		}
+		if m.leaving == "" {
+			if why := m.lostReason(); why != "" {
+				m.leaving = why
+				v.retireReads(m)
+			}
+		} else if why := m.lostReason(); why != "" && m.leavable() {
+			m.leaving = why // a lost connection may turn out to be a restart
+		} else if m.leavable() && !m.newRun && !m.failed && !m.hung && m.open == opened && m.resumed {
+			m.leaving = "" // it was silent for a while only
+			m.catchUp()
+		}
+		if m.leaving != "" && v.pending == m && v.change == nil && v.isOut(m) {
+			v.cancelGrow(m)
+		}
+		frozen = frozen || m.leaving != ""
+	}
+	if !frozen {
+		v.frozenSince = 0
+	} else if v.frozenSince == 0 {
+		v.frozenSince = v.c.now
+	}
+}
+
+// lostReason says why m has to be put out, or "".
+func (m *member) lostReason() repl.OutReason {
+	c := m.v.c
+	switch {
+	case m.failed:
+		return repl.OutDiskFailed
+	case m.newRun:
+		return repl.OutRestarted
+	case m.node.lost(c) && m.node.refused:
+		return repl.OutRefused
+	case m.node.lost(c):
+		return repl.OutLost
+	case m.hung:
+		return repl.OutHung
+	case m.node.up && m.node.lostAt == 0:
+		if at := c.oldest(m); at != 0 && c.now >= at.Add(c.t.HardLimit) && m.nospcAt == 0 {
+			return repl.OutHung
+		}
+	}
+	return ""
+}
+
+// retireReads asks another member for what m was asked.
+func (v *volume) retireReads(m *member) {
+	c := v.c
+	for i := range c.slots {
+		if s := c.slots[i]; s.kind == slotRead && s.m == m && s.op.kind == opRead {
+			c.dropSlot(uint32(i))
+			v.readLost(s.op, m)
+		}
+	}
+	v.retryReads()
+}
+
+// settleChange starts the transaction that the volume needs next.
+func (v *volume) settleChange() {
+	c := v.c
+	if ch := v.change; ch != nil {
+		if ch.retryAt != 0 && c.now >= ch.retryAt {
+			ch.retryAt = 0
+			c.readRecords()
+		}
+		return
+	}
+	if v.frozenSince == 0 || c.reopen.unwritten {
+		return
+	}
+	v.keepSole()
+	if c.state.final() {
+		return
+	}
+	go_ := v.removable()
+	if len(go_) == 0 {
+		return
+	}
+	disks := make([]ids.ID, len(go_))
+	reasons := make([]repl.OutReason, len(go_))
+	for i, m := range go_ {
+		disks[i], reasons[i] = m.disk, m.leaving
+	}
+	txn, next, err := repl.Shrink(v.rec, disks, reasons, v.shrinkBase())
+	if err != nil {
+		return // a segment would be empty: wait
+	}
+	v.commitChange(&change{kind: changeShrink, txn: txn, next: next, members: go_})
+}
+
+func (v *volume) commitChange(ch *change) {
+	c := v.c
+	c.lastTxn++
+	ch.id = c.lastTxn
+	v.change = ch
+	c.wake = true
+	c.effect(Commit{ID: ch.id, Txn: ch.txn})
+}
+
+// shrinkBase is the ISR-wide flush mark; during a takeover, that of the epochs
+// before.
+func (v *volume) shrinkBase() repl.Mark {
+	if v.c.state == Reconciling || v.c.state == Opening {
+		return v.rc.from
+	}
+	return v.flushMark
+}
+
+// removable picks the leaving members that may be put out now. A segment is
+// never emptied, never brought below min_isr, and never down to one copy for
+// lost connections while the nodes behind them live [S13].
+func (v *volume) removable() []*member {
+	c := v.c
+	var out []*member
+	for _, m := range v.members {
+		if m.counted && m.leaving != "" && !v.isOut(m) {
+			out = append(out, m)
+		}
+	}
+	sick := false
+	for i := range v.segs {
+		s := &v.segs[i]
+		rest := s.rest()
+		for rest < max(1, v.rec.Cfg.MinISR) || rest == 1 && !c.moveNever && !c.mut.ShrinkToOneForLostLink {
+			// Keep the last in placement order that may still come back.
+			k := slices.IndexFunc(out, func(m *member) bool {
+				return slices.Contains(s.members, m) && (rest < max(1, v.rec.Cfg.MinISR) || m.sickLink())
+			})
+			if k < 0 {
+				break
+			}
+			sick = sick || out[k].sickLink()
+			out = slices.Delete(out, k, k+1)
+			rest++
+		}
+	}
+	c.moveNeeded(v, sick)
+	return out
+}
+
+// sickLink reports whether m is away only by its connection while its node
+// lives.
+func (m *member) sickLink() bool {
+	return (m.leaving == repl.OutLost || m.leaving == repl.OutRefused) && m.v.c.isAlive(m.node.id) && !m.failed
+}
+
+func (c *Core) moveNeeded(v *volume, sick bool) {
+	v.sick = sick
+	if c.state == Opening || c.state == Reconciling {
+		return
+	}
+	any := false
+	for _, o := range c.vols {
+		any = any || o.sick
+	}
+	if any == c.moveWanted {
+		return
+	}
+	c.moveWanted = any
+	text := "the storage link works again"
+	if any {
+		text = "volume " + v.id.String() + ": connections to living nodes are lost; going on would leave one copy"
+	}
+	c.effect(AskMove{Over: !any, Text: text})
+}
+
+// keepSole looks for segments all of whose members are leaving: one that has
+// come back with a new storage process is kept, opened again under the same
+// promise [S22].
+func (v *volume) keepSole() {
+	for i := range v.segs {
+		s := &v.segs[i]
+		if s.rest() > 0 {
+			continue
+		}
+		all, cold := true, 0
+		var warm, any *member
+		for _, m := range s.members {
+			if !m.counted || v.isOut(m) {
+				continue
+			}
+			if why := m.lostReason(); m.open != opened || why != "" && why != repl.OutRestarted {
+				all = false
+				continue
+			}
+			if any == nil {
+				any = m
+			}
+			if m.cold {
+				cold++
+			} else if warm == nil {
+				warm = m
+			}
+		}
+		keep := warm
+		if keep == nil && all && cold > 0 {
+			if v.c.cfg.GuestAlive || v.c.state >= Serving {
+				if s.dirtyWseq > v.flushMark.Wseq || v.c.state < Serving && !v.lossless(s) {
+					v.c.invalid(fmt.Sprintf("volume %s, segment %d: every copy lost power with writes that were acked and not flushed", v.id, i))
+					return
+				}
+			}
+			keep = any
+		}
+		if keep != nil {
+			v.c.report(ReportHealth, v.id, keep.disk, "opened again under the same promise")
+			keep.resume()
+		}
+	}
+}
+
+// txnDone takes the answer to a Commit.
+func (c *Core) txnDone(ev TxnDone) {
+	if c.claim.txn != nil && c.claim.id == ev.ID {
+		c.claimDone(ev)
+		return
+	}
+	if c.reopen.txn != nil && c.reopen.id == ev.ID {
+		c.reincDone(ev)
+		return
+	}
+	for _, v := range c.vols {
+		ch := v.change
+		if ch == nil || ch.id != ev.ID {
+			continue
+		}
+		switch ev.Outcome {
+		case repl.OutcomeCommitted:
+			ch.next.OwnRev = ev.Revision
+			if ch.kind == changeReplace {
+				ch.next.SegRev = ev.Revision
+			}
+			v.changed(ch)
+		case repl.OutcomeConflict:
+			c.readRecords()
+		case repl.OutcomeUnknown:
+			ch.retryAt = c.now.Add(txnRetry)
+		}
+		return
+	}
+}
+
+// judgeChange settles the change under way by a fresh read.
+func (v *volume) judgeChange(read repl.Records) {
+	ch := v.change
+	if ch == nil {
+		return
+	}
+	rec := read.Volumes[v.index]
+	switch repl.Judge(ch.txn, read) {
+	case repl.Committed:
+		ch.next.OwnRev, ch.next.SegRev, ch.next.CfgRev = rec.OwnRev, rec.SegRev, rec.CfgRev
+		v.changed(ch)
+	case repl.Superseded:
+		if rec.Own.Promise() != v.promise() {
+			v.c.fence(rec.Own.Promise(), wire.StaleEpoch)
+			return
+		}
+		v.c.stop("volume " + v.id.String() + ": somebody else changed own under this writer's epoch")
+	case repl.Undecided:
+		// The same value under the same revision: at most one of them commits.
+		v.c.effect(Commit{ID: ch.id, Txn: ch.txn})
+	}
+}
+
+// changed takes a committed change into force.
+func (v *volume) changed(ch *change) {
+	c := v.c
+	v.change = nil
+	v.dirty, c.wake = true, true
+	switch ch.kind {
+	case changeShrink:
+		v.rec = ch.next
+		for _, m := range ch.members {
+			m.putOut()
+			c.report(ReportHealth, v.id, m.disk, "out of the in-sync set: "+string(m.leaving))
+		}
+		if c.mut.ReleaseBeforeConfig {
+			v.releaseOut()
+		}
+	case changeGrow:
+		v.rec = ch.next
+		m := ch.members[0]
+		v.pending = nil
+		m.counted = true
+		m.sync = nil
+		c.report(ReportHealth, v.id, m.disk, "in sync")
+	case changeReplace:
+		v.layout(ch.next, append(slices.Clone(c.recs.Disks), repl.DiskNode{Disk: ch.replace.New, Node: ch.replace.NewNode}))
+		c.wantNodes()
+		c.effect(Replaced{Replace: ch.replace, OK: true})
+	}
+	v.config.serial++
+	v.syncRecords()
+	c.effect(RecordsKnown{Records: c.recs})
+}
+
+// putOut counts the exclusion for the back-off of the next join.
+func (m *member) putOut() {
+	c := m.v.c
+	if m.outLast != 0 && c.now.Sub(m.outLast) > c.t.RejoinForget {
+		m.outCount = 0
+	}
+	m.outLast = c.now
+	m.outCount++
+	m.rejoinAt = c.now
+	if m.outCount > 1 {
+		m.rejoinAt = c.now.Add(min(c.t.RejoinBackoff<<min(m.outCount-2, 6), 60*c.t.RejoinBackoff))
+	}
+	if m.v.pending == m {
+		m.v.pending = nil
+	}
+	m.abortSync("put out")
+}
+
+// syncRecords copies what is decided back to the group's records.
+func (v *volume) syncRecords() {
+	c := v.c
+	c.recs.Volumes = slices.Clone(c.recs.Volumes)
+	c.recs.Volumes[v.index] = v.rec
+}
+
+func (v *volume) toldNow() wire.Told {
+	t := wire.Told{Epoch: v.epoch(), CfgVersion: v.rec.Own.CfgVersion, Complete: v.config.complete}
+	for d := range v.rec.Own.Out {
+		t.Out = append(t.Out, d)
+	}
+	slices.SortFunc(t.Out, ids.ID.Compare)
+	if v.pending != nil {
+		t.Pending = v.pending.disk
+	}
+	return t
+}
+
+// settleConfig makes every in-sync member hold the configuration durably, and
+// then lets go of those that are out.
+func (v *volume) settleConfig() {
+	c := v.c
+	all := true
+	for _, m := range v.members {
+		if !m.counted || v.isOut(m) {
+			continue
+		}
+		if m.told == v.config.serial && m.open == opened {
+			continue
+		}
+		all = false
+		if m.usable() && !m.telling {
+			m.telling, m.tellSerial = true, v.config.serial
+			id := c.newSlot(slotConfig, m, nil, uint64(v.config.serial))
+			c.send(m.node, &wire.Config{ReqID: id, Handle: m.handle, Told: v.toldNow()})
+		}
+	}
+	if all && v.change == nil {
+		v.releaseOut()
+	}
+}
+
+// told reports whether the configuration is durable on every in-sync member.
+func (v *volume) told() bool {
+	for _, m := range v.members {
+		if m.counted && !v.isOut(m) && m.told != v.config.serial {
+			return false
+		}
+	}
+	return true
+}
+
+// releaseOut stops waiting for the members that are out, and durably known to
+// be so (I2).
+func (v *volume) releaseOut() {
+	for _, m := range v.members {
+		if m.counted && v.isOut(m) && m != v.pending {
+			v.release(m)
+			m.leaving = ""
+		}
+	}
+}
+
+func (c *Core) configAck(n *node, a *wire.ConfigAck) {
+	s, ok := c.takeSlot(n, a.ReqID, slotConfig)
+	if !ok {
+		return
+	}
+	m := s.m
+	m.telling = false
+	m.v.dirty = true
+	switch a.Status {
+	case wire.OK:
+		m.told = uint32(s.arg)
+	case wire.DiskFailed:
+		m.failed = true
+	default:
+		c.refused(m, a.Status, m.v.promise())
+		m.open, m.retryAt = closed, c.now.Add(c.t.OpenRetry)
+	}
+}
+
+func (v *volume) changeDeadlines(d *deadline) {
+	if v.change != nil {
+		d.later(v.change.retryAt)
+	}
+}

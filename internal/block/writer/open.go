@@ -1,0 +1,188 @@
+package writer
+
+import (
+	"slices"
+
+	"roseau/internal/block/wire"
+	"roseau/internal/core/repl"
+)
+
+// linked: the node's connection is up.
+func (m *member) linked() {
+	m.open, m.resumed, m.retryAt = closed, false, 0
+	m.v.dirty = true
+	if m.answered && m.session != m.node.session {
+		m.newRun = true
+	}
+	m.absent = !slices.Contains(m.node.disks, m.disk)
+	m.failed = m.absent && m.answered
+}
+
+// unlinked: the node's connection is gone; what was asked must be asked again.
+func (m *member) unlinked() {
+	c := m.v.c
+	m.open, m.resumed, m.telling, m.releasing, m.flushSent = closed, false, false, false, false
+	c.forget(m, func(s slot) { m.v.lostSlot(m, s) })
+	if m.sync != nil {
+		m.sync.flushing = false
+	}
+	if !m.counted {
+		m.abortSync("connection lost")
+	}
+}
+
+// lostSlot handles a question to m that will not be answered.
+func (v *volume) lostSlot(m *member, s slot) {
+	switch s.kind {
+	case slotRead:
+		v.readLost(s.op, m)
+	case slotWrite:
+		s.op.unsent(m)
+	case slotWindow:
+		v.rc.restart = true
+	case slotSync:
+		if j := v.members[s.arg>>56].sync; j != nil && j.m != m {
+			j.orphan = true
+			v.c.wake = true
+		}
+	}
+}
+
+// settleOpen sends OPEN to every member that is reachable and closed.
+func (v *volume) settleOpen() {
+	c := v.c
+	for _, m := range v.members {
+		if m.open != closed || !m.node.up || m.absent || c.now < m.retryAt {
+			continue
+		}
+		m.open = opening
+		o := &wire.Open{
+			Volume: v.id, Disk: m.disk, Promise: v.promise(),
+			CfgVersion: v.rec.Own.CfgVersion, SizeBytes: v.rec.Cfg.SizeBytes,
+		}
+		if p, ok := c.reopen.predecessor(m); ok {
+			o.Flags |= wire.OpenPredecessorDead
+			o.Predecessor = p
+		}
+		o.ReqID = c.newSlot(slotOpen, m, nil, 0)
+		c.send(m.node, o)
+	}
+}
+
+func (c *Core) openAck(n *node, a *wire.OpenAck) {
+	if s, ok := c.takeSlot(n, a.ReqID, slotTry); ok {
+		c.tryAck(s.m, a)
+		return
+	}
+	s, ok := c.takeSlot(n, a.ReqID, slotOpen)
+	if !ok {
+		return
+	}
+	m := s.m
+	m.v.dirty = true
+	m.open = closed
+	switch a.Status {
+	case wire.OK:
+		m.opened(a)
+	case wire.LeaseRunning, wire.Busy:
+		wait := c.t.OpenRetry
+		if a.GrantLeft > 0 && a.GrantLeft < wait {
+			wait = a.GrantLeft
+		}
+		m.retryAt = c.now.Add(wait)
+		if p := a.Promised; p != (repl.Promise{}) {
+			c.reopen.learn(m, p)
+		}
+	case wire.StaleEpoch, wire.Released:
+		c.fence(a.Promised, a.Status)
+	case wire.OtherNonce, wire.OtherGeneration:
+		c.stop("open volume " + m.v.id.String() + " on disk " + m.disk.String() + ": it promised another history of the same epoch")
+	case wire.DiskFailed:
+		m.failed, m.absent = true, true
+	default:
+		m.retryAt = c.now.Add(c.t.OpenRetry)
+	}
+}
+
+// opened takes the answer of a successful OPEN.
+func (m *member) opened(a *wire.OpenAck) {
+	v, c := m.v, m.v.c
+	if c.forgotten(v, a.Told, a.Promised) {
+		c.stop("open volume " + v.id.String() + ": disk " + m.disk.String() + " knows a newer configuration than etcd")
+		return
+	}
+	m.open, m.handle, m.openedAt, m.ack = opened, a.Handle, c.now, *a
+	m.cold = a.Cold && !c.mut.IgnoreCold
+	m.telling = false
+	m.node.beatAt = c.now
+	if a.WindowBytes > 0 && (v.windowLimit == 0 || int64(a.WindowBytes) < v.windowLimit) {
+		v.windowLimit = int64(a.WindowBytes)
+	}
+	first := !m.answered
+	m.answered = true
+	switch {
+	case m.sync != nil && !m.counted:
+		m.session, m.newRun, m.resumed = m.node.session, false, true
+		m.sync.opened()
+	case c.state == Opening, first:
+		m.session, m.newRun, m.resumed = m.node.session, false, true
+	case m.counted && !m.newRun && m.leavable():
+		m.resume()
+	case !m.counted:
+		m.session, m.newRun, m.resumed = m.node.session, false, true
+	}
+}
+
+// leavable reports whether m may still return: no CAS that puts it out was sent.
+func (m *member) leavable() bool {
+	ch := m.v.change
+	return (!m.v.isOut(m) || m.v.pending == m) && (ch == nil || ch.kind != changeShrink || !slices.Contains(ch.members, m))
+}
+
+// resume takes up a session: everything unanswered is sent again, in order.
+func (m *member) resume() {
+	v, c := m.v, m.v.c
+	m.session, m.newRun, m.resumed, m.leaving = m.node.session, false, true, ""
+	m.hung = false
+	v.dirty = true
+	for _, o := range v.unacked(m) {
+		c.sendWrite(o, m, wire.WriteResent)
+	}
+	m.catchUp()
+}
+
+// catchUp sends what was not sent while m was about to be put out.
+func (m *member) catchUp() {
+	v, c := m.v, m.v.c
+	for _, o := range v.unacked(m) {
+		if t := o.target(m); !t.sent && !t.nospc {
+			c.sendWrite(o, m, 0)
+		}
+	}
+	if m.flushWait && !m.flushSent {
+		c.sendFlush(m, v.flush.upto)
+	}
+	c.wake = true
+}
+
+// forgotten reports whether a replica knows something that etcd does not [S7].
+func (c *Core) forgotten(v *volume, told wire.Told, p repl.Promise) bool {
+	own := &v.rec.Own
+	if c.cached || c.reopen.unwritten {
+		return false // our records may well be older than etcd's
+	}
+	if told.CfgVersion > own.CfgVersion && (v.change == nil || told.CfgVersion > v.change.next.Own.CfgVersion) {
+		return true
+	}
+	return p.Generation == own.Generation && p.Epoch > own.Epoch && c.state < Opening
+}
+
+// missing lists members of v that are in-sync by own and not answering.
+func (v *volume) missing(dst []Missing, answered func(*member) bool) []Missing {
+	for _, m := range v.members {
+		if !v.isOut(m) && !answered(m) {
+			dst = append(dst, Missing{Volume: v.id, Disk: m.disk, Node: m.node.id})
+		}
+	}
+	return dst
+}

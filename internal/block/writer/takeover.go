@@ -1,0 +1,155 @@
+package writer
+
+import (
+	"fmt"
+	"slices"
+
+	"roseau/internal/base/clock"
+	"roseau/internal/core/repl"
+)
+
+// beginOpening is step 2 of a takeover: OPEN to all members of all segments.
+func (c *Core) beginOpening() {
+	c.setState(Opening, "")
+	for _, v := range c.vols {
+		v.wseq, v.commitWseq, v.flushMark = 0, 0, repl.Mark{}
+		v.flush = flushState{}
+		v.cumSubmitted, v.cumIssued, v.cumFlushed = 0, 0, 0
+		v.rc = reconcile{}
+		v.config = configState{serial: 1}
+		v.pending, v.change, v.frozenSince = nil, nil, 0
+		for i := range v.segs {
+			v.segs[i].dirtyWseq = 0
+		}
+		for _, m := range v.members {
+			learned, absent := m.learned, m.absent
+			c.forget(m, func(slot) {})
+			*m = member{v: v, index: m.index, disk: m.disk, node: m.node, learned: learned, absent: absent, counted: !v.isOut(m)}
+		}
+	}
+}
+
+// verdictOf a segment at takeover.
+type openVerdict uint8
+
+const (
+	openWait openVerdict = iota
+	openGo
+	openInvalid // only cold copies under a living guest
+)
+
+// settleOpening applies the one waiting rule (2.6 step 2) to all segments.
+func (c *Core) settleOpening() {
+	if c.state != Opening {
+		return
+	}
+	for _, v := range c.vols {
+		for i := range v.segs {
+			switch v.judgeSegment(&v.segs[i]) {
+			case openWait:
+				return
+			case openInvalid:
+				c.invalid(fmt.Sprintf("volume %s, segment %d: every copy lost power under the guest", v.id, i))
+				return
+			}
+		}
+	}
+	for _, v := range c.vols {
+		for _, m := range v.members {
+			if m.counted && m.open != opened {
+				m.leaving = repl.OutMissing
+				if m.failed {
+					m.leaving = repl.OutDiskFailed
+				}
+			}
+		}
+		v.beginReconcile()
+	}
+	c.setState(Reconciling, "")
+}
+
+func (v *volume) judgeSegment(s *segment) openVerdict {
+	c := v.c
+	warm, cold, tail, maybe, others := 0, 0, 0, 0, 0
+	waited := c.now.Sub(c.since)
+	for _, m := range s.members {
+		if !m.counted {
+			continue
+		}
+		others++
+		switch {
+		case m.open == opened && m.ack.Unverified > 0 && !c.acceptTail:
+			tail++
+			fallthrough
+		case m.open == opened:
+			if m.cold {
+				cold++
+			} else {
+				warm++
+			}
+		case !m.absent:
+			maybe++
+			if c.mayCome(m) && (waited < c.t.MemberWait || c.reopen.same && c.reopen.unwritten) {
+				return openWait
+			}
+		}
+	}
+	if warm+cold == 0 {
+		return openWait // waiting for a copy
+	}
+	if tail == warm+cold && others > tail {
+		return openWait // nobody can judge the unverified tail [S22]
+	}
+	if warm > 0 {
+		return openGo
+	}
+	if c.cfg.GuestAlive && !v.lossless(s) {
+		if maybe > 0 {
+			return openWait // a warm one may exist: without limit, while the guest lives [S6]
+		}
+		return openInvalid
+	}
+	if maybe > 0 && waited < c.t.ColdWait {
+		return openWait
+	}
+	return openGo
+}
+
+// mayCome reports whether m may still answer.
+func (c *Core) mayCome(m *member) bool {
+	return m.node.up || c.isAlive(m.node.id)
+}
+
+// lossless reports whether cold copies of s cannot have lost an acked write: an
+// answering member knows durably that it was alone (C7).
+func (v *volume) lossless(s *segment) bool {
+	for _, m := range s.members {
+		if m.open != opened || !m.counted {
+			continue
+		}
+		alone := true
+		for _, o := range s.members {
+			if o != m && !slices.Contains(m.ack.Told.Out, o.disk) {
+				alone = false
+			}
+		}
+		if alone {
+			return true
+		}
+	}
+	return false
+}
+
+func (c *Core) openingDeadlines(d *deadline) {
+	if c.reopen.on {
+		d.later(c.reopen.endAt)
+	}
+	if c.state != Opening {
+		return
+	}
+	for _, at := range []clock.Instant{c.since.Add(c.t.MemberWait), c.since.Add(c.t.ColdWait)} {
+		if at > c.now {
+			d.later(at)
+		}
+	}
+}

@@ -1,0 +1,284 @@
+package writer
+
+import (
+	"cmp"
+	"slices"
+
+	"roseau/internal/block/wire"
+)
+
+// startWrite gives o its place in the order and sends it to every member of
+// every set that may be the in-sync set, and to joining members.
+func (v *volume) startWrite(o *op) {
+	c := v.c
+	v.wseq++
+	o.wseq = v.wseq
+	v.cumIssued += o.length()
+	o.cum = v.cumIssued
+	v.inflight.push(o)
+	for _, m := range o.seg.members {
+		if !m.counted && !m.live {
+			continue
+		}
+		o.targets = append(o.targets, target{m: m})
+		if m.usable() {
+			c.sendWrite(o, m, 0)
+		}
+	}
+	if v.flush.dirtyAt == 0 {
+		v.flush.dirtyAt = c.now
+	}
+}
+
+// sendWrite sends o to one of its targets.
+func (c *Core) sendWrite(o *op, m *member, flags wire.WriteFlags) {
+	t := o.target(m)
+	if t == nil || t.acked {
+		return
+	}
+	t.sent, t.nospc = true, false
+	if o.fua || o.seg.rest() <= 1 {
+		o.fua = true // a lone copy has no volatile window (C7)
+		flags |= wire.WriteFUA
+	}
+	v := o.v
+	id := c.newSlot(slotWrite, m, o, 0)
+	if o.kind == opWrite {
+		c.send(m.node, &wire.Write{
+			ReqID: id, Handle: m.handle, Flags: flags, Mark: v.mark(o.wseq), Offset: o.offset(),
+			Piggyback: v.piggyback(), CRC: o.crc, Data: o.data,
+		})
+		return
+	}
+	if o.discard {
+		flags |= wire.ZeroDiscard
+	}
+	c.send(m.node, &wire.Zero{
+		ReqID: id, Handle: m.handle, Flags: flags, Mark: v.mark(o.wseq), Offset: o.offset(), Length: o.length(),
+		Piggyback: v.piggyback(),
+	})
+}
+
+// writeAck takes the answer to a Write or Zero.
+func (c *Core) writeAck(n *node, a *wire.Ack) {
+	s, ok := c.takeSlot(n, a.ReqID, slotWrite)
+	if !ok {
+		return
+	}
+	o, m := s.op, s.m
+	v := m.v
+	t := o.target(m)
+	if t == nil {
+		return
+	}
+	switch a.Status {
+	case wire.OK:
+	case wire.NoSpace, wire.OutOfOrder:
+		v.noSpace(o, m, t, a.Status)
+		return
+	case wire.DiskFailed:
+		m.failed = true
+		v.dirty = true
+		return
+	case wire.StaleEpoch, wire.OtherNonce, wire.OtherGeneration, wire.Released, wire.BadHandle:
+		o.unsent(m)
+		c.refused(m, a.Status, a.Promised)
+		return
+	default:
+		c.report(ReportBug, v.id, m.disk, "write refused")
+		m.failed = true
+		v.dirty = true
+		return
+	}
+	t.acked = true
+	m.highAcked = max(m.highAcked, o.wseq)
+	if o.state == opZombie {
+		m.zombies--
+		v.endZombie(o)
+		return
+	}
+	v.tryCommit(o)
+}
+
+// tryCommit commits o if every counted member has acked it.
+func (v *volume) tryCommit(o *op) {
+	for i := range o.targets {
+		t := &o.targets[i]
+		if !t.acked && v.needs(t.m) {
+			return
+		}
+	}
+	v.commit(o)
+}
+
+// needs reports whether acks and flushes wait for m.
+func (v *volume) needs(m *member) bool {
+	if v.c.mut.AckBeforeShrinkKnown && m.leaving != "" {
+		return false
+	}
+	return m.counted
+}
+
+func (v *volume) commit(o *op) {
+	c := v.c
+	v.inflight.remove(o)
+	if !o.fua { // else durable wherever it is acked
+		o.seg.dirtyWseq = max(o.seg.dirtyWseq, o.wseq)
+	}
+	if v.inflight.head == nil {
+		v.commitWseq = v.wseq
+	} else {
+		v.commitWseq = v.inflight.head.wseq - 1
+	}
+	v.dirty = true
+	c.wake = c.wake || v.flush.waits(v.commitWseq) || v.rc.running > 0 || v.pending != nil || v.joining()
+	refused := o.refused
+	e := v.extents[o.ext]
+	o.state = opZombie
+	v.unlock(o)
+	if refused {
+		v.clearRefused(o.ext, e)
+	}
+	if o.rc {
+		v.rc.running--
+	}
+	if o.req != nil {
+		c.endPart(o.req)
+		o.req = nil
+	}
+	for i := range o.targets {
+		if !o.targets[i].acked {
+			o.targets[i].m.zombies++
+		}
+	}
+	v.zombies.push(o)
+	v.endZombie(o)
+}
+
+// endZombie ends a committed write once nobody's ack is outstanding.
+func (v *volume) endZombie(o *op) {
+	for i := range o.targets {
+		if !o.targets[i].acked {
+			return
+		}
+	}
+	v.zombies.remove(o)
+	v.c.wake = true
+	v.c.recycle(o)
+}
+
+// unacked returns the writes that m has not acked, by wseq.
+func (v *volume) unacked(m *member) []*op {
+	var ops []*op
+	for _, l := range []*opList{&v.inflight, &v.zombies} {
+		for o := l.head; o != nil; o = o.next {
+			if t := o.target(m); t != nil && !t.acked {
+				ops = append(ops, o)
+			}
+		}
+	}
+	slices.SortFunc(ops, func(a, b *op) int { return cmp.Compare(a.wseq, b.wseq) })
+	return ops
+}
+
+// release drops m from every write under way: its answers are not needed any
+// more and it gets no new ones.
+func (v *volume) release(m *member) {
+	v.c.forget(m, func(s slot) { v.lostSlot(m, s) })
+	if m.open == opening {
+		m.open = closed // its answer is forgotten
+	}
+	m.live, m.counted, m.flushWait, m.flushSent, m.telling, m.lease, m.nospcAt = false, false, false, false, false, 0, 0
+	for o := v.zombies.head; o != nil; {
+		next := o.next
+		if t := o.target(m); t != nil && !t.acked {
+			o.removeTarget(m)
+			v.endZombie(o)
+		}
+		o = next
+	}
+	m.zombies = 0
+	for o := v.inflight.head; o != nil; {
+		next := o.next
+		o.removeTarget(m)
+		v.tryCommit(o)
+		o = next
+	}
+	v.dirty = true
+	v.c.wake = true
+}
+
+// noSpace notes that m refused o. Nothing new is sent in that extent until the
+// refused writes have been taken, in their order.
+func (v *volume) noSpace(o *op, m *member, t *target, st wire.Status) {
+	e := v.extents[o.ext]
+	if st == wire.OutOfOrder && (e == nil || !e.refused) || o.state == opZombie {
+		v.c.report(ReportBug, v.id, m.disk, "write refused as out of order")
+		m.failed = true
+		v.dirty = true
+		return
+	}
+	if !e.refused {
+		v.c.report(ReportNoSpace, v.id, m.disk, "a write waits for space")
+	}
+	e.refused, o.refused, t.nospc, t.sent = true, true, true, false
+	if m.nospcAt == 0 {
+		m.nospcAt = v.c.now.Add(v.c.t.OpenRetry)
+	}
+}
+
+// settleNoSpace sends refused writes again once everything sent before is
+// answered, so that the order within the extent stands.
+func (v *volume) settleNoSpace() {
+	for _, m := range v.members {
+		if m.nospcAt == 0 || v.c.now < m.nospcAt || !m.usable() {
+			continue
+		}
+		m.nospcAt = 0
+		for _, o := range v.unacked(m) {
+			t := o.target(m)
+			if !t.nospc {
+				continue
+			}
+			if v.outstanding(o.ext, m) {
+				m.nospcAt = v.c.now.Add(v.c.t.OpenRetry)
+				continue
+			}
+			v.resendRefused(o.ext, m)
+		}
+	}
+}
+
+// outstanding reports whether m has unanswered writes of the extent.
+func (v *volume) outstanding(ext int64, m *member) bool {
+	for o := v.inflight.head; o != nil; o = o.next {
+		if o.ext == ext {
+			if t := o.target(m); t != nil && !t.acked && t.sent {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func (v *volume) resendRefused(ext int64, m *member) {
+	for o := v.inflight.head; o != nil; o = o.next {
+		if o.ext == ext {
+			if t := o.target(m); t != nil && t.nospc {
+				v.c.sendWrite(o, m, 0)
+			}
+		}
+	}
+}
+
+// clearRefused lets writes into the extent again when no refused one is left.
+func (v *volume) clearRefused(ext int64, e *extent) {
+	for o := v.inflight.head; o != nil; o = o.next {
+		if o.ext == ext && o.refused {
+			return
+		}
+	}
+	e.refused = false
+	v.c.report(ReportSpaceBack, v.id, v.id, "no write waits for space")
+	v.startWaiting(e, e.head)
+}

@@ -1,0 +1,87 @@
+package cli
+
+import (
+	"log/slog"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"roseau/internal/base/clock"
+	"roseau/internal/base/errs"
+	"roseau/internal/base/version"
+	"roseau/internal/model"
+	"roseau/internal/node"
+)
+
+// newNodeCmd is the noun, and without a verb the daemon itself.
+func newNodeCmd(a *app) *cobra.Command {
+	var debug bool
+	cmd := &cobra.Command{Use: "node", Short: "The nodes of the cluster; without a verb: run the node's daemon", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+		level := slog.LevelInfo
+		if debug {
+			level = slog.LevelDebug
+		}
+		log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+		return node.Run(cmd.Context(), node.Options{Version: version.String(), Clock: clock.System{}, Log: log})
+	}}
+	cmd.Flags().BoolVar(&debug, "debug", false, "log more (daemon)")
+	cmd.AddCommand(
+		&cobra.Command{Use: "list", Short: "List nodes", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+			var ns []*model.Node
+			return a.get(cmd, "/v1/nodes", &ns, func() *table {
+				tb := newTable("NAME", "READY", "VOTER", "ADDRESS", "CPUS", "MEMORY", "FREE", "QEMU", "VERSION")
+				for _, n := range ns {
+					tb.row(n.Name, yes(n.Status.Ready), yes(n.Spec.Voter), strings.Join(n.Spec.Addresses[model.RoleCluster], ","),
+						n.Status.CPUs, n.Status.Memory, n.Status.MemoryFree, n.Status.QEMU, n.Status.Version)
+				}
+				return tb
+			})
+		}},
+		&cobra.Command{Use: "show NODE", Short: "Show a node", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+			n := new(model.Node)
+			return a.get(cmd, "/v1/nodes/"+url.PathEscape(args[0]), n, func() *table { return nodeTable(n) })
+		}},
+		newNodeRemove(a),
+	)
+	return cmd
+}
+
+func nodeTable(n *model.Node) *table {
+	tb := newSheet().row("name", n.Name).row("id", n.ID).row("ready", yes(n.Status.Ready)).row("voter", yes(n.Spec.Voter))
+	for _, role := range []model.NetworkRole{model.RoleCluster, model.RoleStorage, model.RoleVM} {
+		if a := n.Spec.Addresses[role]; len(a) > 0 {
+			tb.row(string(role)+" address", strings.Join(a, ", "))
+		}
+	}
+	for network, ifc := range n.Spec.Uplinks {
+		tb.row("uplink of "+network, ifc)
+	}
+	tb.row("cpus", n.Status.CPUs).row("memory", n.Status.Memory).row("memory free", n.Status.MemoryFree).
+		row("qemu", n.Status.QEMU).row("accelerator", n.Status.Accelerator)
+	if n.Status.AccelReason != "" {
+		tb.row("accelerator reason", n.Status.AccelReason)
+	}
+	return tb.row("version", n.Status.Version).row("joined", n.Created.Local().Format(time.RFC3339)).row("reported", ago(time.Now(), n.Status.Reported)+" ago")
+}
+
+func newNodeRemove(a *app) *cobra.Command {
+	var force, sure bool
+	cmd := &cobra.Command{Use: "remove NODE", Short: "Take a node out of the cluster", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+		if force && !sure {
+			return errs.New(errs.Invalid, "remove node %s: --force gives up what the machine holds", args[0]).WithHint("say --yes as well if it is gone for good")
+		}
+		path := "/v1/nodes/" + url.PathEscape(args[0])
+		if force {
+			path += "?force=true"
+		}
+		return a.change(cmd, http.MethodDelete, path, nil, nil, func() string { return "node " + args[0] + " removed" })
+	}}
+	cmd.Flags().BoolVar(&force, "force", false, "the machine is gone for good: do not look at what it holds")
+	cmd.Flags().BoolVar(&sure, "yes", false, "with --force: really")
+	a.dryRunFlag(cmd)
+	return cmd
+}

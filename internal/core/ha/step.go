@@ -1,0 +1,242 @@
+package ha
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"sort"
+	"strings"
+	"time"
+
+	"roseau/internal/base/clock"
+	"roseau/internal/base/errs"
+	"roseau/internal/base/ids"
+	"roseau/internal/base/size"
+	"roseau/internal/core/place"
+	"roseau/internal/core/repl"
+	"roseau/internal/model"
+)
+
+// Step is one iteration of the manager. It does not change s.
+func Step(s State, now clock.Instant) (State, []Action) {
+	m := newStep(s, now)
+	if !s.View.Leader {
+		return m.out, nil
+	}
+	m.nodes()
+	order := slices.Clone(s.View.VMs)
+	sort.Slice(order, func(i, j int) bool { return before(order[i], order[j]) })
+	for _, vm := range order {
+		m.vm(vm)
+	}
+	m.forget()
+	return m.out, m.actions
+}
+
+// before orders VMs for restart: higher priority first, best-effort last, then
+// by name.
+func before(a, b VM) bool {
+	if x, y := a.HA == model.HABestEffort, b.HA == model.HABestEffort; x != y {
+		return y
+	}
+	if a.Priority != b.Priority {
+		return a.Priority > b.Priority
+	}
+	return a.Name < b.Name
+}
+
+// step is the scratch of one iteration.
+type step struct {
+	p        Params
+	now      clock.Instant
+	view     View
+	out      State
+	actions  []Action
+	node     map[ids.ID]Node
+	promised map[ids.ID]size.Bytes // memory of the VMs placed on a node
+	placed   map[ids.ID]int
+	starting map[ids.ID]int
+}
+
+func newStep(s State, now clock.Instant) *step {
+	m := &step{p: s.Params, now: now, view: s.View, out: s,
+		node: map[ids.ID]Node{}, promised: map[ids.ID]size.Bytes{}, placed: map[ids.ID]int{}, starting: map[ids.ID]int{}}
+	if m.p == (Params{}) {
+		m.p = Defaults
+	}
+	m.out.VMs, m.out.Nodes = maps.Clone(s.VMs), maps.Clone(s.Nodes)
+	if m.out.VMs == nil {
+		m.out.VMs = map[ids.ID]VMMemory{}
+	}
+	if m.out.Nodes == nil {
+		m.out.Nodes = map[ids.ID]NodeMemory{}
+	}
+	m.view.Nodes = slices.Clone(s.View.Nodes)
+	sort.Slice(m.view.Nodes, func(i, j int) bool { return m.view.Nodes[i].Name < m.view.Nodes[j].Name })
+	for _, n := range m.view.Nodes {
+		m.node[n.ID] = n
+	}
+	for _, vm := range s.View.VMs {
+		m.count(vm.Placement, vm.Memory, 1)
+	}
+	return m
+}
+
+// count adds or takes away what a placement uses.
+func (m *step) count(p repl.Placement, memory size.Bytes, sign int) {
+	for _, n := range []ids.ID{p.Node, p.Target} {
+		if n.IsZero() || p.State == PlaceStopped {
+			continue
+		}
+		m.promised[n] += memory * size.Bytes(sign)
+		m.placed[n] += sign
+		if p.State == PlaceStarting {
+			m.starting[n] += sign
+		}
+	}
+}
+
+func (m *step) event(level, subject, format string, args ...any) {
+	m.actions = append(m.actions, Event{Level: level, Subject: subject, Text: fmt.Sprintf(format, args...)})
+}
+
+// nodes notices losses and returns, and keeps the quarantine of flapping nodes.
+func (m *step) nodes() {
+	for _, n := range m.view.Nodes {
+		mem := m.out.Nodes[n.ID]
+		mem.Losses = slices.DeleteFunc(slices.Clone(mem.Losses), func(t clock.Instant) bool { return m.now.Sub(t) > m.p.FlapWindow })
+		switch why := m.silent(n); {
+		case why != "" && !mem.Lost:
+			mem.Lost = true
+			if mem.Seen {
+				mem.Losses = append(mem.Losses, m.now)
+				m.event("warn", "node "+n.Name, "lost: %s", why)
+			}
+		case why == "" && mem.Lost:
+			mem.Lost = false
+			if mem.Seen {
+				m.returned(n, &mem)
+			}
+			mem.Seen = n.LastBeat != 0
+		case why == "":
+			mem.Seen = n.LastBeat != 0 // one that is just joining cannot be lost
+		}
+		m.out.Nodes[n.ID] = mem
+	}
+}
+
+func (m *step) returned(n Node, mem *NodeMemory) {
+	if len(mem.Losses) < 2 {
+		m.event("info", "node "+n.Name, "is back")
+		return
+	}
+	d := m.p.Quarantine << min(len(mem.Losses)-2, 6)
+	mem.Until = m.now.Add(d)
+	m.event("warn", "node "+n.Name, "is back, lost %d times within %s: avoided for %s", len(mem.Losses), short(m.p.FlapWindow), short(d))
+}
+
+// silent returns why the beats say that n is gone, or "".
+func (m *step) silent(n Node) string {
+	last := max(n.LastBeat, m.view.Listening)
+	if m.now.Sub(last) > m.p.BeatLoss {
+		return "no beat for " + short(m.p.BeatLoss)
+	}
+	return ""
+}
+
+// usable returns why no VM may be started on n, or "".
+func (m *step) usable(n Node) string {
+	if why := m.silent(n); why != "" {
+		return why
+	}
+	switch {
+	case !n.Session:
+		return "its session in etcd is lost"
+	case !n.Known:
+		return "has not reported yet"
+	}
+	return ""
+}
+
+// candidates are the nodes as place wants them, for vm.
+func (m *step) candidates(vm VM) []place.Node {
+	blame := m.out.VMs[vm.ID].Blame
+	var out []place.Node
+	for _, n := range m.view.Nodes {
+		c := place.Node{ID: n.ID, Name: n.Name, NotReady: m.usable(n), CPUs: n.CPUs, KVM: n.KVM, Storage: n.Storage, Networks: n.Networks, VMs: m.placed[n.ID]}
+		// What the guests were promised counts, and what they took already: a
+		// machine that has just been placed uses nothing yet.
+		c.MemoryFree = max(0, min(n.MemoryFree, n.Memory-m.promised[n.ID]))
+		if m.silent(n) != "" {
+			c.Storage = false
+		}
+		if c.NotReady == "" && m.starting[n.ID] >= m.p.StartsANode {
+			c.NotReady = fmt.Sprintf("%d machines are starting there", m.starting[n.ID])
+		}
+		if until := m.out.Nodes[n.ID].Until; m.now.Before(until) {
+			c.Avoid = "avoided, it was lost often"
+		}
+		if why, ok := blame[n.ID]; ok {
+			c.Avoid = why
+		}
+		out = append(out, c)
+	}
+	return out
+}
+
+// choose asks place; the error's text is one line.
+func (m *step) choose(vm VM, exclude map[ids.ID]string) (place.Decision, error) {
+	return place.ChooseNode(place.Request{VM: vm.Name, CPUs: vm.CPUs, Memory: vm.Memory, NeedKVM: vm.NeedKVM,
+		Networks: vm.Networks, Volumes: vm.Volumes, Exclude: exclude}, m.candidates(vm))
+}
+
+// setPlacement records the decision and counts it at once, so that the next VM
+// of this step sees it.
+func (m *step) setPlacement(vm VM, p repl.Placement, why string) {
+	m.count(vm.Placement, vm.Memory, -1)
+	m.count(p, vm.Memory, 1)
+	m.actions = append(m.actions, SetPlacement{VM: vm.ID, Name: vm.Name, NodeName: m.node[p.Node].Name, Expect: vm.PlacementRev, Placement: p, Why: why})
+}
+
+// forget drops the memory of VMs and nodes that are gone.
+func (m *step) forget() {
+	live := map[ids.ID]bool{}
+	for _, vm := range m.view.VMs {
+		live[vm.ID] = true
+	}
+	maps.DeleteFunc(m.out.VMs, func(id ids.ID, _ VMMemory) bool { return !live[id] })
+	maps.DeleteFunc(m.out.Nodes, func(id ids.ID, _ NodeMemory) bool { _, ok := m.node[id]; return !ok })
+}
+
+// world is what a failed VM compares to find that its cause may have gone.
+func (m *step) world() string {
+	var b strings.Builder
+	for _, n := range m.view.Nodes {
+		if m.usable(n) == "" {
+			fmt.Fprintf(&b, "%s storage=%v;", n.Name, n.Storage)
+		}
+	}
+	return b.String()
+}
+
+func short(d time.Duration) string {
+	switch {
+	case d >= time.Minute && d%time.Minute == 0:
+		return fmt.Sprintf("%d min", d/time.Minute)
+	case d >= 10*time.Second:
+		return fmt.Sprintf("%d s", d.Round(time.Second)/time.Second)
+	}
+	return fmt.Sprintf("%.1f s", d.Seconds())
+}
+
+// Choose decides where a VM of the view would go, as the manager would, without
+// doing anything: for live migration and for --dry-run.
+func Choose(v View, vm ids.ID, exclude map[ids.ID]string, now clock.Instant) (place.Decision, error) {
+	m := newStep(State{View: v}, now)
+	for _, x := range v.VMs {
+		if x.ID == vm {
+			return m.choose(x, exclude)
+		}
+	}
+	return place.Decision{}, errs.New(errs.NotFound, "place vm %s: not known yet", vm)
+}

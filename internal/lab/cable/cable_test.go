@@ -1,0 +1,142 @@
+package cable
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"testing"
+	"time"
+)
+
+func needRoot(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root for network namespaces")
+	}
+}
+
+// bench is a board with three bare namespaces for nodes, each echoing on port 7379.
+type bench struct {
+	*Board
+	ns map[string]*os.File
+}
+
+func newBench(t *testing.T) *bench {
+	needRoot(t)
+	b, err := NewBoard()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	r := &bench{Board: b, ns: map[string]*os.File{}}
+	for i := 1; i <= 3; i++ {
+		name := fmt.Sprintf("n%d", i)
+		ns, err := newNamespace()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { ns.Close() })
+		if err := b.Plug(name, i, ns); err != nil {
+			t.Fatal(err)
+		}
+		var l net.Listener
+		if err := Within(ns, func() error { l, err = net.Listen("tcp", "0.0.0.0:7379"); return err }); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { l.Close() })
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				fmt.Fprintln(c, name)
+				c.Close()
+			}
+		}()
+		r.ns[name] = ns
+	}
+	return r
+}
+
+// reach reports whether from gets the greeting of the server at addr.
+func (r *bench) reach(from, addr, want string) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
+	defer cancel()
+	c, err := Dial(ctx, r.ns[from], "tcp", addr+":7379")
+	if err != nil {
+		return false
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(300 * time.Millisecond))
+	line, _ := bufio.NewReader(c).ReadString('\n')
+	return strings.TrimSpace(line) == want
+}
+
+func (r *bench) want(t *testing.T, from, addr, to string, ok bool) {
+	t.Helper()
+	deadline := time.Now().Add(5 * time.Second)
+	for r.reach(from, addr, to) != ok {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s -> %s (%s): reachable is not %v", from, addr, to, ok)
+		}
+	}
+}
+
+func TestCablesAndPartitions(t *testing.T) {
+	r := newBench(t)
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.want(t, "n1", "10.203.0.12", "n2", true)
+	r.want(t, "n1", "10.204.0.13", "n3", true)
+
+	must(r.SetLink("n2", "cluster", false))
+	r.want(t, "n1", "10.203.0.12", "n2", false)
+	r.want(t, "n1", "10.204.0.12", "n2", true)
+	if cut := r.Cut("n2"); len(cut) != 1 || cut[0] != "cluster" {
+		t.Fatalf("cut = %v", cut)
+	}
+	must(r.SetLink("n2", "cluster", true))
+	r.want(t, "n1", "10.203.0.12", "n2", true)
+
+	must(r.Partition([][]string{{"n1", "n2"}, {"n3"}}, Networks))
+	r.want(t, "n1", "10.203.0.12", "n2", true)
+	r.want(t, "n1", "10.203.0.13", "n3", false)
+	r.want(t, "n3", "10.204.0.12", "n2", false)
+	must(r.Partition(nil, Networks))
+	r.want(t, "n1", "10.203.0.13", "n3", true)
+
+	if p := r.Ports("vm"); p["n1"] != 1001 || p["n3"] != 1003 || p["outside"] != 2000 {
+		t.Fatalf("ports of the vm switch: %v", p)
+	}
+}
+
+func TestSilencePorts(t *testing.T) {
+	r := newBench(t)
+	if err := SilencePorts(r.ns["n1"], []uint16{7379, 7380}, 7380); err != nil {
+		t.Fatal(err)
+	}
+	r.want(t, "n2", "10.203.0.11", "n1", false)
+	r.want(t, "n1", "127.0.0.1", "n1", false)
+	r.want(t, "n1", "10.203.0.12", "n2", true)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	defer cancel()
+	begin := time.Now()
+	if _, err := Dial(ctx, r.ns["n2"], "tcp", "10.203.0.11:7379"); err == nil || time.Since(begin) > time.Second {
+		t.Fatalf("dial of a silenced port: %v after %v, want a reset at once", err, time.Since(begin))
+	}
+	if err := SilencePorts(r.ns["n1"], nil, 0); err != nil {
+		t.Fatal(err)
+	}
+	r.want(t, "n2", "10.203.0.11", "n1", true)
+}

@@ -1,0 +1,397 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"roseau/internal/base/errs"
+	"roseau/internal/lab/initd"
+	"roseau/internal/lab/labclient"
+	"roseau/internal/unit"
+)
+
+// TestMain lets the test binary play roseau for the labs that it makes.
+func TestMain(m *testing.M) {
+	if len(os.Args) == 3 {
+		var err error
+		switch os.Args[1] {
+		case "lab-init":
+			err = initd.Main(context.Background())
+		case "lab-daemon":
+			log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+			err = Daemon(context.Background(), os.Args[2], log)
+		default:
+			os.Exit(m.Run())
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// rig is a lab of two nodes whose units are shell scripts.
+type rig struct {
+	*testing.T
+	*labclient.Client
+	opts UpOptions
+}
+
+func quiet() *slog.Logger { return slog.New(slog.NewTextHandler(io.Discard, nil)) }
+
+func testUnits() []unit.Unit {
+	return []unit.Unit{
+		{Name: unit.Node, Boot: true, Restart: unit.RestartAlways, KillMode: unit.KillGroup, BackoffMin: 10 * time.Millisecond,
+			Argv: []string{"/bin/sh", "-c", "echo booted >>/var/lib/roseau/boots; exec sleep 1000"}, StopTimeout: 5 * time.Second},
+		{Name: unit.Storage, Restart: unit.RestartNo, KillMode: unit.KillGroup,
+			Argv: []string{"/bin/sh", "-c", "exec sleep 1000"}, StopTimeout: 5 * time.Second},
+	}
+}
+
+func newRig(t *testing.T, name string) *rig {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root for namespaces")
+	}
+	base, err := os.MkdirTemp("", "rl") // t.TempDir is too long for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("ROSEAU_LAB_DIR", base)
+	before := takeInventory(t, base, name)
+	r := &rig{T: t, opts: UpOptions{Spec: labclient.Spec{
+		Name: name, Nodes: 2, DisksPerNode: 2, DiskSizeBytes: 64 << 20, Units: testUnits(), Seed: 1,
+		Env: []string{"ROSEAU_TEST_LAB=" + base},
+	}}}
+	t.Cleanup(func() {
+		if err := Down(context.Background(), filepath.Join(base, name), false, quiet()); err != nil {
+			t.Error(err)
+		}
+		if left, _ := os.ReadDir(base); len(left) > 0 {
+			t.Errorf("files left: %v", left)
+		}
+		os.RemoveAll(base)
+		before.compare(t, takeInventory(t, base, name))
+	})
+	r.up()
+	if up := takeInventory(t, base, name); len(up.procs) < 3 || len(up.netns) < 5 {
+		t.Fatalf("the inventory does not see a lab that is up: %+v", up)
+	}
+	return r
+}
+
+func (r *rig) up() {
+	r.Helper()
+	c, err := Up(r.Context(), r.opts, quiet())
+	if err != nil {
+		r.Fatal(err)
+	}
+	r.Client = c
+	r.T.Cleanup(c.Close)
+}
+
+func (r *rig) must(err error) {
+	r.Helper()
+	if err != nil {
+		r.Fatal(err)
+	}
+}
+
+func (r *rig) node(name string) labclient.Node {
+	r.Helper()
+	st, err := r.Status(r.Context())
+	r.must(err)
+	for _, n := range st.Nodes {
+		if n.Name == name {
+			return n
+		}
+	}
+	r.Fatalf("no node %s in %+v", name, st)
+	return labclient.Node{}
+}
+
+// sh runs a script on a node.
+func (r *rig) sh(node, script string) string {
+	r.Helper()
+	var out bytes.Buffer
+	code, err := Exec(r.Context(), r.node(node), []string{"/bin/sh", "-c", script}, Streams{Out: &out, Err: &out})
+	if err != nil || code != 0 {
+		r.Fatalf("on %s: %s: code %d, %v\n%s", node, script, code, err, &out)
+	}
+	return strings.TrimSpace(out.String())
+}
+
+func (r *rig) until(what string, cond func() bool) {
+	r.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !cond(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			r.Fatalf("never: %s", what)
+		}
+	}
+}
+
+func TestNodeLife(t *testing.T) {
+	r := newRig(t, "life")
+	ctx := t.Context()
+	n1 := r.node("n1")
+	if n1.Power != labclient.On || len(n1.Units) != 1 || n1.Units[0].State != unit.Running {
+		t.Fatalf("n1 after up: %+v", n1)
+	}
+	if got := r.sh("n1", "hostname; echo $(ls /proc | grep -c '^[0-9]'); stat -c %a /run; cat /sys/class/net/cl0/operstate"); !strings.HasPrefix(got, "n1\n") || !strings.HasSuffix(got, "755\nup") {
+		t.Fatalf("inside n1: %q", got)
+	}
+	r.until("boot unit writes", func() bool { return r.sh("n1", "cat /var/lib/roseau/boots") == "booted" })
+	r.sh("n1", "echo secret >/run/volatile; setsid sleep 500 >/dev/null 2>&1 &")
+
+	_, err := r.CutNode(ctx, "n1")
+	r.must(err)
+	if n := r.node("n1"); n.Power != labclient.Off || n.InitPID != 0 {
+		t.Fatalf("n1 after a cut: %+v", n)
+	}
+	if _, err := r.CutNode(ctx, "n1"); !errors.Is(err, errs.Conflict) {
+		t.Fatalf("second cut: %v", err)
+	}
+	if _, err := r.CutNode(ctx, "n9"); !errors.Is(err, errs.NotFound) {
+		t.Fatalf("cut of a node that is not: %v", err)
+	}
+	r.must(r.RestoreNode(ctx, "n1"))
+	r.until("boot unit writes again", func() bool { return r.sh("n1", "cat /var/lib/roseau/boots") == "booted\nbooted" })
+	r.sh("n1", "test ! -e /run/volatile")
+
+	r.must(r.FreezeNode(ctx, "n1"))
+	if n := r.node("n1"); n.Power != labclient.Frozen {
+		t.Fatalf("n1 after a freeze: %+v", n)
+	}
+	r.must(r.ThawNode(ctx, "n1"))
+	r.sh("n1", "true")
+	r.must(r.FreezeNode(ctx, "n1"))
+	_, err = r.CutNode(ctx, "n1") // of a frozen node
+	r.must(err)
+	r.must(r.RestoreNode(ctx, "n1"))
+
+	r.must(r.ServiceStart(ctx, "n1", "storage"))
+	pid := func() int {
+		for _, u := range r.node("n1").Units {
+			if u.Name == unit.Storage {
+				return u.PID
+			}
+		}
+		return 0
+	}
+	r.until("storage runs", func() bool { return pid() != 0 })
+	begin := time.Now()
+	r.must(r.ServiceStop(ctx, "n1", "storage"))
+	if pid() != 0 {
+		t.Fatal("storage runs after a stop")
+	}
+	if d := time.Since(begin); d >= 5*time.Second {
+		t.Fatalf("SIGTERM ended nothing: the stop took %v", d)
+	}
+	_, err = r.ServiceKill(ctx, "n1", "node")
+	r.must(err)
+	r.until("node restarts", func() bool { u := r.node("n1").Units[0]; return u.Restarts == 1 && u.State == unit.Running })
+	r.must(r.ServiceStop(ctx, "n1", "etcd"))
+	if !r.node("n1").EtcdDown {
+		t.Fatal("etcd is not down")
+	}
+	r.must(r.ServiceStart(ctx, "n1", "etcd"))
+}
+
+func TestPowerAndDisks(t *testing.T) {
+	r := newRig(t, "disks")
+	ctx := t.Context()
+	if _, err := r.DiskCorrupt(ctx, labclient.Request{Node: "n1", Disk: "d1"}); !errors.Is(err, errs.Invalid) {
+		t.Fatalf("corrupt of an empty disk: %v", err)
+	}
+	r.sh("n1", "dd if=/dev/urandom of=/var/lib/roseau/lab-disks/d1 bs=4k count=4 conv=notrunc 2>/dev/null")
+	a, err := r.DiskCorrupt(ctx, labclient.Request{Node: "n1", Disk: "d1", Count: 3})
+	r.must(err)
+	if len(a.Flips) != 3 {
+		t.Fatalf("flips: %+v", a)
+	}
+	r.must(r.DiskPull(ctx, "n2", "d2"))
+	r.must(r.DiskSlow(ctx, "n2", "d1", time.Second))
+	a, err = r.PowerCut(ctx)
+	r.must(err)
+	if len(a.Losses) != 4 {
+		t.Fatalf("losses: %+v", a.Losses)
+	}
+	r.must(r.PowerRestore(ctx))
+	disks := r.node("n2").Disks
+	if f := disks[1].Fault; f == nil || !f.Pulled {
+		t.Fatalf("a disk that was pulled came back with the power: %+v", disks[1])
+	}
+	if f := disks[0].Fault; f == nil || f.Latency != time.Second || disks[0].SizeBytes != 64<<20 {
+		t.Fatalf("slow disk after a power cut: %+v", disks[0])
+	}
+	r.must(r.DiskInsert(ctx, "n2", "d2"))
+	if f := r.node("n2").Disks[1].Fault; f.Pulled {
+		t.Fatal("disk is out after insert")
+	}
+	if err := r.DiskPull(ctx, "n2", "d9"); !errors.Is(err, errs.NotFound) {
+		t.Fatalf("pull of a disk that is not: %v", err)
+	}
+}
+
+// TestOutside reaches a node from the outside host, and records its frames.
+func TestOutside(t *testing.T) {
+	r := newRig(t, "outside")
+	ctx := t.Context()
+	r.sh("n1", "ip address add 10.202.6.11/16 dev vm0")
+	script := `exec python3 -c 'import socket; s=socket.create_server(("10.202.6.11", 80)); c,_=s.accept(); c.sendall(b"hello")'`
+	if _, err := exec.LookPath("python3"); err != nil {
+		t.Skip("needs python3 for a server in the node")
+	}
+	go Exec(ctx, r.node("n1"), []string{"/bin/sh", "-c", script}, Streams{})
+	tap, err := r.Socket(ctx, labclient.SocketRequest{Namespace: "vm", Domain: unix.AF_PACKET, Type: unix.SOCK_RAW, Protocol: int(htons(unix.ETH_P_ALL))})
+	r.must(err)
+	defer tap.Close()
+	var conn net.Conn
+	r.until("server answers", func() bool {
+		conn, err = r.DialOutside(ctx, "tcp", "10.202.6.11:80")
+		return err == nil
+	})
+	defer conn.Close()
+	if b, _ := io.ReadAll(conn); string(b) != "hello" {
+		t.Fatalf("from outside: %q", b)
+	}
+	st, err := r.Status(ctx)
+	r.must(err)
+	if !slices.Contains(st.Ports["vm"], labclient.Port{Node: "n1", Index: 1001}) {
+		t.Fatalf("ports: %+v", st.Ports)
+	}
+	seen := map[int]bool{}
+	buf := make([]byte, 2048)
+	r.until("frames at both ports", func() bool {
+		_, from, err := unix.Recvfrom(int(tap.Fd()), buf, unix.MSG_DONTWAIT)
+		if err == nil {
+			seen[from.(*unix.SockaddrLinklayer).Ifindex] = true
+		}
+		return seen[1001] && seen[2000]
+	})
+	r.must(r.LinkCut(ctx, "n1", "vm"))
+	short, cancel := context.WithTimeout(ctx, 300*time.Millisecond)
+	defer cancel()
+	if c, err := r.DialOutside(short, "tcp", "10.202.6.11:80"); err == nil {
+		c.Close()
+		t.Fatal("connected through a cut cable")
+	}
+}
+
+func htons(v uint16) uint16 { return v<<8 | v>>8 }
+
+// TestKilledDaemon shows that a lab does not outlive its daemon, and that the
+// next up cleans what is left and goes on with the nodes' files.
+func TestKilledDaemon(t *testing.T) {
+	r := newRig(t, "killed")
+	st, err := r.Status(t.Context())
+	r.must(err)
+	r.sh("n1", "echo kept >/var/lib/roseau/file")
+	init := proc{PID: st.Nodes[0].InitPID}
+	s, err := readStat(init.PID)
+	r.must(err)
+	init.StartTicks = s.startTicks
+	r.must(syscall.Kill(st.PID, syscall.SIGKILL))
+	r.until("node ends with its daemon", func() bool { return !init.alive() })
+	r.up()
+	if got := r.sh("n1", "cat /var/lib/roseau/file"); got != "kept" {
+		t.Fatalf("file after the daemon's death: %q", got)
+	}
+	r.opts.Spec.Nodes = 3
+	if _, err := Up(t.Context(), r.opts, quiet()); err != nil {
+		t.Fatalf("up of a lab that is up: %v", err)
+	}
+}
+
+// TestTwoLabs runs two labs of the same addresses side by side.
+func TestTwoLabs(t *testing.T) {
+	a := newRig(t, "a")
+	base := os.Getenv("ROSEAU_LAB_DIR")
+	b := &rig{T: t, opts: a.opts}
+	b.opts.Spec.Name = "b"
+	b.up()
+	a.sh("n1", "ip addr show cl0 | grep -q 10.203.0.11/24")
+	b.sh("n1", "ip addr show cl0 | grep -q 10.203.0.11/24")
+	if a.node("n1").API == b.node("n1").API {
+		t.Fatal("two labs share a port")
+	}
+	a.must(Down(t.Context(), filepath.Join(base, "b"), false, quiet()))
+	a.sh("n1", "true")
+}
+
+// inventory is what a lab must not leave behind. Other labs may come and go
+// meanwhile: processes are known by the lab's directory in their environment,
+// namespaces by these processes and the test's own.
+type inventory struct {
+	mounts, links, netns, cgroups, procs []string
+}
+
+func takeInventory(t *testing.T, base, name string) (v inventory) {
+	t.Helper()
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.mounts = strings.Split(string(mounts), "\n")
+	ifs, err := net.Interfaces()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, i := range ifs {
+		v.links = append(v.links, i.Name)
+	}
+	self := fmt.Sprintf("/proc/%d", os.Getpid())
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, dir := range dirs {
+		env, err := os.ReadFile(dir + "/environ")
+		cmd, _ := os.ReadFile(dir + "/cmdline")
+		if err != nil || dir != self && !bytes.Contains(append(env, cmd...), []byte(base)) {
+			continue
+		}
+		if dir != self {
+			v.procs = append(v.procs, dir+" "+string(cmd))
+		}
+		fds, _ := filepath.Glob(dir + "/fd/*")
+		for _, path := range append(fds, dir+"/ns/net") {
+			if to, err := os.Readlink(path); err == nil && strings.HasPrefix(to, "net:[") {
+				v.netns = append(v.netns, to)
+			}
+		}
+	}
+	for _, pattern := range []string{"/sys/fs/cgroup/*/roseau-lab-", "/sys/fs/cgroup/roseau-lab-"} {
+		found, _ := filepath.Glob(pattern + name + "-*")
+		v.cgroups = append(v.cgroups, found...)
+	}
+	return v
+}
+
+// compare fails the test for whatever is there now and was not before.
+func (v inventory) compare(t *testing.T, now inventory) {
+	t.Helper()
+	for what, lists := range map[string][2][]string{
+		"mount": {v.mounts, now.mounts}, "interface": {v.links, now.links}, "network namespace": {v.netns, now.netns},
+		"cgroup": {v.cgroups, now.cgroups}, "process": {v.procs, now.procs},
+	} {
+		for _, x := range lists[1] {
+			if !slices.Contains(lists[0], x) {
+				t.Errorf("%s left: %s", what, x)
+			}
+		}
+	}
+}

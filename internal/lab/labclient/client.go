@@ -1,0 +1,197 @@
+package labclient
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"path/filepath"
+	"time"
+
+	"roseau/internal/base/errs"
+	"roseau/internal/unit"
+)
+
+// Client talks to one lab's daemon.
+type Client struct {
+	dir  string
+	http *http.Client
+}
+
+// New returns a client of the lab in dir. It connects at the first call.
+func New(dir string) *Client {
+	return &Client{dir: dir, http: &http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(dir, SocketFile))
+		},
+	}}}
+}
+
+// Open returns a client of the lab called name.
+func Open(name string) (*Client, error) {
+	dir, err := Dir(name)
+	if err != nil {
+		return nil, err
+	}
+	return New(dir), nil
+}
+
+// Close releases idle connections.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
+
+// Dir returns the lab's directory.
+func (c *Client) Dir() string { return c.dir }
+
+// Status returns the whole lab.
+func (c *Client) Status(ctx context.Context) (Status, error) {
+	var st Status
+	err := c.do(ctx, http.MethodGet, "/status", nil, &st)
+	return st, err
+}
+
+// CutNode takes the power from a node: its cables lose carrier, its first
+// process gets one SIGKILL, and its disks lose what they had not flushed, at
+// random. It returns when every process is gone.
+func (c *Client) CutNode(ctx context.Context, node string) (Answer, error) {
+	return c.order(ctx, "node-cut", Request{Node: node})
+}
+
+// RestoreNode gives a node its power again; it returns when its units are started.
+func (c *Client) RestoreNode(ctx context.Context, node string) error {
+	return c.orderErr(ctx, "node-restore", Request{Node: node})
+}
+
+// FreezeNode stops every process of a node at once, as a hypervisor would.
+func (c *Client) FreezeNode(ctx context.Context, node string) error {
+	return c.orderErr(ctx, "node-freeze", Request{Node: node})
+}
+
+// ThawNode lets a frozen node go on.
+func (c *Client) ThawNode(ctx context.Context, node string) error {
+	return c.orderErr(ctx, "node-thaw", Request{Node: node})
+}
+
+// LinkCut takes the carrier from a node's cable to network, to all for "".
+func (c *Client) LinkCut(ctx context.Context, node, network string) error {
+	return c.orderErr(ctx, "link-cut", Request{Node: node, Network: network})
+}
+
+// LinkRestore plugs the cable in again.
+func (c *Client) LinkRestore(ctx context.Context, node, network string) error {
+	return c.orderErr(ctx, "link-restore", Request{Node: node, Network: network})
+}
+
+// Partition parts groups of nodes on network, on all for "". It replaces the
+// partition before.
+func (c *Client) Partition(ctx context.Context, network string, groups ...[]string) error {
+	return c.orderErr(ctx, "partition", Request{Network: network, Groups: groups})
+}
+
+// Heal ends the partition and plugs in every cable.
+func (c *Client) Heal(ctx context.Context) error { return c.orderErr(ctx, "heal", Request{}) }
+
+// DiskPull takes a disk out of a running node; what it had not flushed is torn.
+func (c *Client) DiskPull(ctx context.Context, node, disk string) error {
+	return c.orderErr(ctx, "disk-pull", Request{Node: node, Disk: disk})
+}
+
+// DiskInsert puts a disk back in, and ends slow and hang.
+func (c *Client) DiskInsert(ctx context.Context, node, disk string) error {
+	return c.orderErr(ctx, "disk-insert", Request{Node: node, Disk: disk})
+}
+
+// DiskSlow adds latency to every operation of a disk; 0 ends it.
+func (c *Client) DiskSlow(ctx context.Context, node, disk string, latency time.Duration) error {
+	return c.orderErr(ctx, "disk-slow", Request{Node: node, Disk: disk, Latency: latency})
+}
+
+// DiskHang makes operations of a disk wait until DiskInsert.
+func (c *Client) DiskHang(ctx context.Context, node, disk string) error {
+	return c.orderErr(ctx, "disk-hang", Request{Node: node, Disk: disk})
+}
+
+// DiskCorrupt flips req.Count bits at rest (0 = 8) in [req.From, req.To) of a disk.
+func (c *Client) DiskCorrupt(ctx context.Context, req Request) (Answer, error) {
+	return c.order(ctx, "disk-corrupt", req)
+}
+
+// PowerCut takes the power from all nodes at once.
+func (c *Client) PowerCut(ctx context.Context) (Answer, error) {
+	return c.order(ctx, "power-cut", Request{})
+}
+
+// PowerRestore gives every node without power its power again.
+func (c *Client) PowerRestore(ctx context.Context) error {
+	return c.orderErr(ctx, "power-restore", Request{})
+}
+
+// ServiceStop stops a service of a node until ServiceStart: node, etcd, storage,
+// guard:VM-ID, volume:ID.
+func (c *Client) ServiceStop(ctx context.Context, node, service string) error {
+	return c.orderErr(ctx, "service-stop", Request{Node: node, Service: service})
+}
+
+// ServiceStart starts a service again.
+func (c *Client) ServiceStart(ctx context.Context, node, service string) error {
+	return c.orderErr(ctx, "service-start", Request{Node: node, Service: service})
+}
+
+// ServiceKill sends SIGKILL to the main process of a service; its supervisor
+// restarts it. The answer's At is the time of the signal.
+func (c *Client) ServiceKill(ctx context.Context, node, service string) (Answer, error) {
+	return c.order(ctx, "service-kill", Request{Node: node, Service: service})
+}
+
+// Down ends the lab: all nodes lose power, the daemon ends. The lab's directory
+// stays the caller's business.
+func (c *Client) Down(ctx context.Context) error { return c.orderErr(ctx, "down", Request{}) }
+
+func (c *Client) orderErr(ctx context.Context, verb string, req Request) error {
+	_, err := c.order(ctx, verb, req)
+	return err
+}
+
+func (c *Client) order(ctx context.Context, verb string, req Request) (Answer, error) {
+	var a Answer
+	err := c.do(ctx, http.MethodPost, "/do/"+verb, req, &a)
+	return a, err
+}
+
+func (c *Client) do(ctx context.Context, method, path string, in, out any) error {
+	var body io.Reader
+	if in != nil {
+		b, err := json.Marshal(in)
+		if err != nil {
+			return err
+		}
+		body = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://lab"+path, body)
+	if err != nil {
+		return err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return errs.New(errs.Unavailable, "reach lab %s: %w", filepath.Base(c.dir), err).
+			WithHint("start it with `roseau lab up --name %s`", filepath.Base(c.dir))
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(io.LimitReader(resp.Body, 16<<20))
+	if err != nil {
+		return errs.New(errs.Unavailable, "reach lab %s: %w", filepath.Base(c.dir), err)
+	}
+	if resp.StatusCode/100 != 2 {
+		var e unit.LabError
+		if json.Unmarshal(data, &e) != nil || e.Error == "" {
+			return fmt.Errorf("ask lab %s: %s", filepath.Base(c.dir), resp.Status)
+		}
+		if kind := errs.ByName(e.Kind); kind != nil {
+			return errs.New(kind, "%s", e.Error)
+		}
+		return fmt.Errorf("%s", e.Error)
+	}
+	return json.Unmarshal(data, out)
+}

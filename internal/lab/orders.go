@@ -1,0 +1,358 @@
+package lab
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"roseau/internal/base/clock"
+	"roseau/internal/base/errs"
+	"roseau/internal/base/ids"
+	"roseau/internal/base/paths"
+	"roseau/internal/driver/blockdev/faultdisk"
+	"roseau/internal/lab/cable"
+	"roseau/internal/lab/labclient"
+	"roseau/internal/unit"
+)
+
+type order func(context.Context, labclient.Request) (labclient.Answer, error)
+
+// handler answers labclient.Client.
+func (l *Lab) handler() http.Handler {
+	orders := map[string]order{
+		"node-cut": l.nodeCut, "node-restore": l.nodeDo((*node).powerOn),
+		"node-freeze":   l.nodeDo(func(n *node, _ context.Context) error { return n.freeze() }),
+		"node-thaw":     l.nodeDo(func(n *node, _ context.Context) error { return n.thaw() }),
+		"link-cut":      l.link(false),
+		"link-restore":  l.link(true),
+		"partition":     l.partition,
+		"heal":          l.heal,
+		"disk-pull":     l.diskDo(func(s *diskState) { s.pulled = true }),
+		"disk-insert":   l.diskDo(func(s *diskState) { *s = diskState{name: s.name} }),
+		"disk-slow":     l.diskSlow,
+		"disk-hang":     l.diskDo(func(s *diskState) { s.hang = true }),
+		"disk-corrupt":  l.diskCorrupt,
+		"power-cut":     l.powerCut,
+		"power-restore": l.powerRestore,
+		"service-stop":  l.service("stop"),
+		"service-start": l.service("start"),
+		"service-kill":  l.service("kill"),
+		"down":          l.goDown,
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
+		reply(w, l.status(r.Context()), nil)
+	})
+	mux.HandleFunc("POST /do/{verb}", func(w http.ResponseWriter, r *http.Request) {
+		do := orders[r.PathValue("verb")]
+		if do == nil {
+			reply(w, nil, errs.New(errs.NotFound, "order %q: no such order", r.PathValue("verb")))
+			return
+		}
+		var req labclient.Request
+		dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<20))
+		dec.DisallowUnknownFields()
+		if err := dec.Decode(&req); err != nil {
+			reply(w, nil, errs.New(errs.Invalid, "read order: %w", err))
+			return
+		}
+		l.log.Info("order", "verb", r.PathValue("verb"), "node", req.Node, "network", req.Network,
+			"disk", req.Disk, "service", req.Service, "groups", req.Groups)
+		a, err := do(r.Context(), req)
+		reply(w, a, err)
+	})
+	return mux
+}
+
+func reply(w http.ResponseWriter, v any, err error) {
+	w.Header().Set("Content-Type", "application/json")
+	if err != nil {
+		e := unit.LabError{Error: err.Error()}
+		status := http.StatusInternalServerError
+		if kind := errs.Kind(err); kind != nil {
+			e.Kind, status = kind.Error(), http.StatusBadRequest
+		}
+		w.WriteHeader(status)
+		v = e
+	}
+	_ = json.NewEncoder(w).Encode(v) // the client is gone if it fails
+}
+
+func (l *Lab) nodeDo(f func(*node, context.Context) error) order {
+	return func(ctx context.Context, req labclient.Request) (labclient.Answer, error) {
+		n, err := l.node(req.Node)
+		if err != nil {
+			return labclient.Answer{}, err
+		}
+		at := clock.System{}.Wall()
+		return labclient.Answer{At: at}, f(n, ctx)
+	}
+}
+
+func (l *Lab) nodeCut(_ context.Context, req labclient.Request) (labclient.Answer, error) {
+	n, err := l.node(req.Node)
+	if err != nil {
+		return labclient.Answer{}, err
+	}
+	at, losses, err := n.cut()
+	return labclient.Answer{At: at, Losses: losses}, err
+}
+
+// powerCut takes the power from all nodes: all cables first, so that no node
+// sees another die.
+func (l *Lab) powerCut(context.Context, labclient.Request) (labclient.Answer, error) {
+	at := clock.System{}.Wall()
+	var err error
+	for _, n := range l.nodes {
+		err = errors.Join(err, l.board.Unpowered(n.name))
+	}
+	losses := make([][]labclient.DiskLoss, len(l.nodes))
+	var g errgroup.Group
+	for i, n := range l.nodes {
+		g.Go(func() error {
+			var err error
+			_, losses[i], err = n.cut()
+			if errors.Is(err, errs.Conflict) {
+				return nil
+			}
+			return err
+		})
+	}
+	err = errors.Join(err, g.Wait())
+	a := labclient.Answer{At: at}
+	for _, some := range losses {
+		a.Losses = append(a.Losses, some...)
+	}
+	return a, err
+}
+
+func (l *Lab) powerRestore(ctx context.Context, _ labclient.Request) (labclient.Answer, error) {
+	return labclient.Answer{}, l.powerAll(ctx)
+}
+
+func (l *Lab) link(up bool) order {
+	return func(_ context.Context, req labclient.Request) (labclient.Answer, error) {
+		a := labclient.Answer{At: clock.System{}.Wall()}
+		n, err := l.node(req.Node)
+		if err != nil {
+			return a, err
+		}
+		networks, err := cable.ByName(req.Network)
+		if err != nil {
+			return a, err
+		}
+		for _, w := range networks {
+			err = errors.Join(err, l.board.SetLink(n.name, w.Name, up))
+		}
+		return a, err
+	}
+}
+
+func (l *Lab) partition(_ context.Context, req labclient.Request) (labclient.Answer, error) {
+	a := labclient.Answer{At: clock.System{}.Wall()}
+	networks, err := cable.ByName(req.Network)
+	if err != nil {
+		return a, err
+	}
+	for _, g := range req.Groups {
+		for _, name := range g {
+			if _, err := l.node(name); err != nil {
+				return a, err
+			}
+		}
+	}
+	if len(req.Groups) < 2 {
+		return a, errs.New(errs.Invalid, "partition: want two groups or more, for example n1,n2/n3")
+	}
+	return a, l.board.Partition(req.Groups, networks)
+}
+
+func (l *Lab) heal(context.Context, labclient.Request) (labclient.Answer, error) {
+	a := labclient.Answer{At: clock.System{}.Wall()}
+	err := l.board.Partition(nil, cable.Networks)
+	for _, n := range l.nodes {
+		for _, network := range l.board.Cut(n.name) {
+			err = errors.Join(err, l.board.SetLink(n.name, network, true))
+		}
+	}
+	return a, err
+}
+
+// disk calls f with the named disk's state and its handle, nil without power.
+func (l *Lab) disk(req labclient.Request, f func(*node, *diskState, *faultdisk.Handle) error) error {
+	n, err := l.node(req.Node)
+	if err != nil {
+		return err
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for i := range n.disks {
+		if n.disks[i].name != req.Disk {
+			continue
+		}
+		var h *faultdisk.Handle
+		if n.life != nil {
+			h = n.life.handles[req.Disk]
+		}
+		return f(n, &n.disks[i], h)
+	}
+	return errs.New(errs.NotFound, "find disk %s/%s: the node has disks d1 to d%d", req.Node, req.Disk, len(n.disks))
+}
+
+// diskDo changes the state of a disk and applies it.
+func (l *Lab) diskDo(change func(*diskState)) order {
+	return func(_ context.Context, req labclient.Request) (labclient.Answer, error) {
+		a := labclient.Answer{At: clock.System{}.Wall()}
+		if l.spec.RawDisks {
+			return a, errs.New(errs.Conflict, "change disk %s/%s: the lab was made with raw disks", req.Node, req.Disk).
+				WithHint("make it without --raw-disks")
+		}
+		return a, l.disk(req, func(_ *node, s *diskState, h *faultdisk.Handle) error {
+			before := *s
+			change(s)
+			if h == nil {
+				return nil // it is like that when the node boots
+			}
+			c := h.Control()
+			c.Slow(s.latency)
+			c.Hang(s.hang)
+			if s.pulled && !before.pulled {
+				seed := l.seed()
+				l.log.Info("disk is pulled", "node", req.Node, "disk", req.Disk, "seed", seed)
+				c.Pull(seed)
+			}
+			if !s.pulled {
+				c.Insert()
+			}
+			return nil
+		})
+	}
+}
+
+func (l *Lab) diskSlow(ctx context.Context, req labclient.Request) (labclient.Answer, error) {
+	if req.Latency < 0 || req.Latency > time.Minute {
+		return labclient.Answer{}, errs.New(errs.Invalid, "slow disk %s/%s: latency %v is not between 0 and 1m", req.Node, req.Disk, req.Latency)
+	}
+	return l.diskDo(func(s *diskState) { s.latency = req.Latency })(ctx, req)
+}
+
+func (l *Lab) diskCorrupt(_ context.Context, req labclient.Request) (labclient.Answer, error) {
+	a := labclient.Answer{At: clock.System{}.Wall()}
+	const maxFlips = 1 << 20
+	if req.Count == 0 {
+		req.Count = 8
+	}
+	if req.Count < 0 || req.Count > maxFlips {
+		return a, errs.New(errs.Invalid, "corrupt disk %s/%s: %d bits are not between 1 and %d", req.Node, req.Disk, req.Count, maxFlips)
+	}
+	if req.Seed == 0 {
+		req.Seed = l.seed()
+	}
+	err := l.disk(req, func(n *node, s *diskState, _ *faultdisk.Handle) (err error) {
+		a.Flips, err = faultdisk.Corrupt(n.diskFile(s.name), req.From, req.To, req.Count, req.Seed)
+		return err
+	})
+	l.log.Info("disk is corrupted", "node", req.Node, "disk", req.Disk, "seed", req.Seed, "flips", len(a.Flips))
+	return a, err
+}
+
+// unitName translates what people call a service.
+func unitName(service string) (unit.Name, error) {
+	kind, id, _ := strings.Cut(service, ":")
+	switch kind {
+	case "node":
+		return unit.Node, nil
+	case "storage":
+		return unit.Storage, nil
+	case "guard", "volume":
+		parsed, err := ids.Parse(id)
+		if err != nil {
+			return "", errs.New(errs.Invalid, "find service %q: %w", service, err).WithHint("write %s:ID, with the ID of `roseau vm list` or `volume list`", kind)
+		}
+		if kind == "guard" {
+			return unit.VM(parsed), nil
+		}
+		return unit.Volume(parsed), nil
+	}
+	if strings.HasPrefix(service, "roseau-") || strings.HasPrefix(service, "unit:") {
+		return unit.Name(strings.TrimPrefix(service, "unit:")), nil
+	}
+	return "", errs.New(errs.Invalid, "find service %q: want node, etcd, storage, guard:VM or volume:ID", service)
+}
+
+// service stops, starts or kills one service of a node.
+func (l *Lab) service(verb string) order {
+	return func(ctx context.Context, req labclient.Request) (a labclient.Answer, err error) {
+		n, err := l.node(req.Node)
+		if err != nil {
+			return a, err
+		}
+		if req.Service == "etcd" {
+			return l.etcd(n, verb)
+		}
+		name, err := unitName(req.Service)
+		if err != nil {
+			return a, err
+		}
+		var c *unit.LabClient
+		err = n.running(verb+" service "+req.Service, func(life *life) error {
+			c = life.units()
+			return nil
+		})
+		if err != nil {
+			return a, err
+		}
+		defer c.Close()
+		a.At = clock.System{}.Wall()
+		switch verb {
+		case "stop":
+			err = c.Stop(ctx, name)
+		case "start":
+			err = c.Start(ctx, name)
+		default:
+			err = c.Kill(ctx, name, int(syscall.SIGKILL))
+		}
+		return a, err
+	}
+}
+
+// etcd runs inside `roseau node`; to stop it alone its ports are made to refuse
+// in the node's namespace, for local clients, too, and the member cannot reach
+// its peers: for everybody it is as if the etcd process had ended, and the
+// daemon beside it lives.
+func (l *Lab) etcd(n *node, verb string) (a labclient.Answer, err error) {
+	var ports []uint16
+	switch verb {
+	case "stop":
+		ports = []uint16{paths.PortEtcdClient, paths.PortEtcdPeer}
+	case "start":
+	default:
+		return a, errs.New(errs.Invalid, "kill service etcd: it lives in the node daemon").WithHint("kill the service node, or stop etcd")
+	}
+	a = labclient.Answer{
+		At:   clock.System{}.Wall(),
+		Note: "etcd lives in the node daemon: its ports refuse connections in the node's namespace",
+	}
+	return a, n.running(verb+" service etcd", func(life *life) error {
+		if err := cable.SilencePorts(life.ns, ports, paths.PortEtcdPeer); err != nil {
+			return err
+		}
+		n.etcdDown = verb == "stop"
+		return nil
+	})
+}
+
+// goDown closes the lab and ends the daemon after the answer.
+func (l *Lab) goDown(context.Context, labclient.Request) (labclient.Answer, error) {
+	l.mu.Lock()
+	l.down = true
+	l.mu.Unlock()
+	time.AfterFunc(50*time.Millisecond, l.stop) // the answer goes out first
+	return labclient.Answer{}, nil
+}

@@ -1,0 +1,156 @@
+package sim
+
+import (
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"roseau/internal/base/clock"
+	"roseau/internal/base/ids"
+	"roseau/internal/block/disk"
+)
+
+const sectorBytes = 512
+
+// simDisk is a disk with a volatile write cache: what no completed fdatasync
+// covers may be kept or lost sector by sector when power fails.
+type simDisk struct {
+	id       ids.ID
+	durable  map[int64]*[4096]byte // pages by page number
+	cache    []cached              // in the order of the writes
+	flying   []*inFlight           // writes handed over, not finished
+	dead     bool                  // every I/O fails from now on
+	hungTill clock.Instant
+	rotten   int
+}
+
+type cached struct {
+	offset int64
+	data   []byte
+}
+
+// inFlight is a write that has not finished.
+type inFlight struct{ io disk.IO }
+
+// landed: a write has finished.
+func (d *simDisk) landed(f *inFlight) {
+	if i := slices.Index(d.flying, f); i >= 0 {
+		d.flying = slices.Delete(d.flying, i, i+1)
+	}
+}
+
+var errDead = errors.New("input/output error")
+
+func newSimDisk(id ids.ID) *simDisk { return &simDisk{id: id, durable: map[int64]*[4096]byte{}} }
+
+func (d *simDisk) die() { d.dead = true }
+
+func (d *simDisk) hang(until clock.Instant) { d.hungTill = until }
+
+// delay of an I/O that is handed over now.
+func (d *simDisk) delay(w *world) time.Duration {
+	t := w.between(w.profile.diskLo, w.profile.diskHi)
+	if d.hungTill > w.now {
+		t += d.hungTill.Sub(w.now)
+	}
+	return t
+}
+
+// do performs an action at its completion.
+func (d *simDisk) do(io disk.IO) error {
+	if d.dead {
+		return errDead
+	}
+	switch io.Op {
+	case disk.OpWrite:
+		at := io.Offset
+		for _, b := range io.Bufs {
+			d.cache = append(d.cache, cached{at, slices.Clone(b)})
+			at += int64(len(b))
+		}
+	case disk.OpZero:
+		for p := io.Offset / 4096; p < (io.Offset+io.Length)/4096; p++ {
+			delete(d.durable, p)
+		}
+	case disk.OpSync:
+		d.settle(len(d.cache))
+	case disk.OpRead:
+		at := io.Offset
+		for _, b := range io.Bufs {
+			d.read(b, at)
+			at += int64(len(b))
+		}
+	}
+	return nil
+}
+
+// settle makes the first n cached writes durable.
+func (d *simDisk) settle(n int) {
+	for _, c := range d.cache[:n] {
+		for s := 0; s < len(c.data); s += sectorBytes {
+			d.store(c.offset+int64(s), c.data[s:s+sectorBytes])
+		}
+	}
+	d.cache = d.cache[n:]
+}
+
+func (d *simDisk) store(offset int64, sector []byte) {
+	p := d.durable[offset/4096]
+	if p == nil {
+		p = new([4096]byte)
+		d.durable[offset/4096] = p
+	}
+	copy(p[offset%4096:], sector)
+}
+
+func (d *simDisk) read(b []byte, offset int64) {
+	clear(b)
+	for i := 0; i < len(b); {
+		at := offset + int64(i)
+		n := min(4096-int(at%4096), len(b)-i)
+		if p := d.durable[at/4096]; p != nil {
+			copy(b[i:i+n], p[at%4096:])
+		}
+		i += n
+	}
+	for _, c := range d.cache {
+		lo, hi := max(offset, c.offset), min(offset+int64(len(b)), c.offset+int64(len(c.data)))
+		if lo < hi {
+			copy(b[lo-offset:hi-offset], c.data[lo-c.offset:])
+		}
+	}
+}
+
+// losePower keeps a random subset of the sectors that no fdatasync covered.
+// Writes in flight are among them.
+func (d *simDisk) losePower(rng *rand.Rand, keep float64) {
+	for _, f := range d.flying {
+		d.do(f.io)
+	}
+	d.flying = nil
+	for _, c := range d.cache {
+		for s := 0; s < len(c.data); s += sectorBytes {
+			if rng.Float64() < keep {
+				d.store(c.offset+int64(s), c.data[s:s+sectorBytes])
+			}
+		}
+	}
+	d.cache = nil
+}
+
+// rot flips a bit of a page at rest.
+func (d *simDisk) rot(rng *rand.Rand) bool {
+	if len(d.durable) == 0 || d.dead || d.rotten > 20 {
+		return false
+	}
+	pages := make([]int64, 0, len(d.durable))
+	for p := range d.durable {
+		pages = append(pages, p)
+	}
+	slices.Sort(pages)
+	page := d.durable[pages[rng.IntN(len(pages))]]
+	page[rng.IntN(4096)] ^= 1 << rng.IntN(8)
+	d.rotten++
+	return true
+}

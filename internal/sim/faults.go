@@ -1,0 +1,332 @@
+package sim
+
+import (
+	"time"
+)
+
+// profile is what a seed does: a random subset of the faults (swarm testing)
+// and the tempo.
+// Source: A. Groce et al., "Swarm Testing" (ISSTA 2012).
+type profile struct {
+	faults      []fault
+	every       time.Duration // mean time between faults
+	etcdLo      time.Duration
+	etcdHi      time.Duration
+	etcdUnknown float64
+	netHiccup   float64
+	think       time.Duration // most time between an answer and the next request
+	patience    time.Duration // of the manager with a stuck guard
+	diskLo      time.Duration
+	diskHi      time.Duration
+	tornLikely  float64
+	rotNode     int // the one node whose disks may rot
+	failingNode int // the one node whose disks may die
+}
+
+type fault struct {
+	name string
+	do   func(w *world)
+}
+
+// allFaults, each with its counter's name.
+var allFaults = []fault{
+	{"power_cut", (*world).faultPowerCut},
+	{"power_blip", (*world).faultPowerBlip},
+	{"power_cut_all", (*world).faultPowerCutAll},
+	{"storage_kill", (*world).faultStorageKill},
+	{"guard_kill", (*world).faultGuardKill},
+	{"guard_freeze", (*world).faultGuardFreeze},
+	{"partition", (*world).faultPartition},
+	{"one_way", (*world).faultOneWay},
+	{"link_reset", (*world).faultLinkReset},
+	{"etcd_down", (*world).faultEtcdDown},
+	{"false_alarm", (*world).faultFalseAlarm},
+	{"disk_hang", (*world).faultDiskHang},
+	{"disk_dead", (*world).faultDiskDead},
+	{"bit_rot", (*world).faultBitRot},
+}
+
+func drawProfile(w *world) profile {
+	p := profile{
+		every:       w.between(100*time.Millisecond, 3*time.Second),
+		etcdLo:      time.Millisecond,
+		etcdHi:      w.between(3*time.Millisecond, 40*time.Millisecond),
+		think:       w.between(0, thinkMost),
+		patience:    w.between(500*time.Millisecond, 5*time.Second),
+		diskLo:      20 * time.Microsecond,
+		diskHi:      w.between(100*time.Microsecond, 10*time.Millisecond),
+		tornLikely:  w.rng.Float64(),
+		rotNode:     w.rng.IntN(nodeCount),
+		failingNode: w.rng.IntN(nodeCount),
+	}
+	if w.chance(0.5) {
+		p.etcdUnknown = 0.3 * w.rng.Float64()
+	}
+	if w.chance(0.5) {
+		p.netHiccup = 0.05 * w.rng.Float64()
+	}
+	for _, f := range allFaults {
+		if w.chance(0.5) {
+			p.faults = append(p.faults, f)
+		}
+	}
+	return p
+}
+
+// chaos runs the guest's operations with faults among them.
+func (w *world) chaos() {
+	for _, n := range w.nodes {
+		n.start()
+	}
+	w.manager.tick()
+	w.scheduleFault()
+	limit := w.now.Add(10 * time.Minute)
+	w.run(limit, func() bool { return w.ops >= w.opt.Ops })
+}
+
+func (w *world) scheduleFault() {
+	w.after(w.between(w.profile.every/4, w.profile.every*2), func() {
+		if w.calm {
+			return
+		}
+		if len(w.profile.faults) > 0 {
+			f := w.profile.faults[w.rng.IntN(len(w.profile.faults))]
+			f.do(w)
+		}
+		w.manager.replaceDisks()
+		w.scheduleFault()
+	})
+}
+
+func (w *world) randomNode() *node { return w.nodes[w.rng.IntN(nodeCount)] }
+
+func (w *world) faultPowerCut() {
+	n := w.randomNode()
+	if !n.powered || w.poweredNodes() < 2 {
+		return
+	}
+	w.note("power_cut")
+	n.powerCut()
+	w.after(w.between(500*time.Millisecond, 20*time.Second), n.restore)
+}
+
+// faultPowerBlip: a reboot faster than any timeout.
+func (w *world) faultPowerBlip() {
+	n := w.randomNode()
+	if !n.powered {
+		return
+	}
+	w.note("power_blip")
+	n.powerCut()
+	w.after(w.between(10*time.Millisecond, 400*time.Millisecond), n.restore)
+}
+
+func (w *world) faultPowerCutAll() {
+	w.note("power_cut_all")
+	for _, n := range w.nodes {
+		if n.powered {
+			n.powerCut()
+		}
+		w.after(w.between(100*time.Millisecond, 5*time.Second), n.restore)
+	}
+}
+
+func (w *world) poweredNodes() int {
+	c := 0
+	for _, n := range w.nodes {
+		if n.powered {
+			c++
+		}
+	}
+	return c
+}
+
+func (w *world) faultStorageKill() {
+	n := w.randomNode()
+	if !n.serving() {
+		return
+	}
+	w.note("storage_kill")
+	n.killStorage()
+	w.after(w.between(5*time.Millisecond, 4*time.Second), n.startStorage)
+}
+
+func (w *world) faultGuardKill() {
+	g := w.manager.active
+	if g == nil || g.ended() {
+		return
+	}
+	w.note("guard_kill")
+	w.tracef("kill guard %s", g.name())
+	g.kill()
+	w.manager.guardKilled(g, w.between(20*time.Millisecond, 2*time.Second))
+}
+
+func (w *world) faultGuardFreeze() {
+	g := w.manager.active
+	if g == nil || g.ended() || g.frozen {
+		return
+	}
+	w.note("guard_freeze")
+	w.tracef("freeze guard %s", g.name())
+	g.freeze()
+	w.after(w.between(50*time.Millisecond, 8*time.Second), g.thaw)
+}
+
+func (w *world) faultPartition() {
+	n := w.randomNode()
+	w.note("partition")
+	w.tracef("partition %s", n.name())
+	for i := range nodeCount {
+		if i != n.index {
+			w.net.set(n.index, i, true)
+			w.net.set(i, n.index, true)
+		}
+	}
+	w.after(w.between(100*time.Millisecond, 10*time.Second), func() { w.heal(n) })
+}
+
+func (w *world) heal(n *node) {
+	for i := range nodeCount {
+		w.net.set(n.index, i, false)
+		w.net.set(i, n.index, false)
+	}
+}
+
+func (w *world) faultOneWay() {
+	a, b := w.rng.IntN(nodeCount), w.rng.IntN(nodeCount)
+	if a == b {
+		return
+	}
+	w.note("one_way")
+	w.net.set(a, b, true)
+	w.after(w.between(100*time.Millisecond, 6*time.Second), func() { w.net.set(a, b, false) })
+}
+
+func (w *world) faultLinkReset() {
+	g := w.manager.active
+	if g == nil || g.ended() {
+		return
+	}
+	if l := g.links[w.rng.IntN(nodeCount)]; l != nil && l.open {
+		w.note("link_reset")
+		l.reset(false)
+	}
+}
+
+func (w *world) faultEtcdDown() {
+	if !w.etcd.up {
+		return
+	}
+	w.note("etcd_down")
+	w.etcd.up = false
+	w.after(w.between(200*time.Millisecond, 15*time.Second), func() { w.etcd.up = true })
+}
+
+// faultFalseAlarm: the manager believes that a healthy VM is lost.
+func (w *world) faultFalseAlarm() {
+	g := w.manager.active
+	if g == nil || g.ended() {
+		return
+	}
+	if n := w.manager.pick(g.node); n != nil && n != g.node {
+		w.note("false_alarm")
+		w.manager.challenge(n, w.newID(), 0)
+	}
+}
+
+func (w *world) faultDiskHang() {
+	n := w.randomNode()
+	d := n.disks[w.rng.IntN(len(n.disks))]
+	if !n.serving() || d.dead {
+		return
+	}
+	w.note("disk_hang")
+	d.hang(w.now.Add(w.between(100*time.Millisecond, 9*time.Second)))
+}
+
+// faultDiskDead: at most one disk dies in a run, so that a copy is left.
+func (w *world) faultDiskDead() {
+	n := w.nodes[w.profile.failingNode]
+	for _, d := range n.disks {
+		if d.dead {
+			return
+		}
+	}
+	w.note("disk_dead")
+	d := n.disks[w.rng.IntN(len(n.disks))]
+	w.tracef("disk %s of %s dies", d.id.Short(), n.name())
+	d.die()
+}
+
+// faultBitRot flips bits at rest, on one node only: the atlas of good copies.
+func (w *world) faultBitRot() {
+	n := w.nodes[w.profile.rotNode]
+	if w.profile.rotNode == w.profile.failingNode || len(n.disks) == 0 {
+		return
+	}
+	if n.disks[w.rng.IntN(len(n.disks))].rot(w.rng) {
+		w.note("bit_rot")
+	}
+}
+
+// rottenAlone: every in-sync copy of one of the request's blocks is on the node
+// whose disks rot, the only case in which a read may fail (C5).
+func (w *world) rottenAlone(r *request) bool {
+	if w.counts["bit_rot"] == 0 {
+		return false
+	}
+	for b := r.first; b < r.first+r.count; b++ {
+		if set := w.isr(b)[0]; len(set) == 1 && set[0] == w.profile.rotNode {
+			return true
+		}
+	}
+	return false
+}
+
+// settle ends all faults and demands that everything comes right: the writer
+// serves, every copy is in sync, every block reads as one of its legal values,
+// and all copies are equal.
+func (w *world) settle() {
+	w.calm = true
+	w.etcd.up = true
+	for _, n := range w.nodes {
+		w.heal(n)
+		n.restore()
+		n.startStorage()
+		for _, d := range n.disks {
+			d.hang(0)
+		}
+	}
+	for _, g := range w.guards {
+		if g.frozen {
+			g.thaw()
+		}
+	}
+	w.repeatReplace()
+	limit := w.now.Add(10 * time.Minute)
+	if !w.run(limit, w.whole) {
+		w.failf("not whole %s after the last fault: %s", 10*time.Minute, w.describe())
+		return
+	}
+	w.verifyAll(limit.Add(10 * time.Minute))
+}
+
+func (w *world) repeatReplace() {
+	w.manager.replaceDisks()
+	w.after(time.Second, w.repeatReplace)
+}
+
+// whole: the active guard serves, holds the lease, and every disk is in.
+func (w *world) whole() bool {
+	g := w.manager.active
+	if g == nil || g.ended() || g.state.String() != "serving" || !g.leaseHeld() || w.manager.challenger != nil || len(w.guest.pending) > 0 {
+		return false
+	}
+	for s := range volumeBytes / segmentBytes {
+		if len(w.isr(s * segmentBytes / 4096)[0]) != nodeCount {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,337 @@
+package sim
+
+import (
+	"time"
+
+	"roseau/internal/base/clock"
+	"roseau/internal/base/ids"
+	"roseau/internal/block/wire"
+	"roseau/internal/block/writer"
+	"roseau/internal/core/repl"
+)
+
+// guard is the shell of one writer core: what package volume is in production.
+type guard struct {
+	w      *world
+	node   *node
+	id     ids.ID
+	run    ids.ID
+	core   *writer.Core
+	links  [nodeCount]*link
+	wanted [nodeCount]bool
+	downAs [nodeCount]int // what was last reported: 0 nothing, 1 lost, 2 refused, 3 up
+
+	windows     map[int]string // what each node answered to WINDOW, see observeWindow
+	divergent   bool
+	attempt     uint64
+	adopting    bool // a guest with memory of this run lives
+	killed      bool
+	done        bool // final state, or stopped by the manager
+	frozen      bool
+	held        []func() // what arrived while frozen
+	claimed     bool
+	usedCache   bool
+	known       repl.Records
+	hasKnown    bool
+	deadline    clock.Instant
+	timer       clock.Instant
+	state       writer.State
+	fenced      bool
+	invalid     bool
+	handover    *guard // destination of a hand-over under way
+	onState     func(writer.State)
+	onClaim     func(writer.ClaimOutcome)
+	onDrained   func()
+	predecessor wire.PredecessorID
+}
+
+func (g *guard) ended() bool { return g.killed || g.done }
+
+// newGuard starts a writer on a node.
+func newGuard(w *world, n *node, run ids.ID, attempt uint64, alive bool) *guard {
+	g := &guard{w: w, node: n, id: w.newID(), run: run, attempt: attempt, adopting: alive}
+	g.core = writer.New(writer.Config{
+		Node: n.id, Run: run, Purpose: repl.PurposeVM, VM: w.vm, Attempt: attempt, Nonce: w.newID(),
+		Volumes: []ids.ID{w.volume}, SegmentBytes: segmentBytes, GuestAlive: alive, Mutations: w.opt.Mutations.Writer,
+	})
+	w.guards = append(w.guards, g)
+	n.guards = append(n.guards, g)
+	g.step(writer.Liveness{Alive: w.liveNodes()})
+	return g
+}
+
+// step feeds one event, unless the guard is gone; a frozen one gets it when it
+// thaws.
+func (g *guard) step(ev writer.Event) {
+	if g.ended() {
+		return
+	}
+	if g.frozen {
+		g.held = append(g.held, func() { g.step(ev) })
+		return
+	}
+	g.core.Step(g.w.now, ev)
+	g.drainReady()
+}
+
+func (g *guard) drainReady() {
+	for range 10000 {
+		r := g.core.Ready()
+		if len(r.Sends) == 0 && len(r.Done) == 0 && len(r.Effects) == 0 {
+			g.arm()
+			return
+		}
+		// Ready's slices are valid until the next call: take what is needed.
+		sends, done, effects := append([]writer.Send(nil), r.Sends...), append([]writer.Completion(nil), r.Done...), append([]writer.Effect(nil), r.Effects...)
+		for _, s := range sends {
+			n := g.w.nodeByID(s.Node)
+			if l := g.links[n.index]; l != nil && l.open && l.greeted {
+				l.send(s.Msg)
+			}
+		}
+		for _, e := range effects {
+			g.effect(e)
+		}
+		for _, c := range done {
+			g.w.guest.completed(g, c)
+		}
+		if g.ended() {
+			return
+		}
+	}
+	g.w.failf("the writer of %s never has nothing to do", g.node.name())
+}
+
+// arm sets the timer to the core's next deadline.
+func (g *guard) arm() {
+	at := g.core.NextDeadline()
+	if at == 0 || g.timer != 0 && g.timer <= at && g.timer >= g.w.now {
+		return
+	}
+	g.timer = at
+	g.w.after(at.Sub(g.w.now), func() {
+		if g.timer != at {
+			return
+		}
+		g.timer = 0
+		g.tick()
+	})
+}
+
+func (g *guard) tick() {
+	if g.ended() {
+		return
+	}
+	if g.frozen {
+		g.held = append(g.held, g.tick)
+		return
+	}
+	g.core.Tick(g.w.now)
+	g.drainReady()
+}
+
+func (g *guard) effect(e writer.Effect) {
+	w := g.w
+	switch e := e.(type) {
+	case writer.ReadRecords:
+		w.readRecords(g)
+	case writer.Commit:
+		w.commit(g, e.ID, e.Txn)
+	case writer.WantNodes:
+		g.wantNodes(e.Nodes)
+	case writer.LeaseChanged:
+		g.deadline = e.Deadline
+	case writer.StateChanged:
+		w.tracef("%s writer: %v %s", g.name(), e.State, e.Text)
+		g.state = e.State
+		if g.onState != nil {
+			g.onState(e.State)
+		}
+	case writer.Prepared:
+		w.tracef("%s prepared: ready=%v reachable=%v live=%v %s", g.name(), e.Ready, e.Reachable, e.Live, e.Text)
+		g.prepared(e)
+	case writer.Claimed:
+		w.tracef("%s claimed: %+v", g.name(), e)
+		if g.onClaim != nil {
+			g.onClaim(e.Outcome)
+		}
+	case writer.Drained:
+		if g.onDrained != nil {
+			g.onDrained()
+		}
+	case writer.Replaced:
+		w.tracef("%s replaced: %+v", g.name(), e)
+		if e.OK {
+			w.note("disk_replaced")
+		}
+	case writer.Fenced:
+		w.tracef("%s fenced by %v", g.name(), e.By.Node.Short())
+		w.note("fenced")
+		g.finish(true, false)
+	case writer.GuestInvalid:
+		w.tracef("%s guest invalid: %s", g.name(), e.Text)
+		w.note("guest_invalid")
+		g.finish(false, true)
+	case writer.AskMove:
+		if !e.Over {
+			w.note("ask_move")
+			w.manager.askedToMove(g)
+		}
+	case writer.RecordsKnown:
+		g.known, g.hasKnown = e.Records, true
+		own := e.Records.Volumes[0].Own
+		g.node.lastOwn, g.node.lastRecords = own, e.Records
+	case writer.Report:
+		w.tracef("%s report %s: %s", g.name(), e.Kind, e.Text)
+		w.note("report_" + string(e.Kind))
+		if e.Kind == writer.ReportBug {
+			w.failf("the writer of %s reports a bug: %s", g.node.name(), e.Text)
+		}
+	}
+}
+
+func (g *guard) name() string { return g.node.name() + "/" + g.id.Short() }
+
+// finish: the core is at its end; its guest is killed.
+func (g *guard) finish(fenced, invalid bool) {
+	g.fenced, g.invalid, g.done = fenced, invalid, true
+	g.dropLinks()
+	g.w.guest.guardEnded(g)
+	g.w.manager.guardEnded(g)
+}
+
+// kill is SIGKILL of the guard's process: no message more.
+func (g *guard) kill() {
+	if g.killed {
+		return
+	}
+	g.killed = true
+	g.dropLinks()
+}
+
+func (g *guard) dropLinks() {
+	for i, l := range g.links {
+		if l != nil && l.open {
+			l.open = false
+			if !l.broken {
+				l.broken = true
+				l.node.connClosed(l)
+			}
+		}
+		g.links[i] = nil
+	}
+}
+
+func (g *guard) wantNodes(want []ids.ID) {
+	var set [nodeCount]bool
+	for _, id := range want {
+		set[g.w.nodeByID(id).index] = true
+	}
+	g.wanted = set
+	for i, yes := range set {
+		if yes {
+			g.connect(g.w.nodes[i])
+		}
+	}
+}
+
+// lost is called when the guard notices that a connection ended.
+func (g *guard) lost(l *link, refused bool) {
+	if !l.open {
+		return
+	}
+	if g.frozen {
+		g.held = append(g.held, func() { g.lost(l, refused) })
+		return
+	}
+	l.open = false
+	if g.links[l.node.index] == l {
+		g.links[l.node.index] = nil
+	}
+	if g.ended() {
+		return
+	}
+	g.connFailed(l.node, refused)
+	g.connect(l.node)
+}
+
+// connFailed reports a loss, and each change of its kind, once.
+func (g *guard) connFailed(n *node, refused bool) {
+	as := 1
+	if refused {
+		as = 2
+	}
+	if g.downAs[n.index] == as {
+		return
+	}
+	g.downAs[n.index] = as
+	g.step(writer.ConnDown{Node: n.id, Refused: refused})
+}
+
+func (g *guard) receive(l *link, m wire.Message) {
+	if g.frozen {
+		g.held = append(g.held, func() {
+			if l.open {
+				g.receive(l, m)
+			}
+		})
+		return
+	}
+	if h, ok := m.(*wire.HelloAck); ok {
+		if h.Status != wire.OK {
+			g.w.failf("HELLO of %s refused by %s: %d", g.name(), l.node.name(), h.Status)
+			return
+		}
+		l.greeted = true
+		g.downAs[l.node.index] = 3
+		g.step(writer.ConnUp{Node: l.node.id, Session: h.Session, Disks: h.Disks})
+		return
+	}
+	g.w.observe(g, l, m)
+	g.step(writer.Received{Node: l.node.id, Msg: m})
+}
+
+// prepared claims as soon as PREPARE allows it.
+func (g *guard) prepared(p writer.Prepared) {
+	if p.Live {
+		g.w.note("prepare_refused_live")
+	}
+	if !p.Ready || g.claimed {
+		return
+	}
+	g.claimed = true
+	claim := writer.Claim{Placement: &repl.Placement{Node: g.node.id, Attempt: g.attempt, State: "running", Run: g.run}}
+	if g.adopting {
+		claim.ExpectRun = g.run
+	}
+	g.step(writer.Command{Kind: writer.DoClaim, Claim: claim})
+}
+
+// freeze and thaw are SIGSTOP and SIGCONT of the guard alone.
+func (g *guard) freeze() { g.frozen = true }
+
+func (g *guard) thaw() {
+	g.frozen = false
+	held := g.held
+	g.held = nil
+	for _, f := range held {
+		f()
+	}
+	g.tick()
+}
+
+// leaseHeld reports whether the guest's ports are open: the lease, less the
+// margin of the kernel's timer.
+func (g *guard) leaseHeld() bool {
+	return g.deadline != 0 && g.w.now < g.deadline
+}
+
+// hasCached: a predecessor on this node left the records as it knew them.
+func (g *guard) hasCached() bool { return g.adopting && len(g.node.lastRecords.Volumes) > 0 }
+
+// Times of the shell: how long a transaction is waited for, and how long
+// between two tries to reach the store.
+const (
+	etcdTimeout = 2 * time.Second
+	etcdRetry   = 300 * time.Millisecond
+)

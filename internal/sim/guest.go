@@ -1,0 +1,243 @@
+package sim
+
+import (
+	"encoding/binary"
+	"hash/crc32"
+	"time"
+
+	"roseau/internal/base/ids"
+	"roseau/internal/block/writer"
+	"roseau/internal/core/repl"
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// guest is the machine that uses the volume: it issues random requests, keeps
+// those that its guard has not answered (the NBD client re-sends them to a
+// successor), and dies with its memory when its run ends.
+type guest struct {
+	w       *world
+	run     ids.ID
+	guard   *guard // that serves it; nil while none does
+	alive   bool
+	paused  bool
+	depth   int
+	nextID  uint64
+	pending map[uint64]*request
+	served  ids.ID // newest run that got an answer
+	issuing bool
+}
+
+// request is one request of the guest, whoever serves it.
+type request struct {
+	id     uint64
+	op     writer.Op
+	first  int // block
+	count  int
+	fua    bool
+	value  []value
+	data   []byte
+	handed *writer.Request
+	by     *guard
+}
+
+func newGuest(w *world) *guest {
+	return &guest{w: w, pending: map[uint64]*request{}, depth: 1 + w.rng.IntN(8)}
+}
+
+// boot starts a new run, served by g once it serves.
+func (m *guest) boot(g *guard) {
+	m.die()
+	m.run, m.guard, m.alive, m.paused = g.run, g, true, false
+	m.issue()
+}
+
+// attach gives a living guest to the guard's successor: what was not answered
+// is sent again.
+func (m *guest) attach(g *guard) {
+	m.guard, m.paused = g, false
+	for _, id := range sortedKeys(m.pending) {
+		m.hand(m.pending[id])
+	}
+	m.issue()
+}
+
+// die ends the run: its memory is gone, unanswered requests with it.
+func (m *guest) die() {
+	if !m.alive {
+		return
+	}
+	m.alive = false
+	for _, id := range sortedKeys(m.pending) {
+		switch r := m.pending[id]; r.op {
+		case writer.OpRead:
+			m.w.oracle.forgetRead(id)
+		case writer.OpFlush:
+			m.w.oracle.forgetFlush(id)
+		default:
+			m.w.oracle.forgetWrites([]uint64{id})
+			_ = r
+		}
+	}
+	m.pending = map[uint64]*request{}
+	m.guard = nil
+}
+
+// guardEnded: the guard was fenced, or says that the guest's memory is invalid.
+func (m *guest) guardEnded(g *guard) {
+	if m.guard == g && !m.w.manager.adoptable(g) {
+		m.die()
+	}
+}
+
+// issue keeps the queue filled.
+func (m *guest) issue() {
+	if m.issuing {
+		return
+	}
+	m.issuing = true
+	defer func() { m.issuing = false }()
+	for m.alive && !m.paused && m.guard != nil && !m.guard.ended() && len(m.pending) < m.depth {
+		if m.w.calm && m.w.ops >= m.w.opt.Ops {
+			return
+		}
+		r := m.draw()
+		m.pending[r.id] = r
+		m.w.ops++
+		m.hand(r)
+	}
+}
+
+func (m *guest) draw() *request {
+	w := m.w
+	m.nextID++
+	r := &request{id: m.nextID, first: w.hot[w.rng.IntN(len(w.hot))], count: 1 + w.rng.IntN(4)}
+	r.count = min(r.count, volumeBlocks-r.first)
+	switch p := w.rng.IntN(100); {
+	case p < 45:
+		r.op, r.fua = writer.OpWrite, w.chance(0.1)
+	case p < 75:
+		r.op = writer.OpRead
+	case p < 90:
+		r.op = writer.OpFlush
+	case p < 95:
+		r.op = writer.OpZero
+	case p < 98:
+		r.op = writer.OpDiscard
+	default: // a whole extent
+		r.op, r.first, r.count = writer.OpDiscard, w.rng.IntN(extentCount)*repl.ExtentBlocks, repl.ExtentBlocks
+	}
+	switch r.op {
+	case writer.OpRead:
+		w.oracle.issueRead(r.id, r.first, r.count)
+	case writer.OpFlush:
+		w.oracle.issueFlush(r.id)
+	default:
+		for range r.count {
+			v := value(0)
+			if r.op == writer.OpWrite {
+				v = value(r.id)
+			}
+			r.value = append(r.value, v)
+		}
+		w.oracle.issueWrite(r.id, r.first, r.value, r.fua)
+	}
+	return r
+}
+
+// hand passes a request to the guard that serves.
+func (m *guest) hand(r *request) {
+	wr := &writer.Request{Token: r.id, Op: r.op, FUA: r.fua}
+	if r.op != writer.OpFlush {
+		wr.Offset, wr.Length = int64(r.first)*repl.BlockBytes, int64(r.count)*repl.BlockBytes
+	}
+	switch r.op {
+	case writer.OpWrite:
+		wr.Data = make([]byte, wr.Length)
+		for i := range r.count {
+			b := wr.Data[i*repl.BlockBytes:][:repl.BlockBytes]
+			encodeValue(b, r.value[i], r.first+i)
+			wr.CRC = append(wr.CRC, crc32.Checksum(b, castagnoli))
+		}
+	case writer.OpRead:
+		wr.Data = make([]byte, wr.Length)
+	}
+	r.handed, r.by = wr, m.guard
+	m.guard.step(wr)
+}
+
+// completed is called by guards; answers of a guard that does not serve the
+// guest any more are of no consequence, but must not come from an old run.
+func (m *guest) completed(g *guard, c writer.Completion) {
+	r := m.pending[c.Request.Token]
+	if r == nil || r.handed != c.Request || m.guard != g || !m.alive {
+		return
+	}
+	delete(m.pending, r.id)
+	if c.Result == writer.IOError && r.op == writer.OpRead && m.w.rottenAlone(r) {
+		m.w.note("io_error_of_last_copy")
+		m.w.oracle.forgetRead(r.id)
+		m.w.after(0, m.issue)
+		return
+	}
+	if c.Result != writer.Done {
+		m.w.failf("request %d (op %d, blocks %d+%d) ended with result %d", r.id, r.op, r.first, r.count, c.Result)
+		return
+	}
+	m.served = m.run
+	switch r.op {
+	case writer.OpRead:
+		got, err := decodeValues(c.Request.Data, r.first, r.count)
+		if err == nil {
+			err = m.w.oracle.ackRead(r.id, got)
+		}
+		if err != nil {
+			m.w.failf("%s: %v", g.name(), err)
+			return
+		}
+	case writer.OpFlush:
+		m.w.oracle.ackFlush(r.id)
+	default:
+		m.w.oracle.ackWrite(r.id)
+	}
+	m.w.after(m.w.between(0, m.w.profile.think), m.issue)
+}
+
+// encodeValue fills a block so that each of its sectors names the value and the
+// place: a torn or misplaced block does not decode.
+func encodeValue(b []byte, v value, block int) {
+	if v == 0 {
+		return
+	}
+	for s := 0; s < len(b); s += 512 {
+		binary.LittleEndian.PutUint64(b[s:], uint64(v))
+		binary.LittleEndian.PutUint64(b[s+8:], uint64(block)+1)
+	}
+}
+
+type tornError struct{ block int }
+
+func (e tornError) Error() string { return "a block read is torn, or not what was written there" }
+
+func decodeValues(data []byte, first, count int) ([]value, error) {
+	out := make([]value, count)
+	if data == nil {
+		return out, nil
+	}
+	for i := range count {
+		b := data[i*repl.BlockBytes:][:repl.BlockBytes]
+		v, at := binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[8:])
+		for s := 0; s < len(b); s += 512 {
+			if binary.LittleEndian.Uint64(b[s:]) != v || binary.LittleEndian.Uint64(b[s+8:]) != at {
+				return nil, tornError{first + i}
+			}
+		}
+		if v != 0 && at != uint64(first+i)+1 || v == 0 && at != 0 {
+			return nil, tornError{first + i}
+		}
+		out[i] = value(v)
+	}
+	return out, nil
+}
+
+const thinkMost = 20 * time.Millisecond

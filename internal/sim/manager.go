@@ -1,0 +1,217 @@
+package sim
+
+import (
+	"slices"
+	"time"
+
+	"roseau/internal/base/clock"
+	"roseau/internal/base/ids"
+	"roseau/internal/block/wire"
+	"roseau/internal/block/writer"
+	"roseau/internal/core/repl"
+)
+
+// manager stands for the HA manager and for the supervisors of guards: it
+// starts the VM, starts it elsewhere when its guard is gone or stuck, and now
+// and then does so wrongly, which PREPARE must withstand.
+type manager struct {
+	w          *world
+	active     *guard
+	challenger *guard
+	attempt    uint64
+	stuckSince clock.Instant
+	lastServed clock.Instant
+}
+
+const managerStep = 250 * time.Millisecond
+
+func newManager(w *world) manager { return manager{w: w} }
+
+func (m *manager) tick() {
+	m.w.after(managerStep, m.tick)
+	if m.challenger != nil && m.challenger.ended() {
+		m.challenger = nil
+	}
+	switch g := m.active; {
+	case g == nil || g.ended():
+		m.challenge(m.pick(nil), m.w.newID(), 0)
+	case g.state == writer.Serving && g.leaseHeld() && !g.frozen:
+		m.stuckSince = 0
+	case m.stuckSince == 0:
+		m.stuckSince = m.w.now
+	case m.w.now.Sub(m.stuckSince) > m.w.profile.patience:
+		m.challenge(m.pick(g.node), m.w.newID(), 0)
+	}
+}
+
+// pick chooses a node that could take the VM, another one than not.
+func (m *manager) pick(not *node) *node {
+	start := m.w.rng.IntN(nodeCount)
+	var last *node
+	for i := range nodeCount {
+		n := m.w.nodes[(start+i)%nodeCount]
+		if n.powered && n.serving() && m.w.etcdReachable(n) {
+			if n != not {
+				return n
+			}
+			last = n
+		}
+	}
+	return last
+}
+
+// challenge starts the VM on a node under a new run, unless a challenge runs.
+func (m *manager) challenge(n *node, run ids.ID, delay time.Duration) {
+	if n == nil || m.challenger != nil || !m.w.etcdReachable(n) {
+		return
+	}
+	m.attempt++
+	m.w.etcd.rev++
+	m.w.etcd.put(repl.Key{Kind: repl.KeyPlacement, ID: m.w.vm}.Path(), repl.Placement{Node: n.id, Attempt: m.attempt, State: "starting", Run: run})
+	g := newGuard(m.w, n, run, m.attempt, false)
+	m.w.tracef("manager: %s starts the VM (attempt %d)", g.name(), m.attempt)
+	m.w.note("takeover")
+	m.challenger = g
+	m.follow(g, func() {
+		m.becomeActive(g)
+		m.w.guest.boot(g)
+	})
+	g.step(writer.Command{Kind: writer.Prepare})
+	m.w.after(delay+m.w.between(8*time.Second, 20*time.Second), func() {
+		if m.challenger == g && !g.claimed {
+			m.w.tracef("manager: %s gives up", g.name())
+			g.step(writer.Command{Kind: writer.Stop})
+			g.done = true
+			g.dropLinks()
+			m.challenger = nil
+		}
+	})
+}
+
+// follow drives a guard from its claim to service.
+func (m *manager) follow(g *guard, serving func()) {
+	g.onClaim = func(o writer.ClaimOutcome) {
+		switch o {
+		case writer.Made:
+			g.step(writer.Command{Kind: writer.Activate})
+		case writer.NotMade:
+			g.claimed = false
+			if g == m.challenger {
+				m.w.after(time.Millisecond, func() {
+					g.step(writer.Command{Kind: writer.Stop})
+					g.done = true
+					g.dropLinks()
+					if m.challenger == g {
+						m.challenger = nil
+					}
+				})
+			}
+		}
+	}
+	g.onState = func(s writer.State) {
+		if s == writer.Serving {
+			m.w.after(0, serving)
+		}
+	}
+}
+
+func (m *manager) becomeActive(g *guard) {
+	if m.challenger == g {
+		m.challenger = nil
+	}
+	m.active, m.stuckSince = g, 0
+	m.w.tracef("manager: %s serves", g.name())
+}
+
+// guardKilled: the supervisor of the guard's node starts a successor, which
+// adopts the living guest.
+func (m *manager) guardKilled(old *guard, delay time.Duration) {
+	n, own := old.node, old.node.lastOwn
+	if m.active != old || !m.w.guest.alive || m.w.guest.guard != old {
+		return
+	}
+	m.w.guest.paused = true
+	m.w.after(delay, func() {
+		if m.active != old || !n.powered || !m.w.guest.alive || m.w.guest.guard != old {
+			return
+		}
+		m.w.note("guard_restart")
+		g := newGuard(m.w, n, old.run, m.placementAttempt(old), true)
+		m.active, m.stuckSince = g, 0
+		m.w.guest.guard = nil
+		old.done = true
+		m.follow(g, func() {
+			if m.active == g && m.w.guest.alive && m.w.guest.run == g.run {
+				m.becomeActive(g)
+				m.w.guest.attach(g)
+			}
+		})
+		inner := g.onState
+		g.onState = func(s writer.State) {
+			if s == writer.Idle {
+				m.w.note("reopen_refused")
+				m.w.after(0, func() { g.step(writer.Command{Kind: writer.Prepare}) })
+			}
+			inner(s)
+		}
+		if own.Epoch == 0 {
+			g.step(writer.Command{Kind: writer.Prepare})
+			return
+		}
+		g.predecessor = wire.PredecessorID{Epoch: own.Epoch, Nonce: own.Nonce, Inc: own.Inc}
+		g.step(writer.Command{Kind: writer.Reopen, Predecessor: g.predecessor})
+	})
+}
+
+func (m *manager) placementAttempt(old *guard) uint64 { return old.attempt }
+
+// adoptable: the guest of this guard may go on under a successor.
+func (m *manager) adoptable(g *guard) bool { return g.killed && !g.fenced && !g.invalid }
+
+// guardEnded: fenced or invalid; the guest is dead, tick starts it again.
+func (m *manager) guardEnded(g *guard) {
+	if m.challenger == g {
+		m.challenger = nil
+	}
+}
+
+// askedToMove: the guard's storage link is sick.
+func (m *manager) askedToMove(g *guard) {
+	if m.active != g {
+		return
+	}
+	if n := m.pick(g.node); n != nil && n != g.node {
+		m.challenge(n, m.w.newID(), 0)
+		return
+	}
+	m.w.after(time.Millisecond, func() { g.step(writer.Command{Kind: writer.MoveRefused}) })
+}
+
+// replaceDisks asks the writer to rebuild what stands on dead disks, as long as
+// a segment is placed on one.
+func (m *manager) replaceDisks() {
+	g := m.active
+	if g == nil || g.ended() || g.state != writer.Serving {
+		return
+	}
+	r := m.w.etcd.records(m.w.vm, []ids.ID{m.w.volume}, m.w.diskIdx)
+	for _, n := range m.w.nodes {
+		for i, d := range n.disks {
+			spare := n.disks[1-i]
+			if !d.dead || spare.dead || !n.serving() || !placed(r.Volumes[0].Seg, d.id) {
+				continue
+			}
+			m.w.note("replace_asked")
+			g.step(writer.Command{Kind: writer.ReplaceDisk, Replace: writer.Replace{Old: d.id, New: spare.id, NewNode: n.id}})
+		}
+	}
+}
+
+func placed(seg repl.Segments, d ids.ID) bool {
+	for s := range seg.Map {
+		if slices.Contains(seg.Row(s), d) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,408 @@
+package sim
+
+import (
+	"bytes"
+	"fmt"
+	"hash/crc32"
+	"slices"
+
+	"roseau/internal/base/clock"
+	"roseau/internal/base/ids"
+	"roseau/internal/block/disk"
+	"roseau/internal/block/replica"
+	"roseau/internal/block/wire"
+	"roseau/internal/block/writer"
+	"roseau/internal/core/repl"
+)
+
+// node is a machine with its disks and its storage process.
+type node struct {
+	w       *world
+	index   int
+	id      ids.ID
+	disks   []*simDisk
+	powered bool
+	boot    ids.ID // boot identity, new at each power-on
+
+	process     int // number of the storage process; a new one forgets
+	core        *replica.Core
+	opening     map[ids.ID]*disk.Core // disks whose recovery runs
+	engines     map[ids.ID]*disk.Core
+	links       map[replica.Conn]*link
+	timer       clock.Instant
+	guards      []*guard
+	seenAlive   bool // session in etcd, or beats, as everybody sees it
+	lastOwn     repl.Own
+	lastRecords repl.Records
+	onTags      map[uint64]func(disk.Completion)
+}
+
+const (
+	diskBytes  = 96 << 20 // sparse
+	ringBytes  = 1 << 20
+	tableBytes = 16 << 10
+)
+
+func newNode(w *world, index int) *node {
+	n := &node{w: w, index: index, id: w.newID()}
+	for range disksPerNode {
+		d := newSimDisk(w.newID())
+		n.disks = append(n.disks, d)
+		w.diskIdx = append(w.diskIdx, repl.DiskNode{Disk: d.id, Node: n.id})
+		list, err := disk.Format(disk.Identity{Cluster: w.cluster, Disk: d.id, Pool: w.cluster}, disk.Geometry{DeviceBytes: diskBytes, WALBytes: ringBytes, VolumeTableBytes: tableBytes})
+		if err != nil {
+			w.failf("format: %v", err)
+			return n
+		}
+		for _, io := range list {
+			if err := d.do(io); err != nil {
+				w.failf("format: %v", err)
+			}
+		}
+		d.settle(len(d.cache))
+	}
+	return n
+}
+
+func (n *node) name() string { return fmt.Sprintf("n%d", n.index+1) }
+
+func (w *world) nodeByID(id ids.ID) *node {
+	for _, n := range w.nodes {
+		if n.id == id {
+			return n
+		}
+	}
+	panic("sim: no such node")
+}
+
+// serving: the storage process runs and listens, which it does when the recovery
+// of its disks has ended.
+func (n *node) serving() bool { return n.powered && n.core != nil && len(n.opening) == 0 }
+
+// start powers the node on.
+func (n *node) start() {
+	n.powered, n.boot = true, n.w.newID()
+	n.startStorage()
+	n.setSeen(true)
+}
+
+// restore is start for a node whose power was cut.
+func (n *node) restore() {
+	if n.powered {
+		return
+	}
+	n.w.tracef("%s powered on", n.name())
+	n.start()
+}
+
+// setSeen changes what sessions and beats say of the node.
+func (n *node) setSeen(alive bool) {
+	if n.seenAlive == alive {
+		return
+	}
+	n.seenAlive = alive
+	for _, g := range n.w.guards {
+		g.step(writer.Liveness{Alive: n.w.liveNodes()})
+	}
+}
+
+// powerCut ends every process and loses what is in the disks' caches.
+func (n *node) powerCut() {
+	n.w.tracef("%s power cut", n.name())
+	n.powered = false
+	n.killStorage()
+	for _, g := range n.guards {
+		if !g.killed {
+			g.kill()
+			if n.w.guest.guard == g {
+				n.w.guest.die()
+			}
+		}
+	}
+	if g := n.w.guest.guard; n.w.guest.alive && g == nil && n.w.manager.active != nil && n.w.manager.active.node == n {
+		n.w.guest.die() // it waited for a successor of its guard
+	}
+	n.guards = nil
+	n.lastRecords, n.lastOwn = repl.Records{}, repl.Own{}
+	for _, d := range n.disks {
+		d.losePower(n.w.rng, n.w.profile.tornLikely)
+	}
+	n.w.oracle.losePower(n.index, n.w.isrByBlock())
+	process := n.process
+	// Beats stop for 1.5 s, the session for 2 s, before others see the loss.
+	n.w.after(n.w.between(1500e6, 2500e6), func() {
+		if !n.powered && n.process == process {
+			n.setSeen(false)
+		}
+	})
+}
+
+// killStorage is SIGKILL of the storage process: what was written stays in the
+// disks' caches.
+func (n *node) killStorage() {
+	n.process++
+	n.core, n.engines, n.opening = nil, nil, nil
+	links := n.links
+	n.links = nil
+	for _, id := range sortedConns(links) {
+		l := links[id]
+		if n.powered {
+			l.reset(true)
+		} else {
+			l.stall()
+		}
+	}
+}
+
+func sortedConns(m map[replica.Conn]*link) []replica.Conn {
+	out := make([]replica.Conn, 0, len(m))
+	for c := range m {
+		out = append(out, c)
+	}
+	slices.Sort(out)
+	return out
+}
+
+// startStorage starts the storage process; each disk serves when its recovery
+// has ended.
+func (n *node) startStorage() {
+	if !n.powered || n.core != nil {
+		return
+	}
+	n.process++
+	n.core = replica.New(replica.Options{
+		Node: n.id, Cluster: n.w.cluster, Session: n.w.newID(), Boot: n.boot, Pool: heap{}, Mutations: n.w.opt.Mutations.Replica,
+	})
+	n.links, n.engines, n.opening = map[replica.Conn]*link{}, map[ids.ID]*disk.Core{}, map[ids.ID]*disk.Core{}
+	n.onTags = map[uint64]func(disk.Completion){}
+	for _, d := range n.disks {
+		if d.dead {
+			continue
+		}
+		n.opening[d.id] = disk.Open(disk.Options{Pool: heap{}, DeviceBytes: diskBytes, TagCacheBytes: 1 << 20, DataCacheBytes: 1 << 20, Mutations: n.w.opt.Mutations.Disk})
+		n.pumpOpening(d)
+	}
+	n.pump()
+}
+
+// pumpOpening drives a disk's recovery.
+func (n *node) pumpOpening(d *simDisk) {
+	eng := n.opening[d.id]
+	for {
+		var r disk.Ready
+		eng.Ready(&r)
+		if len(r.IO) == 0 {
+			break
+		}
+		for _, io := range r.IO {
+			n.perform(d, io, func(err error) {
+				eng.Done(io.ID, err)
+				n.pumpOpening(d)
+			})
+		}
+	}
+	rec, done, err := eng.Opened()
+	if !done && err == nil || n.engines[d.id] != nil {
+		return
+	}
+	if err != nil {
+		n.w.tracef("%s disk %s does not open: %v", n.name(), d.id.Short(), err)
+		n.w.note("disk_not_opened")
+		d.die()
+		delete(n.opening, d.id)
+		return
+	}
+	if rec.DroppedBytes > 0 {
+		n.w.note("torn_tail")
+	}
+	if len(rec.DamagedRanges) > 0 {
+		n.w.note("damaged_log")
+	}
+	n.engines[d.id] = eng
+	delete(n.opening, d.id)
+	n.core.AddDisk(n.w.now, eng, ids.ID{})
+	n.pump()
+}
+
+// perform hands an action to the disk and reports its end. If the process that
+// asked is gone by then, a write still happens, as in a kernel; if power failed,
+// it may have happened in part.
+func (n *node) perform(d *simDisk, io disk.IO, done func(error)) {
+	process, boot := n.process, n.boot
+	fly := &inFlight{io: io}
+	if io.Op == disk.OpWrite {
+		fly.io.Bufs = nil
+		for _, b := range io.Bufs {
+			fly.io.Bufs = append(fly.io.Bufs, bytes.Clone(b))
+		}
+		d.flying = append(d.flying, fly)
+	}
+	n.w.after(d.delay(n.w), func() {
+		if n.boot != boot || !n.powered {
+			return // see simDisk.losePower
+		}
+		d.landed(fly)
+		if n.process == process {
+			done(d.do(io))
+		} else if io.Op == disk.OpWrite {
+			d.do(fly.io)
+		}
+	})
+}
+
+// pump performs what the replica core wants.
+func (n *node) pump() {
+	if n.core == nil {
+		return
+	}
+	for range 10000 {
+		var r replica.Ready
+		n.core.Ready(n.w.now, &r)
+		if len(r.Sends) == 0 && len(r.Closes) == 0 && len(r.IO) == 0 && len(r.Events) == 0 {
+			n.arm()
+			return
+		}
+		for _, io := range r.IO {
+			d := n.diskByID(io.Disk)
+			n.perform(d, io.IO, func(err error) {
+				n.core.DiskDone(d.id, io.IO.ID, err)
+				n.pump()
+			})
+		}
+		for _, s := range r.Sends {
+			if l := n.links[s.Conn]; l != nil {
+				l.answer(s.Msg)
+			}
+		}
+		for _, c := range r.Closes {
+			if l := n.links[c.Conn]; l != nil {
+				n.w.tracef("%s closes a connection: %v", n.name(), c.Why)
+				delete(n.links, c.Conn)
+				l.reset(false)
+			}
+		}
+		for _, e := range r.Events {
+			if e.Kind == replica.DiskDied {
+				n.w.tracef("%s disk %s died: %v", n.name(), e.Disk.Short(), e.Err)
+			}
+		}
+	}
+	n.w.failf("the replica core of %s never has nothing to do", n.name())
+}
+
+func (n *node) diskByID(id ids.ID) *simDisk {
+	for _, d := range n.disks {
+		if d.id == id {
+			return d
+		}
+	}
+	return nil
+}
+
+func (n *node) arm() {
+	at := n.core.Next()
+	if n.timer != 0 && n.timer <= at && n.timer >= n.w.now || at > n.w.now.Add(1e18) {
+		return
+	}
+	n.timer = at
+	process := n.process
+	n.w.after(at.Sub(n.w.now), func() {
+		if n.timer != at {
+			return
+		}
+		n.timer = 0
+		if n.process == process && n.core != nil {
+			n.core.Tick(n.w.now)
+			n.pump()
+		}
+	})
+}
+
+func (n *node) connOpened(l *link, peer ids.ID) {
+	n.links[replica.Conn(l.conn)] = l
+	n.core.ConnOpened(replica.Conn(l.conn), peer)
+}
+
+func (n *node) connClosed(l *link) {
+	if n.core == nil || n.links[replica.Conn(l.conn)] != l {
+		return
+	}
+	delete(n.links, replica.Conn(l.conn))
+	n.core.ConnClosed(replica.Conn(l.conn))
+	n.pump()
+}
+
+func (n *node) receive(l *link, m wire.Message) {
+	n.core.Received(n.w.now, replica.Conn(l.conn), m)
+	n.pump()
+}
+
+// tags reads the tags of an extent directly from the engine of a disk, letting
+// the world go on until they are there.
+func (n *node) tags(d, volume ids.ID, extent uint64) ([]wire.Tag, error) {
+	eng := n.engines[d]
+	if eng == nil {
+		return nil, fmt.Errorf("disk %s is not open", d.Short())
+	}
+	sd := n.diskByID(d)
+	eng.Tags(tagsToken, volume, extent, 0)
+	for range 1000 {
+		var r disk.Ready
+		eng.Ready(&r)
+		for _, c := range r.Done {
+			if c.Token == tagsToken {
+				return c.Tags, statusError(c.Status)
+			}
+		}
+		for _, io := range r.IO {
+			eng.Done(io.ID, sd.do(io)) // nothing else runs now: no time need pass
+		}
+		if len(r.IO) == 0 && len(r.Done) == 0 {
+			break
+		}
+	}
+	return nil, fmt.Errorf("no answer")
+}
+
+const tagsToken = 1 << 63
+
+func statusError(s wire.Status) error {
+	if s == wire.OK {
+		return nil
+	}
+	return fmt.Errorf("status %d", s)
+}
+
+// heap is the buffer pool of the simulator.
+type heap struct{}
+
+func (heap) Alloc(n int) []byte { return make([]byte, n) }
+func (heap) Free([]byte)        {}
+
+// codec passes messages through their encoding.
+type codec struct {
+	bytes bytes.Buffer
+	dec   *wire.Decoder
+}
+
+func newCodec() *codec {
+	c := &codec{}
+	c.dec = wire.NewDecoder(&c.bytes, wire.Heap{})
+	c.dec.SetVersion(wire.ProtocolVersion)
+	return c
+}
+
+// roundTrip encodes a message and decodes the bytes.
+func (c *codec) roundTrip(m wire.Message) (wire.Message, error) {
+	head, payload, err := wire.Append(nil, m)
+	if err != nil {
+		return nil, err
+	}
+	c.bytes.Write(head)
+	c.bytes.Write(payload)
+	return c.dec.Next()
+}
+
+func crcOf(b []byte) uint32 { return crc32.Checksum(b, castagnoli) }
+
+func idsOf(list ...ids.ID) []ids.ID { return list }

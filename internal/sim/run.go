@@ -1,0 +1,125 @@
+package sim
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"runtime"
+	"slices"
+	"sync"
+	"time"
+
+	"roseau/internal/base/errs"
+)
+
+// Sometimes lists the states that a large enough set of seeds must have
+// reached; a counter at zero means that the simulator is blind there.
+var Sometimes = []string{
+	"takeover", "guard_restart", "resync", "divergent_window", "isr_of_one", "torn_tail", "resync_race",
+	"etcd_unknown", "etcd_lost", "etcd_answer_lost", "etcd_late_commit", "prepare_refused_live", "cold_member",
+	"power_cut", "power_blip", "power_cut_all", "storage_kill", "guard_kill", "guard_freeze", "partition", "one_way",
+	"link_reset", "etcd_down", "false_alarm", "disk_hang", "disk_dead", "bit_rot", "fenced",
+}
+
+// Summary is the outcome of many seeds.
+type Summary struct {
+	Seeds  int
+	Ops    int
+	Counts map[string]int
+	Failed []Result // in the order of their seeds; at most as many as were asked for
+	Took   time.Duration
+}
+
+// Missing returns the names of Sometimes that never happened.
+func (s Summary) Missing() []string {
+	var out []string
+	for _, n := range Sometimes {
+		if s.Counts[n] == 0 {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+// Command returns the command that repeats a run.
+func (r Result) Command() string { return fmt.Sprintf("roseau sim run --seed %d --trace", r.Seed) }
+
+// Batch describes a set of seeds.
+type Batch struct {
+	First     uint64
+	Count     int
+	Ops       int
+	Mutations Mutations
+	// StopAfter failures; 0 = go on to the end.
+	StopAfter int
+	Progress  io.Writer // a line every few seconds; nil = silent
+}
+
+// RunBatch runs seeds on all processors until the count is reached, enough
+// failed, or ctx ends.
+func RunBatch(ctx context.Context, b Batch) Summary {
+	began := time.Now()
+	sum := Summary{Counts: map[string]int{}}
+	var mu sync.Mutex
+	next := b.First
+	said := began
+	take := func() (uint64, bool) {
+		mu.Lock()
+		defer mu.Unlock()
+		if ctx.Err() != nil || next >= b.First+uint64(b.Count) || b.StopAfter > 0 && len(sum.Failed) >= b.StopAfter {
+			return 0, false
+		}
+		next++
+		return next - 1, true
+	}
+	var wait sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		wait.Go(func() {
+			for seed, ok := take(); ok; seed, ok = take() {
+				r := runRecovered(Options{Seed: seed, Ops: b.Ops, Mutations: b.Mutations})
+				mu.Lock()
+				sum.add(r)
+				if b.Progress != nil && time.Since(said) > 5*time.Second {
+					said = time.Now()
+					fmt.Fprintf(b.Progress, "sim: %d of %d seeds, %d operations, %d failed, next seed %d\n", sum.Seeds, b.Count, sum.Ops, len(sum.Failed), next)
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	wait.Wait()
+	slices.SortFunc(sum.Failed, func(a, b Result) int { return int(int64(a.Seed) - int64(b.Seed)) })
+	sum.Took = time.Since(began)
+	return sum
+}
+
+func (s *Summary) add(r Result) {
+	s.Seeds++
+	s.Ops += r.Ops
+	for k, v := range r.Counts {
+		s.Counts[k] += v
+	}
+	if r.Err != nil {
+		s.Failed = append(s.Failed, r)
+	}
+}
+
+// runRecovered turns a broken invariant (a panic of a core) into a failure of
+// its seed.
+func runRecovered(o Options) (r Result) {
+	defer func() {
+		if p := recover(); p != nil {
+			buf := make([]byte, 4096)
+			r = Result{Seed: o.Seed, Counts: map[string]int{}, Err: errs.New(errs.Corrupt, "panic: %v\n%s", p, buf[:runtime.Stack(buf, false)])}
+		}
+	}()
+	return Run(o)
+}
+
+// WriteCounts prints the counters by name.
+func (s Summary) WriteCounts(w io.Writer) {
+	for _, k := range slices.Sorted(maps.Keys(s.Counts)) {
+		fmt.Fprintf(w, "  %-28s %d\n", k, s.Counts[k])
+	}
+}

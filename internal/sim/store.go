@@ -1,0 +1,119 @@
+package sim
+
+import (
+	"roseau/internal/base/ids"
+	"roseau/internal/block/writer"
+	"roseau/internal/core/repl"
+)
+
+// readRecords answers a guard's linearizable read, as soon as etcd can be
+// reached from its node.
+func (w *world) readRecords(g *guard) {
+	w.after(w.between(w.profile.etcdLo, w.profile.etcdHi), func() {
+		if g.ended() {
+			return
+		}
+		if !w.etcdReachable(g.node) {
+			if g.hasCached() && !g.usedCache {
+				g.usedCache = true
+				w.note("cached_records")
+				g.step(writer.RecordsRead{Records: g.node.lastRecords, Cached: true})
+			}
+			w.after(etcdRetry, func() { w.readRecords(g) })
+			return
+		}
+		g.step(writer.RecordsRead{Records: w.etcd.records(w.vm, []ids.ID{w.volume}, w.diskIdx)})
+	})
+}
+
+// commit sends a transaction once. It may be lost before it arrives, be
+// committed and its answer lost, or be committed late, long after its sender
+// was told that the outcome is unknown.
+func (w *world) commit(g *guard, id uint64, t repl.Txn) {
+	d := w.between(w.profile.etcdLo, w.profile.etcdHi)
+	unknown := func() {
+		w.note("etcd_unknown")
+		w.after(etcdTimeout, func() { g.step(writer.TxnDone{ID: id, Outcome: repl.OutcomeUnknown}) })
+	}
+	if !w.etcdReachable(g.node) {
+		unknown()
+		return
+	}
+	if !w.calm && w.chance(w.profile.etcdUnknown) {
+		switch w.rng.IntN(3) {
+		case 0:
+			w.note("etcd_lost")
+		case 1:
+			w.note("etcd_answer_lost")
+			w.after(d, func() { w.apply(t) })
+		case 2:
+			w.note("etcd_late_commit")
+			w.after(w.between(0, 2*etcdTimeout), func() { w.apply(t) })
+		}
+		unknown()
+		return
+	}
+	w.after(d, func() {
+		if !w.etcd.up {
+			unknown()
+			return
+		}
+		out, rev := w.apply(t)
+		if !w.etcdReachable(g.node) {
+			w.note("etcd_answer_lost")
+			unknown()
+			return
+		}
+		w.after(d/2, func() { g.step(writer.TxnDone{ID: id, Outcome: out, Revision: rev}) })
+	})
+}
+
+// apply commits to the store and lets the oracle see a smaller in-sync set.
+func (w *world) apply(t repl.Txn) (repl.Outcome, int64) {
+	out, rev := w.etcd.commit(t)
+	if out == repl.OutcomeCommitted {
+		for _, p := range t.Puts {
+			if p.Own != nil {
+				w.tracef("etcd: own epoch %d inc %d cfg %d out %d", p.Own.Epoch, p.Own.Inc, p.Own.CfgVersion, len(p.Own.Out))
+				w.noteISR()
+			}
+		}
+		w.oracle.losePower(-1, w.isrByBlock())
+	}
+	return out, rev
+}
+
+func (w *world) noteISR() {
+	r := w.etcd.records(w.vm, []ids.ID{w.volume}, w.diskIdx)
+	for s := range r.Volumes[0].Seg.Map {
+		if len(r.Volumes[0].ISR(s)) == 1 {
+			w.note("isr_of_one")
+			return
+		}
+	}
+}
+
+// etcdReachable: etcd runs, and a majority of the nodes can be talked to.
+func (w *world) etcdReachable(n *node) bool {
+	if !w.etcd.up {
+		return false
+	}
+	reach := 0
+	for _, o := range w.nodes {
+		if o.powered && w.net.both(n.index, o.index) {
+			reach++
+		}
+	}
+	return reach*2 > nodeCount
+}
+
+// liveNodes are those whose session or beats are seen.
+func (w *world) liveNodes() []ids.ID {
+	var out []ids.ID
+	for _, n := range w.nodes {
+		if n.seenAlive {
+			out = append(out, n.id)
+		}
+	}
+	return out
+}

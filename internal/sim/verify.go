@@ -1,0 +1,140 @@
+package sim
+
+import (
+	"fmt"
+	"strings"
+
+	"roseau/internal/base/clock"
+	"roseau/internal/block/wire"
+	"roseau/internal/block/writer"
+	"roseau/internal/core/repl"
+)
+
+// verifyAll reads every block that was ever used through the writer, flushes,
+// and compares the copies with each other.
+func (w *world) verifyAll(limit clock.Instant) {
+	m := w.guest
+	left := 0
+	for first := 0; first < volumeBlocks; first += 64 {
+		m.nextID++
+		r := &request{id: m.nextID, op: writer.OpRead, first: first, count: min(64, volumeBlocks-first)}
+		w.oracle.issueRead(r.id, r.first, r.count)
+		m.pending[r.id] = r
+		m.hand(r)
+		left++
+	}
+	m.nextID++
+	f := &request{id: m.nextID, op: writer.OpFlush}
+	w.oracle.issueFlush(f.id)
+	m.pending[f.id] = f
+	m.hand(f)
+	if !w.run(limit, func() bool { return len(m.pending) == 0 && w.whole() }) {
+		w.failf("the final read did not end: %d requests open; %s", len(m.pending), w.describe())
+		return
+	}
+	w.compareCopies()
+}
+
+// compareCopies demands equal tags at all members of each segment (I11).
+func (w *world) compareCopies() {
+	r := w.etcd.records(w.vm, idsOf(w.volume), w.diskIdx)
+	for e := range uint64(extentCount) {
+		var want []wire.Tag
+		from := ""
+		for _, d := range r.Volumes[0].ISR(int(e) * repl.ExtentBytes / segmentBytes) {
+			n := w.nodeOfDisk(d)
+			got, err := n.tags(d, w.volume, e)
+			if err != nil {
+				w.failf("read the tags of extent %d on %s: %v", e, n.name(), err)
+				return
+			}
+			if got == nil {
+				got = make([]wire.Tag, repl.ExtentBlocks)
+			}
+			if want == nil {
+				want, from = got, n.name()
+				continue
+			}
+			for b := range want {
+				if !sameContent(want[b], got[b]) && want[b] != lostTag && got[b] != lostTag {
+					w.failf("extent %d block %d differs: %s has %v, %s has %v", e, b, from, want[b], n.name(), got[b])
+					return
+				}
+			}
+		}
+	}
+}
+
+// zeroCRC is the checksum of a block of zeros: such a block and an absent one
+// read the same.
+var zeroCRC = crcOf(make([]byte, repl.BlockBytes))
+
+// lostTag stands where rotten metadata was dropped; scrub repairs it.
+var lostTag = wire.Tag{CRC: 0xffffffff}
+
+func sameContent(a, b wire.Tag) bool {
+	if a.CRC == b.CRC && a.Stamp == b.Stamp {
+		return true
+	}
+	zero := func(t wire.Tag) bool { return t.Stamp == 0 || t.CRC == zeroCRC }
+	return zero(a) && zero(b)
+}
+
+func (w *world) describe() string {
+	var b strings.Builder
+	for _, n := range w.nodes {
+		fmt.Fprintf(&b, "%s powered=%v serving=%v; ", n.name(), n.powered, n.serving())
+	}
+	g := w.manager.active
+	if g == nil {
+		return b.String() + "no active guard"
+	}
+	h := g.core.Health()
+	fmt.Fprintf(&b, "active %s %v lease=%v ended=%v pending=%d", g.name(), h.State, g.leaseHeld(), g.ended(), len(w.guest.pending))
+	for _, v := range h.Volumes {
+		for _, m := range v.Members {
+			fmt.Fprintf(&b, "; member %s in=%v conn=%v reason=%s syncing=%v %d/%d", w.nodeByID(m.Node).name(), m.InSync, m.Connected, m.Reason, m.Syncing, m.SyncDone, m.SyncTotal)
+		}
+	}
+	return b.String()
+}
+
+// observe looks at what passes, to count the interesting states.
+func (w *world) observe(g *guard, l *link, m wire.Message) {
+	switch m := m.(type) {
+	case *wire.OpenAck:
+		if m.Unverified > 0 {
+			w.note("unverified_tail")
+		}
+		if m.Cold {
+			w.note("cold_member")
+		}
+		if m.Grant == wire.GrantUnknown {
+			w.note("grant_unknown")
+		}
+	case *wire.Window:
+		w.observeWindow(g, l, m)
+	case *wire.ExtList:
+		w.note("resync")
+	}
+}
+
+// observeWindow counts takeovers whose members differ above the flush mark.
+func (w *world) observeWindow(g *guard, l *link, m *wire.Window) {
+	if g.windows == nil {
+		g.windows = map[int]string{}
+	}
+	for _, e := range m.Entries {
+		g.windows[l.node.index] += fmt.Sprintf("%d/%d/%d/%d.%d ", e.Extent, e.Block, e.Count, e.Mark.Epoch, e.Mark.Wseq)
+	}
+	if !m.Last {
+		return
+	}
+	g.windows[l.node.index] += "."
+	for i := range nodeCount {
+		if o, ok := g.windows[i]; ok && strings.HasSuffix(o, ".") && o != g.windows[l.node.index] && !g.divergent {
+			g.divergent = true
+			w.note("divergent_window")
+		}
+	}
+}

@@ -1,0 +1,205 @@
+package ha
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"sync"
+	"time"
+
+	"roseau/internal/base/clock"
+	"roseau/internal/base/errs"
+	"roseau/internal/base/ids"
+	core "roseau/internal/core/ha"
+	"roseau/internal/driver/guardctl"
+	"roseau/internal/model"
+	"roseau/internal/store"
+	"roseau/internal/svc"
+	"roseau/internal/svc/records"
+)
+
+// stepInterval is how often the manager steps when nothing changes: a seventh of
+// the beats' limit, so that a loss is seen within 0.1 s of its time.
+const stepInterval = 100 * time.Millisecond
+
+// Manager runs the steps on the node where etcd's leader is.
+type Manager struct {
+	env     *svc.Env
+	viewer  *Viewer
+	leading func() bool
+	since   func() clock.Instant
+
+	state core.State // of Run's goroutine
+
+	mu      sync.Mutex // protects the fields below
+	pending map[ids.ID]model.VMStatus
+	wake    chan struct{} // capacity 1
+}
+
+// NewManager returns the manager of a node. leading tells whether the etcd
+// member of this node leads, since since when etcd has had its leader (zero: it
+// has none).
+func NewManager(env *svc.Env, v *Viewer, leading func() bool, since func() clock.Instant) *Manager {
+	return &Manager{env: env, viewer: v, leading: leading, since: since, pending: map[ids.ID]model.VMStatus{}, wake: make(chan struct{}, 1)}
+}
+
+// Run steps until ctx ends.
+func (m *Manager) Run(ctx context.Context) error {
+	wctx, stop := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { m.writeStatuses(wctx) })
+	defer wg.Wait()
+	defer stop()
+	return m.env.Loop(ctx, "ha", stepInterval, m.viewer.World.Changed, m.once)
+}
+
+// once is one step. A node that does not lead forgets what it remembered: the
+// next time it leads, the world is another.
+func (m *Manager) once(ctx context.Context) error {
+	since := m.since()
+	if !m.leading() || since == 0 || !m.viewer.World.Synced() {
+		m.state = core.State{}
+		return nil
+	}
+	now := m.env.Clock.Now()
+	m.state.View = m.viewer.View(now)
+	m.state.View.Leader, m.state.View.LeaderSince = true, since
+	m.remember()
+	var actions []core.Action
+	m.state, actions = core.Step(m.state, now)
+	err := m.carryOut(ctx, actions)
+	m.queueStatuses()
+	return err
+}
+
+// remember takes over what the last manager reported of the restarts.
+func (m *Manager) remember() {
+	if m.state.VMs == nil {
+		m.state.VMs = map[ids.ID]core.VMMemory{}
+	}
+	for _, vm := range m.viewer.World.VMs.List() {
+		if _, ok := m.state.VMs[vm.ID]; !ok {
+			m.state.VMs[vm.ID] = core.VMMemory{Restarts: vm.Status.Restarts}
+		}
+	}
+}
+
+// txnTimeout bounds one placement: if etcd is slower, the next step sees what
+// came of it.
+const txnTimeout = 2 * time.Second
+
+// carryOut writes placements first, all at once: time runs.
+func (m *Manager) carryOut(ctx context.Context, actions []core.Action) error {
+	var wg sync.WaitGroup
+	errc := make([]error, len(actions))
+	for i, a := range actions {
+		switch a := a.(type) {
+		case core.SetPlacement:
+			wg.Go(func() { errc[i] = m.setPlacement(ctx, a) })
+		case core.SetWant:
+			wg.Go(func() { errc[i] = m.setWant(ctx, a) })
+		case core.Event:
+			m.env.Events.Emit(a.Level, a.Subject, a.Text)
+		}
+	}
+	wg.Wait()
+	return errors.Join(errc...)
+}
+
+func (m *Manager) setPlacement(ctx context.Context, a core.SetPlacement) error {
+	ctx, cancel := context.WithTimeout(ctx, txnTimeout)
+	defer cancel()
+	key := records.PlacementKey(a.VM)
+	rev, err := m.env.Store.Commit(ctx, store.NewTx().If(key, a.Expect).Put(key, a.Placement))
+	m.env.Log.Info("placement", "vm", a.Name, "node", a.NodeName, "attempt", a.Placement.Attempt, "state", a.Placement.State, "why", a.Why, "err", err)
+	if err == nil {
+		m.viewer.World.NoteOwnPlacement(a.VM, records.Placed{Placement: a.Placement, Revision: rev})
+		return nil
+	}
+	if errors.Is(err, errs.Conflict) {
+		return nil // somebody was faster: the next step sees what they wrote
+	}
+	return err
+}
+
+func (m *Manager) setWant(ctx context.Context, a core.SetWant) error {
+	ctx, cancel := context.WithTimeout(ctx, txnTimeout)
+	defer cancel()
+	_, err := store.Update(ctx, m.env.Store, a.VM, func(vm *model.VM) error { vm.Spec.Running = a.Running; return nil })
+	return err
+}
+
+// queueStatuses compares what each VM's object says with what is, and queues the
+// difference.
+func (m *Manager) queueStatuses() {
+	for _, vm := range m.viewer.World.VMs.List() {
+		mem, ok := m.state.VMs[vm.ID]
+		if !ok || mem.State == "" {
+			continue
+		}
+		st := m.status(vm, mem)
+		if same(st, vm.Status) {
+			continue
+		}
+		m.mu.Lock()
+		m.pending[vm.ID] = st
+		m.mu.Unlock()
+		select {
+		case m.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// status composes what the manager and the guard know of a VM.
+func (m *Manager) status(vm *model.VM, mem core.VMMemory) model.VMStatus {
+	p := m.viewer.World.Placement(vm.ID)
+	st := model.VMStatus{State: mem.State, Reason: mem.Reason, Restarts: mem.Restarts, Migration: vm.Status.Migration}
+	if n := m.viewer.World.Nodes.Get(p.Node); n != nil {
+		st.Node = n.Name
+	}
+	r, ok := m.viewer.World.Reports(vm.ID)[p.Node]
+	if !ok || r.Absent || p.Node.IsZero() {
+		return st
+	}
+	g := r.Status
+	st.Pauses, st.Run, st.Started, st.Accel = g.Pauses, g.Run, g.Started, g.Accel
+	if g.Migration != nil {
+		mig := g.Migration.MigrationStatus
+		st.Migration = &mig
+	}
+	if mem.State == model.VMRunning && (g.Phase == guardctl.PhaseOpening || g.Phase == guardctl.PhaseTaking) {
+		st.Reason = "its guard takes its volumes"
+	}
+	return st
+}
+
+func same(a, b model.VMStatus) bool {
+	x, err1 := json.Marshal(a)
+	y, err2 := json.Marshal(b)
+	return err1 == nil && err2 == nil && string(x) == string(y)
+}
+
+// writeStatuses writes queued statuses beside the steps: they are for people, and
+// must not hold up a placement.
+func (m *Manager) writeStatuses(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-m.wake:
+		}
+		m.mu.Lock()
+		todo := m.pending
+		m.pending = map[ids.ID]model.VMStatus{}
+		m.mu.Unlock()
+		for id, st := range todo {
+			uctx, cancel := context.WithTimeout(ctx, txnTimeout)
+			_, err := store.Update(uctx, m.env.Store, id, func(vm *model.VM) error { vm.Status = st; return nil })
+			cancel()
+			if err != nil && !errors.Is(err, errs.NotFound) {
+				m.env.Log.Debug("write vm status", "vm", id, "err", err)
+			}
+		}
+	}
+}

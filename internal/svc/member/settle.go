@@ -1,0 +1,197 @@
+package member
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"roseau/internal/base/errs"
+	"roseau/internal/base/ids"
+	"roseau/internal/driver/etcd"
+	"roseau/internal/model"
+	"roseau/internal/nodeconf"
+	"roseau/internal/store"
+	"roseau/internal/svc/event"
+)
+
+// firstGeneration is the cluster generation of a new cluster; `cluster recover`
+// raises it.
+const firstGeneration = 1
+
+// Settle is the second half of an init or a join: each step may be repeated. It
+// fails while there is no quorum; the daemon calls it until it succeeds.
+func (m *Server) Settle(ctx context.Context, todo nodeconf.Settling) error {
+	if todo.Init {
+		return m.settleInit(ctx)
+	}
+	if m.Config.Voter {
+		if err := m.promoteSelf(ctx); err != nil {
+			return fmt.Errorf("settle node %s: %w", m.Config.Name, err)
+		}
+	}
+	if todo.Token.IsZero() {
+		return nil
+	}
+	_, err := store.Update(ctx, m.Store, todo.Token, func(t *model.Token) error {
+		if t.Used.IsZero() {
+			t.Node, t.Used = m.Config.Node, m.Clock.Wall().UTC()
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, errs.NotFound) { // swept already: as good as used
+		return fmt.Errorf("settle node %s: %w", m.Config.Name, err)
+	}
+	m.Events.Emit(event.Info, "node "+m.Config.Name, "joined the cluster", "voter", fmt.Sprint(m.Config.Voter))
+	return nil
+}
+
+func (m *Server) settleInit(ctx context.Context) error {
+	c := model.Cluster{ID: m.Config.Cluster, Name: m.Config.ClusterName, Generation: firstGeneration, Format: 1, Created: m.Clock.Wall().UTC()}
+	tx := store.NewTx().If(clusterKey, 0).Put(clusterKey, c).Put(votersKey, voters{Nodes: []ids.ID{m.Config.Node}})
+	if _, err := m.Store.Commit(ctx, tx); err != nil && !errors.Is(err, errs.Conflict) {
+		return fmt.Errorf("init cluster: %w", err)
+	}
+	req := NodeRequest{Name: m.Config.Name, Addresses: m.Config.Addresses, Uplinks: m.Config.Uplinks}
+	tx = store.NewTx()
+	if err := txNode(ctx, tx, m.Store, m.Config.Node, req, true); err != nil {
+		return fmt.Errorf("init cluster: %w", err)
+	}
+	if _, err := m.Store.Commit(ctx, tx); err != nil {
+		return fmt.Errorf("init cluster: %w", err)
+	}
+	m.Events.Emit(event.Info, "cluster "+m.Config.ClusterName, "made by node "+m.Config.Name)
+	return nil
+}
+
+// promoteSelf makes this node's learner a voter.
+func (m *Server) promoteSelf(ctx context.Context) error {
+	members, err := etcd.Members(ctx, m.Store.Client())
+	if err != nil {
+		return err
+	}
+	mine := etcd.PeerURL(m.Config.ClusterAddresses()[0])
+	for _, mem := range members {
+		if slices.Contains(mem.PeerURLs, mine) {
+			if !mem.Learner {
+				return nil
+			}
+			return etcd.Promote(ctx, m.Store.Client(), mem.ID)
+		}
+	}
+	return errs.New(errs.Conflict, "etcd has no member at %s", mine).
+		WithHint("the join was withdrawn, or the node was removed; empty this node's state and join again")
+}
+
+// Sweep removes what joins left behind that will not go on: tokens long over,
+// and the learner, name and seat of a node that never came. It runs until ctx
+// ends and works where the etcd leader is.
+func (m *Server) Sweep(ctx context.Context) error {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+		if !m.Leading() {
+			continue
+		}
+		if err := m.sweepOnce(ctx); err != nil {
+			m.Log.Debug("sweep joins", "err", err)
+		}
+	}
+}
+
+func (m *Server) sweepOnce(ctx context.Context) error {
+	tokens, err := store.List[model.Token](ctx, m.Store)
+	if err != nil {
+		return err
+	}
+	now := m.Clock.Wall()
+	for _, t := range tokens {
+		if now.Before(t.Expires.Add(sweepGrace)) {
+			continue
+		}
+		if !t.Node.IsZero() && t.Used.IsZero() && !m.Sessions.Alive(t.Node) {
+			if err := m.undoJoin(ctx, t.Node); err != nil {
+				return err
+			}
+		}
+		if err := store.Delete(ctx, m.Store, t); err != nil && errs.Kind(err) == errs.Unavailable {
+			return err
+		}
+	}
+	return nil
+}
+
+// undoJoin takes back a join whose machine never became a node. A node that
+// votes in etcd did become one: it is left alone, `node remove` exists.
+func (m *Server) undoJoin(ctx context.Context, node ids.ID) error {
+	n, err := store.GetID[model.Node](ctx, m.Store, node)
+	if errors.Is(err, errs.NotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if !n.Status.Reported.IsZero() {
+		return nil
+	}
+	members, err := etcd.Members(ctx, m.Store.Client())
+	if err != nil {
+		return err
+	}
+	for _, mem := range members {
+		if mem.Node == node && !mem.Learner {
+			return nil
+		}
+		if mem.Learner && ownsMember(n, mem) {
+			if err := etcd.Remove(ctx, m.Store.Client(), mem.ID); err != nil {
+				return err
+			}
+		}
+	}
+	m.Events.Emit(event.Warn, "node "+n.Name, "its join was never finished and has been undone")
+	return m.forget(ctx, n)
+}
+
+func ownsMember(n *model.Node, mem etcd.Member) bool {
+	if mem.Node == n.ID {
+		return true
+	}
+	for _, a := range n.Spec.Addresses[model.RoleCluster] {
+		if slices.Contains(mem.PeerURLs, etcd.PeerURL(a)) {
+			return true
+		}
+	}
+	return false
+}
+
+// forget removes a node's object and its seat, and leaves the proof that it was
+// removed on purpose.
+func (m *Server) forget(ctx context.Context, n *model.Node) error {
+	for range 10 {
+		seats, err := store.GetRecord[voters](ctx, m.Store, votersKey)
+		if err != nil {
+			return err
+		}
+		cur, err := store.GetID[model.Node](ctx, m.Store, n.ID)
+		if errors.Is(err, errs.NotFound) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		seats.Value.Nodes = slices.DeleteFunc(seats.Value.Nodes, func(id ids.ID) bool { return id == n.ID })
+		tx := store.NewTx().If(votersKey, seats.Revision).Put(votersKey, seats.Value).
+			Put(RemovedKey(n.ID), Removed{Name: n.Name, Time: m.Clock.Wall().UTC()})
+		store.TxDelete[model.Node](tx, cur)
+		if _, err = m.Store.Commit(ctx, tx); err == nil || !errors.Is(err, errs.Conflict) {
+			return err
+		}
+	}
+	return errs.New(errs.Conflict, "remove node %s: changed by others again and again", n.Name)
+}

@@ -1,0 +1,353 @@
+// Package pool keeps the pools: sets of claimed disks that hold volumes. What a
+// pool can hold and holds is computed from its disks when somebody asks, so it
+// is never out of date.
+package pool
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"roseau/internal/api"
+	"roseau/internal/base/errs"
+	"roseau/internal/base/ids"
+	"roseau/internal/base/size"
+	"roseau/internal/core/place"
+	"roseau/internal/core/repl"
+	"roseau/internal/model"
+	"roseau/internal/store"
+	"roseau/internal/svc"
+	"roseau/internal/svc/records"
+	"roseau/internal/svc/task"
+)
+
+// Service has the operations on pools.
+type Service struct{ env *svc.Env }
+
+// New returns the service.
+func New(env *svc.Env) *Service { return &Service{env: env} }
+
+// Info is a pool with its disks.
+type Info struct {
+	model.Pool
+	Reserve size.Bytes `json:"reserve"` // raw bytes kept free for rebuilds
+	Members []Member   `json:"members"`
+	Volumes int        `json:"volumes"`
+}
+
+// Member is a disk of a pool.
+type Member struct {
+	Name  string          `json:"name"`
+	Node  string          `json:"node"`
+	State model.DiskState `json:"state"`
+	Data  size.Bytes      `json:"data"`
+	Used  size.Bytes      `json:"used"`
+}
+
+// CreateRequest is the body of POST /v1/pools.
+type CreateRequest struct {
+	Name   string   `json:"name"`
+	Copies int      `json:"copies,omitempty" doc:"1 to 3; default 3"`
+	MinISR int      `json:"min_isr,omitempty" doc:"1 or 2; default 1: the last copy goes on"`
+	Disks  []string `json:"disks,omitempty" doc:"names of claimed disks; default: all that are in no pool"`
+}
+
+// Routes adds the operations.
+func (s *Service) Routes(r *api.Router) {
+	huma.Register(r, api.Op("list-pools", "GET", "/v1/pools", "List pools"), func(ctx context.Context, _ *struct{}) (*api.Body[[]Info], error) {
+		return api.OK(s.List(ctx))
+	})
+	huma.Register(r, api.Op("get-pool", "GET", "/v1/pools/{ref}", "Show a pool"), func(ctx context.Context, in *api.Ref) (*api.Body[Info], error) {
+		return api.OK(s.Get(ctx, in.Ref))
+	})
+	huma.Register(r, api.Op("create-pool", "POST", "/v1/pools", "Create a pool"), func(ctx context.Context, in *struct{ Body CreateRequest }) (*api.AcceptTask, error) {
+		return api.Accepted(s.Create(ctx, in.Body))
+	})
+	huma.Register(r, api.Op("delete-pool", "DELETE", "/v1/pools/{ref}", "Delete an empty pool"), func(ctx context.Context, in *api.Ref) (*api.AcceptTask, error) {
+		return api.Accepted(s.Delete(ctx, in.Ref))
+	})
+}
+
+// View is what placement needs of the pools: their disks with what is promised
+// on them.
+type View struct {
+	Pools   []*model.Pool
+	Disks   map[ids.ID][]place.Disk // by pool
+	Volumes map[ids.ID]*repl.VolumeRecord
+	Names   records.Names
+	members map[ids.ID][]*model.Disk
+}
+
+// ReadView reads pools, disks and volumes.
+func ReadView(ctx context.Context, s *store.Store) (*View, error) {
+	v := &View{Disks: map[ids.ID][]place.Disk{}, members: map[ids.ID][]*model.Disk{}}
+	disks, err := store.List[model.Disk](ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	nodes, err := store.List[model.Node](ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	if v.Pools, err = store.List[model.Pool](ctx, s); err != nil {
+		return nil, err
+	}
+	if v.Volumes, err = records.Volumes(ctx, s); err != nil {
+		return nil, err
+	}
+	alive, err := store.AliveNodes(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	v.Names = records.NewNames(disks, nodes)
+	promised := map[ids.ID]size.Bytes{}
+	for _, vol := range v.Volumes {
+		for _, row := range vol.Seg.Map {
+			for _, i := range row {
+				if int(i) < len(vol.Seg.Disks) {
+					promised[vol.Seg.Disks[i]] += place.SegmentBytes
+				}
+			}
+		}
+	}
+	for _, d := range disks {
+		if d.Spec.Pool.IsZero() {
+			continue
+		}
+		p := place.Disk{ID: d.ID, Name: d.Name, Node: d.Spec.Node, NodeName: v.Names.NodeName(d.Spec.Node), Data: d.Status.Data, Used: d.Status.Used, Promised: promised[d.ID]}
+		if d.Status.State != model.DiskActive {
+			p.Unusable = string(d.Status.State)
+		} else if _, up := alive[d.Spec.Node]; !up {
+			p.Unusable = "on a node that is down"
+		}
+		v.Disks[d.Spec.Pool] = append(v.Disks[d.Spec.Pool], p)
+		v.members[d.Spec.Pool] = append(v.members[d.Spec.Pool], d)
+	}
+	return v, nil
+}
+
+// Pool finds a pool by name; the empty name stands for the only one there is.
+func (v *View) Pool(name string) (*model.Pool, error) {
+	if name == "" {
+		switch len(v.Pools) {
+		case 0:
+			return nil, errs.New(errs.NotFound, "choose a pool: there is none").WithHint("`roseau disk claim`, then `roseau pool create NAME`")
+		case 1:
+			return v.Pools[0], nil
+		}
+		return nil, errs.New(errs.Invalid, "choose a pool: there are %d", len(v.Pools)).WithHint("name one with --pool")
+	}
+	for _, p := range v.Pools {
+		if p.Name == name || p.ID.String() == name {
+			return p, nil
+		}
+	}
+	return nil, errs.New(errs.NotFound, "read pool %s: not found", name).WithHint("`roseau pool list` shows what there is")
+}
+
+// Capacity computes what a pool can hold, over the disks that are not failed: a
+// node that is down for a while takes nothing away.
+func (v *View) Capacity(p *model.Pool) place.Capacity {
+	var ds []place.Disk
+	for _, d := range v.Disks[p.ID] {
+		switch d.Unusable {
+		case string(model.DiskFailed), string(model.DiskMissing), string(model.DiskRetired):
+			continue
+		}
+		d.Unusable = ""
+		ds = append(ds, d)
+	}
+	return place.PoolCapacity(p.Spec.Copies, ds)
+}
+
+// Fits refuses a new volume that can never be filled.
+func (v *View) Fits(p *model.Pool, what string, b size.Bytes) error {
+	c := v.Capacity(p)
+	if b > c.Usable {
+		return errs.New(errs.Exhausted, "%s: %s is larger than pool %s, which can hold %s", what, b, p.Name, c.Usable).
+			WithHint("add disks, or make it smaller; %s of raw space are kept for rebuilds", c.Reserve)
+	}
+	if c.Used >= c.Usable {
+		return errs.New(errs.Exhausted, "%s: pool %s is full: %s of %s used", what, p.Name, c.Used, c.Usable).
+			WithHint("delete volumes, or claim more disks")
+	}
+	return nil
+}
+
+func (v *View) info(p *model.Pool, volumes []*model.Volume) Info {
+	c := v.Capacity(p)
+	i := Info{Pool: *p, Reserve: c.Reserve, Members: []Member{}}
+	i.Status = model.PoolStatus{Disks: len(v.members[p.ID]), Size: c.Usable, Used: c.Used}
+	for _, d := range v.members[p.ID] {
+		i.Members = append(i.Members, Member{Name: d.Name, Node: v.Names.NodeName(d.Spec.Node), State: d.Status.State, Data: d.Status.Data, Used: d.Status.Used})
+	}
+	for _, vol := range volumes {
+		if vol.Spec.Pool == p.Name {
+			i.Volumes++
+			i.Status.Promised += vol.Spec.Size
+		}
+	}
+	return i
+}
+
+// List returns all pools.
+func (s *Service) List(ctx context.Context) ([]Info, error) {
+	v, err := ReadView(ctx, s.env.Store)
+	if err != nil {
+		return nil, err
+	}
+	volumes, err := store.List[model.Volume](ctx, s.env.Store)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]Info, 0, len(v.Pools))
+	for _, p := range v.Pools {
+		out = append(out, v.info(p, volumes))
+	}
+	return out, nil
+}
+
+// Get returns one pool.
+func (s *Service) Get(ctx context.Context, ref string) (Info, error) {
+	all, err := s.List(ctx)
+	if err != nil {
+		return Info{}, err
+	}
+	for _, i := range all {
+		if i.Name == ref || i.ID.String() == ref {
+			return i, nil
+		}
+	}
+	return Info{}, errs.New(errs.NotFound, "read pool %s: not found", ref).WithHint("`roseau pool list` shows what there is")
+}
+
+// maxDisks bounds the disks of one transaction (etcd takes 128 operations).
+const maxDisks = 60
+
+// Create makes a pool of disks: one transaction.
+func (s *Service) Create(ctx context.Context, req CreateRequest) (*model.Task, error) {
+	p := &model.Pool{Meta: model.Meta{ID: ids.New(), Name: req.Name}, Spec: model.PoolSpec{Copies: req.Copies, MinISR: req.MinISR}}
+	if p.Spec.Copies == 0 {
+		p.Spec.Copies = 3
+	}
+	if p.Spec.MinISR == 0 {
+		p.Spec.MinISR = 1
+	}
+	if err := p.Validate(); err != nil {
+		return nil, err
+	}
+	if _, err := store.Get[model.Pool](ctx, s.env.Store, p.Name); err == nil {
+		return nil, errs.New(errs.Conflict, "create pool %s: the name is taken", p.Name).WithHint("`roseau pool list`")
+	}
+	disks, err := s.choose(ctx, p, req.Disks)
+	if err != nil {
+		return nil, err
+	}
+	return s.env.Tasks.Start(ctx, "pool create "+p.Name, func(ctx context.Context, h *task.Handle) (string, error) {
+		tx := store.NewTx()
+		if err := store.TxCreate(tx, s.env.Store, p); err != nil {
+			return "", err
+		}
+		for _, d := range disks {
+			d.Spec.Pool = p.ID
+			if err := store.TxPut(tx, d); err != nil {
+				return "", err
+			}
+		}
+		if _, err := s.env.Store.Commit(ctx, tx); err != nil {
+			return "", fmt.Errorf("create pool %s: %w", p.Name, err)
+		}
+		v, err := ReadView(ctx, s.env.Store)
+		if err != nil {
+			return "", err
+		}
+		c := v.Capacity(p)
+		s.env.Events.Emit("info", "pool "+p.Name, fmt.Sprintf("created of %d disks", len(disks)))
+		return fmt.Sprintf("pool %s: %d disks, %d copies, holds %s (%s raw, %s kept for rebuilds)", p.Name, len(disks), p.Spec.Copies, c.Usable, c.Raw, c.Reserve), nil
+	})
+}
+
+// choose returns the disks of a new pool, or refuses.
+func (s *Service) choose(ctx context.Context, p *model.Pool, names []string) ([]*model.Disk, error) {
+	all, err := store.List[model.Disk](ctx, s.env.Store)
+	if err != nil {
+		return nil, err
+	}
+	nodes := map[ids.ID]bool{}
+	var out []*model.Disk
+	for _, n := range names {
+		i := slices.IndexFunc(all, func(d *model.Disk) bool { return d.Name == n || d.ID.String() == n })
+		if i < 0 {
+			return nil, errs.New(errs.NotFound, "create pool %s: disk %s: not claimed, or does not exist", p.Name, n).WithHint("`roseau disk list`, then `roseau disk claim NODE/PATH`")
+		}
+		if !all[i].Spec.Pool.IsZero() {
+			return nil, errs.New(errs.Conflict, "create pool %s: disk %s: is in a pool already", p.Name, n)
+		}
+	}
+	for _, d := range all {
+		if d.Spec.Pool.IsZero() && d.Status.State == model.DiskActive && (len(names) == 0 || slices.Contains(names, d.Name) || slices.Contains(names, d.ID.String())) {
+			out = append(out, d)
+			nodes[d.Spec.Node] = true
+		}
+	}
+	if len(nodes) < p.Spec.Copies {
+		return nil, errs.New(errs.Exhausted, "pool %s: %s with free claimed disks, needs %d", p.Name, plural(len(nodes), "node"), p.Spec.Copies).
+			WithHint("claim a disk on each of %d nodes: `roseau disk list`, `roseau disk claim NODE/PATH`; or --copies %d", p.Spec.Copies, max(1, len(nodes)))
+	}
+	if len(out) > maxDisks {
+		return nil, errs.New(errs.Invalid, "create pool %s: %d disks at once, at most %d", p.Name, len(out), maxDisks)
+	}
+	return out, nil
+}
+
+func plural(n int, word string) string {
+	if n == 1 {
+		return "1 " + word
+	}
+	return fmt.Sprintf("%d %ss", n, word)
+}
+
+// Delete removes an empty pool; its disks stay claimed.
+func (s *Service) Delete(ctx context.Context, ref string) (*model.Task, error) {
+	p, err := store.Get[model.Pool](ctx, s.env.Store, ref)
+	if err != nil {
+		return nil, err
+	}
+	volumes, err := store.List[model.Volume](ctx, s.env.Store)
+	if err != nil {
+		return nil, err
+	}
+	var in []string
+	for _, v := range volumes {
+		if v.Spec.Pool == p.Name {
+			in = append(in, v.Name)
+		}
+	}
+	if len(in) > 0 {
+		return nil, errs.New(errs.Conflict, "delete pool %s: it holds %s", p.Name, plural(len(in), "volume")).
+			WithHint("delete them first: %s", strings.Join(in[:min(len(in), 5)], ", "))
+	}
+	return s.env.Tasks.Start(ctx, "pool delete "+p.Name, func(ctx context.Context, h *task.Handle) (string, error) {
+		disks, err := store.List[model.Disk](ctx, s.env.Store)
+		if err != nil {
+			return "", err
+		}
+		tx := store.NewTx()
+		store.TxDelete(tx, p)
+		for _, d := range disks {
+			if d.Spec.Pool == p.ID {
+				d.Spec.Pool = ids.ID{}
+				if err := store.TxPut(tx, d); err != nil {
+					return "", err
+				}
+			}
+		}
+		if _, err := s.env.Store.Commit(ctx, tx); err != nil {
+			return "", fmt.Errorf("delete pool %s: %w", p.Name, err)
+		}
+		return "pool " + p.Name + " deleted; its disks stay claimed", nil
+	})
+}

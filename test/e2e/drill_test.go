@@ -1,0 +1,68 @@
+package e2e
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+)
+
+// drillReport is what a script would read of report.json.
+type drillReport struct {
+	Tests []struct {
+		Name    string         `json:"name"`
+		Passed  bool           `json:"passed"`
+		Figures map[string]any `json:"figures"`
+		Failed  []string       `json:"failed"`
+	} `json:"tests"`
+}
+
+func drill(t *testing.T, limit time.Duration, name string) drillReport {
+	t.Helper()
+	dir := t.TempDir()
+	out, err := cli(limit, "drill", "run", "--report", dir, name)
+	t.Log(out)
+	var rep drillReport
+	b, readErr := os.ReadFile(filepath.Join(dir, "report.json"))
+	if readErr != nil {
+		t.Fatalf("drill run: %v; no report: %v", err, readErr)
+	}
+	if e := json.Unmarshal(b, &rep); e != nil {
+		t.Fatal(e)
+	}
+	if err != nil {
+		t.Errorf("drill run: %v", err)
+	}
+	if len(rep.Tests) != 1 {
+		t.Fatalf("%d tests in the report, want 1", len(rep.Tests))
+	}
+	return rep
+}
+
+// Every drill once, with the figures that its report must have.
+func TestDrills(t *testing.T) {
+	for _, d := range []struct {
+		name    string
+		figures []string
+	}{
+		{"live-migration", []string{"pings_sent", "pings_lost", "longest_gap_ms", "rtt_median_ms", "rtt_max_ms", "blackout_ms"}},
+		{"node-failure", []string{"detected_ms", "restarted_ms", "service_back_ms", "writes_acked", "writes_lost", "vms_run_twice"}},
+		{"disk-failure", []string{"io_errors", "longest_stall_ms", "degraded_seen", "rebuilt_bytes", "rebuild_ms", "writes_acked", "writes_lost", "vm_pauses", "vm_paused_ms"}},
+		{"process-kill", []string{"node_killed_ms", "storage_killed_ms", "guard_killed_ms", "io_errors"}},
+		{"control-plane", []string{"longest_stall_ms", "io_errors", "writes_lost"}},
+		{"isolation", []string{"silent_ms", "restarted_ms", "vms_run_twice"}},
+	} {
+		t.Run(d.name, func(t *testing.T) {
+			rep := drill(t, 15*time.Minute, d.name)
+			for _, f := range d.figures {
+				if _, ok := rep.Tests[0].Figures[f]; !ok {
+					t.Errorf("figure %s is not in the report", f)
+				}
+			}
+			if !rep.Tests[0].Passed {
+				t.Errorf("missed: %v", rep.Tests[0].Failed)
+			}
+		})
+	}
+}
