@@ -259,7 +259,8 @@ func (c *Core) settle() {
 		c.cancelEarly("the lease of its volumes lapsed")
 	}
 	c.save()
-	if c.qemu == qemuAbsent {
+	// A QEMU that is being started has no taps yet.
+	if c.qemu == qemuAbsent || c.qemu == qemuPending && !c.adopted {
 		if c.port != 0 {
 			c.port = 0
 			c.do(Port{})
