@@ -73,7 +73,9 @@ type Service struct {
 }
 
 // New returns the service of a node.
-func New(env *svc.Env, storage Storage) *Service { return &Service{env: env, storage: storage, missing: map[ids.ID]clock.Instant{}} }
+func New(env *svc.Env, storage Storage) *Service {
+	return &Service{env: env, storage: storage, missing: map[ids.ID]clock.Instant{}}
+}
 
 // Info is a row of `disk list`.
 type Info struct {

@@ -135,7 +135,7 @@ func mergeLive(st *model.VolumeStatus, live *model.VolumeStatus) {
 
 // liveStatus collects what guards report of the volumes that they write.
 func (s *Service) liveStatus(ctx context.Context) (map[ids.ID]*model.VolumeStatus, error) {
-	recs, err := store.ListRecords[records.Report](ctx, s.env.Store.Relaxed(), records.ReportPrefix)
+	recs, err := store.ListRecords[records.Report](ctx, s.env.Store.Relaxed().Relaxed(), records.ReportPrefix)
 	if err != nil {
 		return nil, err
 	}
@@ -170,15 +170,15 @@ func copies(r *repl.VolumeRecord, names records.Names) []Copy {
 
 // names returns the names of things and which disks are up.
 func (s *Service) names(ctx context.Context) (records.Names, map[ids.ID]bool, error) {
-	disks, err := store.List[model.Disk](ctx, s.env.Store.Relaxed())
+	disks, err := store.List[model.Disk](ctx, s.env.Store.Relaxed().Relaxed())
 	if err != nil {
 		return records.Names{}, nil, err
 	}
-	nodes, err := store.List[model.Node](ctx, s.env.Store.Relaxed())
+	nodes, err := store.List[model.Node](ctx, s.env.Store.Relaxed().Relaxed())
 	if err != nil {
 		return records.Names{}, nil, err
 	}
-	alive, err := store.AliveNodes(ctx, s.env.Store.Relaxed())
+	alive, err := store.AliveNodes(ctx, s.env.Store.Relaxed().Relaxed())
 	if err != nil {
 		return records.Names{}, nil, err
 	}
