@@ -34,6 +34,7 @@ func root() *cobra.Command {
 		// one constructor a noun, in alphabetical order
 		newClusterCmd(a),
 		newDiskCmd(a),
+		newDrillCmd(a),
 		newEventsCmd(a),
 		newImageCmd(a),
 		newLabCmd(a),
