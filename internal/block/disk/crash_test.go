@@ -174,7 +174,8 @@ func (w *world) check() {
 			return
 		}
 		if info.Damaged {
-			w.failf("damaged")
+			rep, _, _ := w.v.Core.Opened()
+			w.failf("damaged: %+v", rep)
 			return
 		}
 		o.epoch, o.asked = info.Promise.Epoch, info.Promise.Epoch

@@ -29,8 +29,6 @@ type recovery struct {
 	pos     uint64 // next place to look at
 
 	images map[extKey][]imageHeader // more than one only after corruption
-	lost   []int                    // slots with an invalid image and no valid one
-	lone   []imageHeader            // headers of images whose tags are lost
 	end    uint64
 }
 
@@ -200,12 +198,13 @@ func (c *Core) readImages() {
 	})
 }
 
-// takeSlot chooses between the two images of a slot.
+// takeSlot chooses between the two images of a slot. An extent's first image is
+// written to both places, so a slot without a valid one was in its first write
+// when the power went: the log has the extent.
 func (c *Core) takeSlot(slot int, b []byte) {
 	size := c.sb.imageBytes()
 	info := &c.slots[slot]
 	var best imageHeader
-	broken := 0
 	var torn imageHeader
 	for i := range int64(2) {
 		h, blank, headerGood, err := decodeImage(b[i*size : (i+1)*size])
@@ -213,23 +212,14 @@ func (c *Core) takeSlot(slot int, b []byte) {
 		switch {
 		case blank:
 		case err != nil && headerGood && ours:
-			broken++
 			torn = h
 		case err != nil:
-			broken++
 		case ours && h.Seq > best.Seq:
 			best = h
 		}
 	}
 	info.gen, info.seq = max(best.Generation, torn.Generation), best.Seq
-	switch {
-	case best.Seq == 0 && broken > 0:
-		// Legal if the first image of the slot was torn; judged after replay.
-		c.scan.lost = append(c.scan.lost, slot)
-		if torn.Seq != 0 && torn.State == imageStateHead {
-			c.scan.lone = append(c.scan.lone, torn)
-		}
-	case best.State == imageStateHead:
+	if best.State == imageStateHead {
 		info.used = true
 		key := extKey{best.Volume, best.Extent}
 		c.scan.images[key] = append(c.scan.images[key], best)
@@ -618,7 +608,6 @@ func (c *Core) judgeDirectory() {
 		}
 	}
 	list := c.allVolumes()
-	imageless := 0
 	for _, v := range list {
 		v.slots = 0
 		raise(&v.Max, v.Durable)
@@ -627,35 +616,14 @@ func (c *Core) judgeDirectory() {
 			if e.slot >= 0 {
 				v.slots++
 			}
-			if e.slot >= 0 && e.imgSeq == 0 {
-				imageless++
-			}
 			raise(&v.Max, e.mark)
 			e.order = e.mark
-			lost := e.claim > e.imgSeq
-			for _, h := range c.scan.lone {
-				// A torn first image is legal only if the log has all of it.
-				lost = lost || h.Volume == v.Volume && h.Extent == e.extent && e.imgSeq == 0 && len(e.pend) == 0 && !e.tomb
-			}
-			if lost && !e.tomb && !e.tombPending {
+			if e.claim > e.imgSeq && !e.tomb && !e.tombPending {
 				c.loseExtent(v, e)
 			}
 		}
 	}
-	for _, h := range c.scan.lone {
-		if v := c.vols[h.Volume]; v != nil && v.exts[h.Extent] == nil {
-			e := &ext{vol: v, extent: h.Extent, slot: -1, mark: h.Mark, formed: h.Mark, order: h.Mark}
-			v.exts[h.Extent] = e
-			c.loseExtent(v, e)
-		}
-	}
 	all := len(c.report.DamagedRanges) > 0
-	if n := len(c.scan.lost) - imageless - c.report.DamagedExtents; n > 0 {
-		c.report.UnreadableSlots += n
-		all = true // some extent is gone and nobody knows which
-	}
-	// A torn first image must not look like a loss at the next open.
-	c.clean = c.scan.lost
 	for _, v := range list {
 		v.window = dedupe(v.window)
 		if !v.dropped && (v.index < 0 || all && !v.Damaged) {
