@@ -341,6 +341,7 @@ func judgeLog(from position, found []foundBatch, truncate bool) (log []foundBatc
 
 // dropOpenings takes back empty opening batches at the end of the log: the next
 // one stands in their place, so that crashes in recovery do not fill the ring.
+// Not before a dropped tail: its batches say that the opening batch is durable.
 func dropOpenings(from position, log []foundBatch, end position) ([]foundBatch, position) {
 	for n := len(log); n > 0; n-- {
 		h, before := log[n-1].h, from
@@ -362,7 +363,9 @@ func (c *Core) replay() {
 	s.ring = nil
 	from := position{lsn: c.sb.CheckpointLSN, chain: c.sb.CheckpointChain, session: c.sb.CheckpointSess}
 	log, lost, tail, end := judgeLog(from, s.found, c.o.Mutations.TruncateDamagedLog)
-	log, end = dropOpenings(from, log, end)
+	if len(tail) == 0 {
+		log, end = dropOpenings(from, log, end)
+	}
 	c.report.DamagedRanges = append(c.report.DamagedRanges, lost...)
 	c.report.Batches = len(log)
 	c.takeImages()
