@@ -173,7 +173,6 @@ type Core struct {
 	dataBytes int    // payload kept in memory
 	dataFIFO  []*rec // in log order; eviction from the front
 	imgBytes  int
-	imgCount  int
 	lruClock  uint64
 	cached    []*ext
 	scratch   []byte
