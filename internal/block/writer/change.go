@@ -47,9 +47,11 @@ func (v *volume) settleMembers() {
 				m.leaving = why
 				v.retireReads(m)
 			}
+		} else if why := m.lostReason(); why != "" && m.leavable() {
+			m.leaving = why // a lost connection may turn out to be a restart
 		} else if m.leavable() && !m.newRun && !m.failed && !m.hung && m.open == opened && m.resumed {
 			m.leaving = "" // it was silent for a while only
-			v.retryReads()
+			m.catchUp()
 		}
 		if m.leaving != "" && v.pending == m && v.change == nil && v.isOut(m) {
 			v.cancelGrow(m)
@@ -221,7 +223,7 @@ func (v *volume) keepSole() {
 			if !m.counted || v.isOut(m) {
 				continue
 			}
-			if m.open != opened || m.failed || m.hung {
+			if why := m.lostReason(); m.open != opened || why != "" && why != repl.OutRestarted {
 				all = false
 				continue
 			}

@@ -1,10 +1,12 @@
 package writer
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
 	"roseau/internal/base/clock"
+	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
 	"roseau/internal/block/wire"
 	"roseau/internal/core/repl"
@@ -82,6 +84,12 @@ func (c *Core) settlePrepare() {
 		return
 	}
 	if !p.running && c.now >= p.nextAt {
+		if err := repl.CheckPlacement(c.recs, c.cfg.Node, c.cfg.Attempt); err != nil && !c.reopen.on {
+			// Not ours to take: a round would only reserve what we must not have.
+			p.on, p.known, p.last = false, false, Prepared{Text: err.Error()}
+			c.effect(p.last)
+			return
+		}
 		p.running = true
 		p.endAt, p.nextAt = c.now.Add(tryWait), c.now.Add(c.t.PrepareEvery)
 		for _, v := range c.vols {
@@ -336,6 +344,10 @@ func (c *Core) doClaim(arg Claim, reclaim bool) {
 	txn, next, err := repl.Takeover(c.recs, take)
 	if err != nil {
 		deny(err.Error())
+		if errors.Is(err, errs.Fenced) { // another run owns it: this guest is history [S1]
+			c.fence(c.recs.Volumes[0].Own.Promise(), wire.StaleEpoch)
+			return
+		}
 		c.readRecords()
 		return
 	}

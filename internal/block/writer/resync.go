@@ -31,6 +31,7 @@ type syncJob struct {
 	base     repl.Mark
 	joinWseq uint64
 	lists    int
+	src      []*member // per segment: whose list counts
 	objects  []syncObject
 	next     int
 	done     uint64
@@ -40,6 +41,7 @@ type syncJob struct {
 	flushing bool
 	flushed  bool
 	ready    bool  // complete; waits until step 1 of grow may begin
+	orphan   bool  // a source went away with a question: begin again
 	lost     bool  // a source went away: chunks that wait must be read elsewhere
 	ops      []*op // chunks that hold or wait for their range
 }
@@ -203,6 +205,10 @@ func (v *volume) cancelGrow(m *member) {
 func (j *syncJob) settle() {
 	m := j.m
 	v := m.v
+	if j.orphan && j.phase < syncCount {
+		j.fail("a source is gone")
+		return
+	}
 	if j.lost {
 		j.rereadLost()
 	}
@@ -251,12 +257,22 @@ func (j *syncJob) rereadLost() {
 }
 
 // list asks the sources and the joining disk for what is newer than BASE.
+// Every segment of the disk needs a source: without one nothing would look stale.
 func (j *syncJob) list() {
-	j.phase = syncList
 	m := j.m
 	v := m.v
+	src := make([]*member, len(v.segs))
+	for i := range v.segs {
+		if !slices.Contains(v.segs[i].members, m) {
+			continue
+		}
+		if src[i] = v.source(&v.segs[i], nil); src[i] == nil {
+			return // looked at again at the next settle
+		}
+	}
+	j.phase, j.src = syncList, src
 	for _, s := range v.members {
-		if s != m && s.counted && !v.isOut(s) && s.usable() {
+		if slices.Contains(src, s) {
 			v.c.send(s.node, &wire.ExtListReq{ReqID: j.slot(s, askList, 0), Handle: s.handle, From: j.base})
 			j.lists++
 		}
@@ -274,7 +290,7 @@ func (j *syncJob) addList(from *member, es []wire.ExtEntry, own bool) {
 		if k >= int64(len(v.segs)) || !slices.Contains(v.segs[k].members, j.m) {
 			continue
 		}
-		if !own && v.source(&v.segs[k], nil) != from {
+		if !own && j.src[k] != from {
 			continue
 		}
 		j.objects = append(j.objects, syncObject{
@@ -357,7 +373,7 @@ func (j *syncJob) copyObject(i int) {
 		v.c.send(m.node, &wire.SyncWrite{
 			ReqID: j.slot(m, askWrite, i), Handle: m.handle, Extent: o.ext, Object: o.object, Mark: o.mark, Tombstone: true,
 		})
-		o.block = repl.ExtentBlocks
+		o.block, o.have = repl.ExtentBlocks, nil
 		return
 	}
 	for o.block < repl.ExtentBlocks {
