@@ -37,6 +37,7 @@ func root() *cobra.Command {
 		newLabCmd(a),
 		newNodeCmd(a),
 		newSimCmd(),
+		newStorageCmd(),
 		newTaskCmd(a),
 		newVersionCmd(a),
 		newVolumeguardCmd(),
