@@ -46,7 +46,7 @@ func (c *Core) startCheckpoint() {
 
 func (c *Core) cutCheckpoint() {
 	k := c.ck
-	k.cut = c.log.durable
+	k.cut = c.chooseCut()
 	if c.o.Mutations.ApplyBeforeDurable {
 		k.cut.seq = c.log.head.seq
 	}
@@ -71,6 +71,44 @@ func (c *Core) cutCheckpoint() {
 		return
 	}
 	c.cleanSlots()
+}
+
+// chooseCut returns the durable end of the log, or the newest place before it
+// whose notes fit the ring: after crashes in a checkpoint the ring may be full of
+// notes that did not move the tail. Those that lie behind the cut count.
+func (c *Core) chooseCut() position {
+	l := &c.log
+	room := c.sb.WALBytes - c.sb.WALBytes/16 - int64(l.head.lsn-l.tail) - 2*BlockBytes
+	cut := l.durable
+	for i := len(l.steps); ; i-- {
+		if cut.lsn <= l.durable.lsn && c.notesBytes(cut.lsn)*9/8 <= room || i == 0 {
+			return cut
+		}
+		if l.steps[i-1].lsn > l.tail {
+			cut = l.steps[i-1]
+		}
+	}
+}
+
+// notesBytes returns what the notes of a cut there take in the log.
+func (c *Core) notesBytes(cut uint64) int64 {
+	n := int64(0)
+	for _, v := range c.byIndex {
+		if v == nil || v.dropped {
+			continue
+		}
+		for _, r := range v.window {
+			if r.seq != 0 && r.lsn < cut {
+				n += int64(descriptorBytes + r.bodyBytes())
+			}
+		}
+		for _, e := range v.tombs {
+			if (e.tomb || e.tombPending) && e.tombLSN < cut {
+				n += descriptorBytes
+			}
+		}
+	}
+	return n
 }
 
 // cleanSlots marks slots free whose only image was torn, then applies.
@@ -483,6 +521,7 @@ func (c *Core) checkpointDone() {
 	k := c.ck
 	c.ck = nil
 	c.log.tail = k.cut.lsn
+	c.log.steps = slices.DeleteFunc(c.log.steps, func(p position) bool { return p.lsn <= k.cut.lsn })
 	c.stats.Checkpoints++
 	for _, s := range k.freed {
 		c.freeSlot(s)
@@ -510,7 +549,9 @@ func (c *Core) checkpointDone() {
 	}
 }
 
-// superblockWrite writes copies 0 and 1, syncs, then 2 and 3, and syncs.
+// superblockWrite writes copies 0 and 1, syncs, then 2 and 3, and syncs. If a
+// process died between the two, the next one mends 2 and 3 first: else a crash
+// could break all four.
 type superblockWrite struct {
 	buf   []byte
 	left  int
@@ -528,7 +569,7 @@ func (c *Core) writeSuperblock(then func()) {
 func (w *superblockWrite) submit(c *Core) {
 	off := copyOffsets(c.sb.DeviceBytes)
 	pair := off[2:]
-	if w.first {
+	if w.first != c.sbLast {
 		pair = off[:2]
 	}
 	w.left = 2
@@ -554,5 +595,6 @@ func (w *superblockWrite) ioDone(c *Core, _ int, err error) {
 		return
 	}
 	c.pool.Free(w.buf)
+	c.sbLast = false
 	c.afterSync(0, w.then)
 }

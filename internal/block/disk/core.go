@@ -146,6 +146,7 @@ type Core struct {
 	o      Options
 	pool   Pool
 	sb     Superblock
+	sbLast bool // copies 2 and 3 are not good: they are to be written first
 	opened bool
 	report Recovery
 	err    error // of Open

@@ -462,4 +462,3 @@ func TestRandomCrashes(t *testing.T) {
 		}
 	}
 }
-

@@ -184,4 +184,3 @@ func TestEpochIsCheckedAtAppend(t *testing.T) {
 		t.Fatal(s)
 	}
 }
-

@@ -118,6 +118,11 @@ func (s scanIO) ioDone(c *Core, _ int, err error) {
 func (c *Core) readTables() {
 	s := c.scan
 	sb, copies, err := chooseSuperblock(s.supers)
+	for _, b := range s.supers[2:] {
+		if o, derr := decodeSuperblock(b); derr != nil || o != sb {
+			c.sbLast = true
+		}
+	}
 	for _, b := range s.supers {
 		c.pool.Free(b)
 	}
@@ -344,12 +349,30 @@ func judgeLog(from position, found []foundBatch, truncate bool) (log []foundBatc
 	return log, lost, nil, at
 }
 
+// dropOpenings takes back empty opening batches at the end of the log: the next
+// one stands in their place, so that crashes in recovery do not fill the ring.
+func dropOpenings(from position, log []foundBatch, end position) ([]foundBatch, position) {
+	for n := len(log); n > 0; n-- {
+		h, before := log[n-1].h, from
+		if n > 1 {
+			p := log[n-2].h
+			before = position{lsn: p.end(), chain: p.CRC, session: p.Session}
+		}
+		if h.Records > 0 || h.Flags != 0 || h.Session == before.session || h.LSN != before.lsn {
+			break
+		}
+		log, end = log[:n-1], before
+	}
+	return log, end
+}
+
 // replay decides what the log says and rebuilds the memory of it.
 func (c *Core) replay() {
 	s := c.scan
 	s.ring = nil
 	from := position{lsn: c.sb.CheckpointLSN, chain: c.sb.CheckpointChain, session: c.sb.CheckpointSess}
 	log, lost, tail, end := judgeLog(from, s.found, c.o.Mutations.TruncateDamagedLog)
+	log, end = dropOpenings(from, log, end)
 	c.report.DamagedRanges = append(c.report.DamagedRanges, lost...)
 	c.report.Batches = len(log)
 	c.takeImages()
@@ -361,6 +384,8 @@ func (c *Core) replay() {
 		for j := range log[i].recs {
 			c.replayRecord(&log[i].recs[j], log[i].h.LSN)
 		}
+		l.proven = max(l.proven, log[i].h.DurableLSN)
+		c.addStep(position{lsn: log[i].h.end(), chain: log[i].h.CRC, session: log[i].h.Session, seq: l.head.seq})
 	}
 	c.report.Records = int(l.head.seq)
 	l.head.lsn, l.head.chain = end.lsn, end.chain
@@ -546,6 +571,8 @@ func (c *Core) replayBlocks(r *rec, v *volume) {
 		if r.Type == recTombstone && e.slot < 0 && len(e.pend) == 0 && v.TombForget.Less(r.Mark) {
 			e.claim = 0
 			c.indexTombstone(r, e)
+		} else if r.Type == recTombstone && r.Mark == e.tombMark {
+			e.tombLSN = r.lsn
 		}
 		return
 	}
@@ -699,20 +726,20 @@ func dedupe(window []*rec) []*rec {
 		block  uint16
 		kind   uint8
 		mark   repl.Mark
+		listed bool // unverified: says nothing of a record of the same mark
 	}
-	seen := map[key]bool{}
+	seen := map[key]*rec{}
 	return slices.DeleteFunc(window, func(r *rec) bool {
-		k := key{r.Extent, r.Block, r.Type, r.Mark}
+		k := key{r.Extent, r.Block, r.Type, r.Mark, r.Flags&flagUnverified != 0}
 		if r.Type == recSync || r.Type == recRepair {
 			k.block = r.Blocks[0].Block
 		}
-		if r.Flags == 0 {
-			seen[k] = true
-			return false
+		if old := seen[k]; old != nil && r.Flags != 0 {
+			old.lsn = max(old.lsn, r.lsn) // the note holds it
+			return true
 		}
-		old := seen[k]
-		seen[k] = true
-		return old
+		seen[k] = r
+		return false
 	})
 }
 
@@ -722,15 +749,20 @@ func (c *Core) begin() {
 	l := &c.log
 	l.durable = position{lsn: c.sb.CheckpointLSN, chain: c.sb.CheckpointChain, session: c.sb.CheckpointSess}
 	l.nudge = true
+	l.opening = true
 	for l.nudge || len(l.notes) > 0 || len(l.gather) > 0 {
-		if !c.formBatch() {
+		if c.formBatch() {
+			continue
+		}
+		if len(l.notes) > 0 { // the list of the dropped tail stays in memory only
+			l.notes, l.nudge = nil, true
+		} else {
 			c.openFailed(errs.New(errs.Corrupt, "open disk %s: no room in the log for the opening batch", c.sb.Identity.Disk))
 			return
 		}
 	}
 	c.afterSync(l.head.seq, func() {
-		c.opened = true
+		c.opened, l.opening = true, false
 		c.scan = nil
 	})
-	l.opening = true
 }
