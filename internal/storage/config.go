@@ -108,9 +108,10 @@ func ignoreExist(err error) error {
 }
 
 // walBytes is the size of the log on a new disk: 2 % of it, from 256 MiB to
-// 2 GiB; on the small disks of a lab an eighth, if that is less.
+// 2 GiB; on the small disks of a lab an eighth, if that is less, but always enough
+// for a write of a whole extent, which takes a quarter of the log at most.
 func walBytes(diskBytes int64) int64 {
 	const mib = 1 << 20
 	n := min(max(diskBytes/50, 256*mib), 2048*mib)
-	return min(n, diskBytes/8) / mib * mib
+	return max(min(n, diskBytes/8)/mib*mib, 20*mib)
 }

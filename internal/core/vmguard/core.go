@@ -110,6 +110,9 @@ func (c *Core) Restarts() int { return c.restarts }
 // PortOpen reports whether the guest's frames pass at now.
 func (c *Core) PortOpen(now clock.Instant) bool { return now.Before(c.port) }
 
+// GuestRuns reports whether the guest was told to run.
+func (c *Core) GuestRuns() bool { return c.qemu == qemuUp && c.vcpu == vcpuRunning && c.mayRun() }
+
 // Migration is the stage of the migration under way, or "".
 func (c *Core) Migration() Stage {
 	if c.mig == nil {
@@ -184,6 +187,8 @@ func (c *Core) dispatch(e Event) {
 		c.adopt(e.Saved)
 	case Receive:
 		c.receive(e)
+	case Ended:
+		c.enter(e.Phase, e.Reason)
 	case VolumesOpened:
 		c.volumesOpened(e)
 	case QEMUStarted:

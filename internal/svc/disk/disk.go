@@ -52,6 +52,9 @@ type Device struct {
 type Storage interface {
 	// Devices lists every disk, claimed ones included (also if missing).
 	Devices(ctx context.Context) ([]Device, error)
+	// Claimed lists the claimed disks alone, with their use: cheap enough for
+	// every second.
+	Claimed(ctx context.Context) ([]Device, error)
 	// Claim formats a blank disk for the cluster and opens it. Conflict if it is
 	// not blank; claiming a disk that is claimed already returns it.
 	Claim(ctx context.Context, path string) (Device, error)
@@ -318,12 +321,36 @@ func (s *Service) Run(ctx context.Context) error {
 	return s.env.Loop(ctx, "disk", reportInterval, nil, s.report)
 }
 
+// answerTimeout is how long the storage process may take to say that it lives.
+const answerTimeout = 2 * time.Second
+
+// reportNode tells the cluster whether this node's storage process answers, when
+// that changes.
+func (s *Service) reportNode(ctx context.Context, cause error) error {
+	r := records.NodeReport{Storage: cause == nil}
+	if cause != nil {
+		r.Why = cause.Error()
+	}
+	key := records.NodeReportKey(s.env.Node)
+	was, err := store.GetRecord[records.NodeReport](ctx, s.env.Store, key)
+	if err != nil || was.Revision != 0 && was.Value.Storage == r.Storage {
+		return err
+	}
+	_, err = s.env.Store.Commit(ctx, store.NewTx().Put(key, r))
+	return err
+}
+
 // usedStep is how much the allocation must change to be written again: it is for
 // people and placement, and every write is a consensus round.
 const usedStep = 64 * size.MiB
 
 func (s *Service) report(ctx context.Context) error {
-	devs, err := s.storage.Devices(ctx)
+	sctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	devs, err := s.storage.Claimed(sctx)
+	cancel()
+	if rerr := s.reportNode(ctx, err); rerr != nil {
+		return errors.Join(err, rerr)
+	}
 	if err != nil {
 		return err
 	}

@@ -11,6 +11,7 @@ package volume
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 
@@ -40,8 +41,8 @@ type Service struct {
 // Storage is what deletion needs of the node's storage process.
 type Storage interface {
 	// FreeVolume frees every extent of a volume on the given disks of this node.
-	// It is called only after the volume's tomb was read.
-	FreeVolume(ctx context.Context, vol ids.ID, disks []ids.ID) error
+	// tomb is the positive record of the deletion: without it nothing is freed.
+	FreeVolume(ctx context.Context, vol ids.ID, disks []ids.ID, tomb json.RawMessage) error
 }
 
 // New returns the service of a node.

@@ -190,6 +190,9 @@ func (s *Service) OpenHere(ctx context.Context, id ids.ID, req WriterRequest) (v
 	return s.waitServing(ctx, v)
 }
 
+// CloseHere releases a volume that OpenHere opened on this node.
+func (s *Service) CloseHere(ctx context.Context, id ids.ID) error { return s.writers.Stop(ctx, id) }
+
 // start starts the writer of a volume on this node, and does not wait for it.
 func (s *Service) start(ctx context.Context, v *model.Volume, req WriterRequest) error {
 	if err := s.checkFree(ctx, v, req.Purpose); err != nil {
