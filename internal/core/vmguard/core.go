@@ -34,6 +34,9 @@ const (
 	// pressAgain is the time between two presses of the power button.
 	pressAgain  = 5 * time.Second
 	stopDefault = 60 * time.Second
+	// prepareRetry is the pause between two rounds of PREPARE, which have a pace
+	// of their own.
+	prepareRetry = 100 * time.Millisecond
 	// startTries bounds the starts of a QEMU that never came up.
 	startTries = 3
 	backoffMax = 30 * time.Second
@@ -471,7 +474,8 @@ func (c *Core) prepared(e Prepared) {
 	}
 	if !e.Ready {
 		c.reason = e.Text
-		after := time.Second
+		// Early rather than late: this wait is on the path of a failover.
+		after := prepareRetry
 		if e.Retry > 0 && e.Retry < after {
 			after = e.Retry
 		}
