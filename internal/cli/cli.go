@@ -35,6 +35,7 @@ func root() *cobra.Command {
 		newBenchCmd(),
 		newClusterCmd(a),
 		newDiskCmd(a),
+		newDrillCmd(a),
 		newEventsCmd(a),
 		newImageCmd(a),
 		newLabCmd(a),

@@ -117,9 +117,9 @@ func (m *step) nodes() {
 			if mem.Seen {
 				m.returned(n, &mem)
 			}
-			mem.Seen = true
+			mem.Seen = n.LastBeat != 0
 		case why == "":
-			mem.Seen = true
+			mem.Seen = n.LastBeat != 0 // one that is just joining cannot be lost
 		}
 		m.out.Nodes[n.ID] = mem
 	}

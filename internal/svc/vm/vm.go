@@ -115,15 +115,6 @@ type VolumeInfo struct {
 	Status model.VolumeStatus `json:"status"`
 }
 
-// Decision is the answer of a migration with dry_run.
-type Decision struct {
-	VM       string   `json:"vm"`
-	From     string   `json:"from"`
-	To       string   `json:"to"`
-	Why      string   `json:"why"`
-	Refusals []string `json:"refusals,omitempty"`
-}
-
 // Routes adds the operations.
 func (s *Service) Routes(r *api.Router) {
 	huma.Register(r, api.Op("list-vms", "GET", "/v1/vms", "List VMs"), func(ctx context.Context, _ *struct{}) (*api.Body[[]*model.VM], error) {
@@ -160,35 +151,33 @@ func (s *Service) Routes(r *api.Router) {
 		api.Ref
 		DryRun bool `query:"dry_run"`
 		Body   MigrateRequest
-	}) (*anyAnswer, error) {
+	}) (*api.AcceptTask, error) {
 		return s.migrateRoute(ctx, in.Ref.Ref, in.Body, in.DryRun)
 	})
 	s.nodeRoutes(r)
 	r.Mux.Get("/v1/vms/{ref}/console", s.console(r))
 }
 
-// anyAnswer is an answer that is a task or something at once.
-type anyAnswer struct {
-	Status int
-	Body   any
-}
-
-func (s *Service) migrateRoute(ctx context.Context, ref string, req MigrateRequest, dry bool) (*anyAnswer, error) {
+// migrateRoute starts the migration. A dry run answers, with 200, the task that
+// it would have been: the decision as its log and result.
+func (s *Service) migrateRoute(ctx context.Context, ref string, req MigrateRequest, dry bool) (*api.AcceptTask, error) {
 	vm, d, err := s.ChooseTarget(ctx, ref, req.Node)
 	if err != nil {
 		return nil, err
 	}
-	if dry {
-		return &anyAnswer{Status: http.StatusOK, Body: d.public()}, nil
+	if !dry {
+		return api.Accepted(s.StartMigrate(ctx, vm, d))
 	}
-	t, err := s.StartMigrate(ctx, vm, d)
-	if err != nil {
-		return nil, err
+	t := &model.Task{Action: "vm migrate " + vm.Name, Node: s.env.NodeName,
+		Result: fmt.Sprintf("vm %s would move from %s to %s", vm.Name, d.from, d.decision.Why)}
+	for _, r := range d.decision.Refusals {
+		t.Log = append(t.Log, "not "+r.Name+": "+r.Why)
 	}
-	return &anyAnswer{Status: http.StatusAccepted, Body: t}, nil
+	return &api.AcceptTask{Status: http.StatusOK, Body: t}, nil
 }
 
-type guardRef struct {
+// GuardRef is the input of operations on the guard of a VM on a node.
+type GuardRef struct {
 	Node string `path:"node"`
 	VM   string `path:"vm" doc:"id of the VM"`
 }
@@ -200,8 +189,8 @@ func (s *Service) nodeRoutes(r *api.Router) {
 		op.Middlewares = huma.Middlewares{r.OnNode(s.env.OnNode("node"))}
 		return op
 	}
-	do := func(fn func(ctx context.Context, c Control) error) func(context.Context, *guardRef) (*struct{}, error) {
-		return func(ctx context.Context, in *guardRef) (*struct{}, error) {
+	do := func(fn func(ctx context.Context, c Control) error) func(context.Context, *GuardRef) (*struct{}, error) {
+		return func(ctx context.Context, in *GuardRef) (*struct{}, error) {
 			vm, err := ids.Parse(in.VM)
 			if err != nil {
 				return nil, err
@@ -209,7 +198,7 @@ func (s *Service) nodeRoutes(r *api.Router) {
 			return nil, fn(ctx, s.guards.Control(vm))
 		}
 	}
-	huma.Register(r, on("get-guard", "GET", "/guard", "Show what the guard of a VM says"), func(ctx context.Context, in *guardRef) (*api.Body[guardctl.Status], error) {
+	huma.Register(r, on("get-guard", "GET", "/guard", "Show what the guard of a VM says"), func(ctx context.Context, in *GuardRef) (*api.Body[guardctl.Status], error) {
 		vm, err := ids.Parse(in.VM)
 		if err != nil {
 			return nil, err
@@ -221,7 +210,7 @@ func (s *Service) nodeRoutes(r *api.Router) {
 	}))
 	huma.Register(r, on("reset-guest", "POST", "/reset", "Press the reset button of a VM"), do(func(ctx context.Context, c Control) error { return c.Reset(ctx) }))
 	huma.Register(r, on("replace-guest-disk", "POST", "/replace-disk", "Rebuild copies of a VM's volumes onto another disk"), func(ctx context.Context, in *struct {
-		guardRef
+		GuardRef
 		Body guardctl.ReplaceDiskRequest
 	}) (*struct{}, error) {
 		vm, err := ids.Parse(in.VM)
