@@ -193,15 +193,15 @@ func TestStorageProcessDies(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		client(t, "fio", verifyArgs(uri, "32M", "--rate_iops=400", "--loops=4")...)
+		client(t, "fio", verifyArgs(uri, "16M", "--rate_iops=300")...)
 	}()
-	eventually(t, "fio writes", 20*time.Second, s, func(v volume.VolumeStatus) bool { return v.Writes > 200 })
+	eventually(t, "fio writes", 20*time.Second, s, func(v volume.VolumeStatus) bool { return v.Writes > 40 })
 	if err := c.KillStorage(2); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "degraded", 10*time.Second, s, func(v volume.VolumeStatus) bool { return v.CopiesInSync == 2 && !v.Healthy })
 	at := s.Status().Volumes[0].Writes
-	eventually(t, "writes go on", 20*time.Second, s, func(v volume.VolumeStatus) bool { return v.Writes > at+100 || v.Waiting == 0 })
+	eventually(t, "writes go on", 20*time.Second, s, func(v volume.VolumeStatus) bool { return v.Writes > at+20 })
 	if err := c.StartStorage(ctx, 2); err != nil {
 		t.Fatal(err)
 	}
