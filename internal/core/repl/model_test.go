@@ -402,10 +402,10 @@ func TestModel(t *testing.T) {
 }
 
 func TestModelSeesBrokenRules(t *testing.T) {
-	if n, broken, _ := search(modelRules{ackBeforeCAS: true}, 0, 2, 300_000); !broken {
+	if n, broken, _ := search(modelRules{ackBeforeCAS: true}, 0, 1, 400_000); !broken {
 		t.Errorf("ack before the CAS of a shrink is known: not seen in %d states", n)
 	}
-	if n, broken, _ := search(modelRules{growWithoutCount: true}, 4, 2, 300_000); !broken {
+	if n, broken, _ := search(modelRules{growWithoutCount: true}, 4, 1, 300_000); !broken {
 		t.Errorf("grow without counting the new member: not seen in %d states", n)
 	}
 }
