@@ -155,6 +155,14 @@ func (p *probeVM) startLoad(ctx context.Context, pause time.Duration) error {
 	})
 }
 
+// waitAcks waits until n more writes are acknowledged.
+func (p *probeVM) waitAcks(ctx context.Context, n int) error {
+	before := p.acks.count()
+	return waitUntil(ctx, time.Minute, 20*time.Millisecond, fmt.Sprintf("%d acknowledged writes", n), func() (bool, error) {
+		return p.acks.count() > before+n, nil
+	})
+}
+
 func (p *probeVM) stopLoad(ctx context.Context) error { return p.post(ctx, "/load?stop=1") }
 
 // fill writes, or verifies, chunks of random data and returns the bad ones.

@@ -142,6 +142,9 @@ func (c *Core) settleDrain() {
 				v.flushAll()
 			}
 		}
+		// Go on at once if there was nothing to flush: the next event may be the
+		// next heartbeat.
+		c.wake = true
 		return
 	}
 	for _, v := range c.vols {
