@@ -97,8 +97,8 @@ func (v *volume) judgeSegment(s *segment) openVerdict {
 	if warm+cold == 0 {
 		return openWait // waiting for a copy
 	}
-	if tail == warm+cold && others > tail {
-		return openWait // nobody can judge the unverified tail [S22]
+	if tail == 1 && warm+cold == 1 && others > 1 {
+		return openWait // no other member can judge the unverified tail [S22]
 	}
 	if warm > 0 {
 		return openGo
