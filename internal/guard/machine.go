@@ -207,9 +207,14 @@ func (g *guard) monitor(ctx context.Context, mon *qmp.Client) {
 		for e := range mon.Events() {
 			if ev := translate(e); ev != nil {
 				g.inLoop(func() {
-					if g.mon == mon {
-						g.step(ev)
+					if g.mon != mon {
+						return
 					}
+					if st, ok := ev.(vmguard.StreamStatus); ok {
+						g.streamEvent(st)
+						return
+					}
+					g.step(ev)
 				})
 			}
 		}

@@ -20,8 +20,8 @@ type source struct {
 	peer vmguard.Peer
 	ctx  context.Context // of this migration's goroutines
 	end  context.CancelFunc
-	link *link // nil: not connected
-	over bool  // a final stream status was posted
+	link *link         // nil: not connected
+	poke chan struct{} // buffered 1: the stream's status changed
 }
 
 // migrationSpeed is the bandwidth limit when none is asked for, in bytes per
@@ -85,16 +85,13 @@ func (g *guard) disconnect() {
 	s := g.src
 	g.src = nil
 	s.end()
-	if g.progress != nil {
-		g.progress.Active = false
-	}
 }
 
 // connectPeer asks the destination to take the VM.
 func (g *guard) connectPeer(ctx context.Context, p vmguard.Peer) {
 	g.disconnect()
 	mctx, end := context.WithCancel(ctx)
-	s := &source{peer: p, ctx: mctx, end: end}
+	s := &source{peer: p, ctx: mctx, end: end, poke: make(chan struct{}, 1)}
 	g.src = s
 	hello := message{Op: opControl, VM: g.cfg.VM, Run: g.core.Run(), Epoch: g.core.Epoch()}
 	g.async(func() {
@@ -154,7 +151,7 @@ func (g *guard) postFor(s *source, e vmguard.Event) {
 func (g *guard) askPeer(ctx context.Context, after time.Duration) {
 	if g.src == nil { // a successor of the guard that began it
 		sctx, end := context.WithCancel(ctx)
-		g.src = &source{ctx: sctx, end: end}
+		g.src = &source{ctx: sctx, end: end, poke: make(chan struct{}, 1)}
 		if m := g.rec.Saved.Move; m != nil {
 			g.src.peer = m.Peer
 		}
@@ -220,7 +217,6 @@ func (g *guard) migrateStart(downtime time.Duration) {
 		g.post(vmguard.StreamStatus{Status: "failed", Error: noMonitor("migrate").Error()})
 		return
 	}
-	s.over = false
 	fail := func(err error) {
 		g.postFor(s, vmguard.StreamStatus{Status: "failed", Error: err.Error()})
 	}
@@ -314,10 +310,27 @@ func (g *guard) followStream(s *source) {
 				return
 			}
 		}
-		if !sleep(s.ctx, 200*time.Millisecond) {
+		select {
+		case <-s.ctx.Done():
 			return
+		case <-s.poke:
+		case <-time.After(200 * time.Millisecond):
 		}
 	}
+}
+
+// streamEvent is a MIGRATION event at the source. The end is not passed on but
+// asked for by followStream, which reads the figures with it: the core will have
+// QEMU killed.
+func (g *guard) streamEvent(e vmguard.StreamStatus) {
+	if g.src != nil && (e.Status == "completed" || e.Status == "failed" || e.Status == "cancelled") {
+		select {
+		case g.src.poke <- struct{}{}:
+		default:
+		}
+		return
+	}
+	g.step(e)
 }
 
 // monitorNow reads g.mon from beside the loop.
@@ -333,7 +346,7 @@ func (g *guard) monitorNow() *qmp.Client {
 }
 
 func (g *guard) streamProgress(s *source, in streamInfo) {
-	if g.src != s && g.progress == nil || g.progress == nil {
+	if g.src != s || g.progress == nil {
 		return
 	}
 	p := g.progress

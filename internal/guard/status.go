@@ -30,13 +30,12 @@ func (g *guard) publish() {
 		s.QEMUPID = g.proc.PID
 	}
 	if g.progress != nil {
-		p := *g.progress
-		p.Phase = string(g.core.Migration())
-		if p.Active {
-			p.Elapsed = now.Sub(g.migrated)
-			g.progress.Elapsed = p.Elapsed
+		if g.progress.Active {
+			g.progress.Elapsed = now.Sub(g.migrated)
 		}
+		g.progress.Phase = string(g.core.Migration())
 		g.endProgress(phase)
+		p := *g.progress
 		s.Migration = &p
 	}
 	if g.dst != nil {
@@ -69,6 +68,7 @@ func (g *guard) endProgress(phase vmguard.Phase) {
 		return
 	}
 	p.Active = false
+	g.disconnect()
 	if phase != vmguard.Moved {
 		g.mu.Lock()
 		for _, e := range slices.Backward(g.events) {

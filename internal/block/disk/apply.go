@@ -61,16 +61,13 @@ func (c *Core) cutCheckpoint() {
 			k.drops = append(k.drops, v)
 		}
 	}
-	for _, slot := range c.clean {
-		limit = max(limit, slot+1)
-	}
 	if uint64(limit) > c.sb.SlotLimit {
 		// Recovery looks at slots below the limit only: it moves first.
 		c.sb.SlotLimit = min(uint64(limit)+256, c.sb.Slots)
-		c.writeSuperblock(c.cleanSlots)
+		c.writeSuperblock(c.applyMore)
 		return
 	}
-	c.cleanSlots()
+	c.applyMore()
 }
 
 // chooseCut returns the durable end of the log, or the newest place before it
@@ -109,21 +106,6 @@ func (c *Core) notesBytes(cut uint64) int64 {
 		}
 	}
 	return n
-}
-
-// cleanSlots marks slots free whose only image was torn, then applies.
-func (c *Core) cleanSlots() {
-	k := c.ck
-	k.inLoop = true
-	for _, slot := range c.clean {
-		if s := &c.slots[slot]; !s.used && s.seq == 0 {
-			k.flying++
-			c.writeFreeImage(&apply{e: &ext{vol: &volume{}, slot: slot}})
-		}
-	}
-	c.clean = nil
-	k.inLoop = false
-	c.applyMore()
 }
 
 // applyMore keeps ApplyDepth extents under way, then goes on to the table.
@@ -309,6 +291,11 @@ func (a *apply) write(c *Core) {
 		Disk: c.sb.Identity.Disk, Slot: uint64(e.slot), Generation: s.gen, Volume: e.vol.Volume, Extent: e.extent,
 		State: imageStateHead, Mark: mark, Seq: s.seq, CutLSN: c.ck.cut.lsn,
 	}
+	if e.imgSeq == 0 {
+		// The first image goes to both places: one that rots never takes the
+		// extent with it, and a slot without a valid one never had an extent.
+		a.writeTwin(c, s)
+	}
 	a.h.encode(a.img)
 	a.writing++
 	c.submit(OpWrite, c.imageOffset(e.slot, s.seq), [][]byte{a.img}, a, applyWrite)
@@ -338,9 +325,25 @@ func (c *Core) writeFreeImage(a *apply) {
 		Disk: c.sb.Identity.Disk, Slot: uint64(e.slot), Generation: s.gen, Volume: e.vol.Volume, Extent: e.extent,
 		State: imageStateFree, Mark: e.mark, Seq: s.seq, CutLSN: c.ck.cut.lsn,
 	}
+	// To both places: else a torn write of the next extent's image could bring
+	// back the image from before.
+	a.writeTwin(c, s)
 	a.h.encode(a.img)
-	a.writing = 1
+	a.writing++
 	c.submit(OpWrite, c.imageOffset(e.slot, s.seq), [][]byte{a.img}, a, applyWrite)
+}
+
+// writeTwin writes the image as a.h.Seq and leaves the header ready to be
+// written as the next.
+func (a *apply) writeTwin(c *Core, s *slotInfo) {
+	twin := c.pool.Alloc(len(a.img))
+	copy(twin, a.img)
+	a.h.encode(twin)
+	a.owned = append(a.owned, twin)
+	a.writing++
+	c.submit(OpWrite, c.imageOffset(int(a.h.Slot), s.seq), [][]byte{twin}, a, applyWrite)
+	s.seq++
+	a.h.Seq = s.seq
 }
 
 func (a *apply) ioDone(c *Core, arg int, err error) {
@@ -440,7 +443,7 @@ func (tableWritten) ioDone(c *Core, _ int, err error) {
 func (c *Core) applySynced() {
 	k := c.ck
 	for _, e := range k.wrote {
-		if e.slot >= 0 {
+		if e.slot >= 0 && !e.tombPending { // a tombstone since: the slot may be given up
 			e.durSeq = e.imgSeq
 		}
 	}

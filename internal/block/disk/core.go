@@ -169,12 +169,10 @@ type Core struct {
 	log   logState
 	ck    *checkpoint
 	dirty []*ext
-	clean []int // slots with the torn image of nobody: to be marked free
 
 	dataBytes int    // payload kept in memory
 	dataFIFO  []*rec // in log order; eviction from the front
 	imgBytes  int
-	imgCount  int
 	lruClock  uint64
 	cached    []*ext
 	scratch   []byte

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"testing"
 
 	"roseau/internal/base/ids"
@@ -87,7 +88,6 @@ type world struct {
 	token   uint64
 	sectors int
 	fail    string
-	frees   int
 }
 
 func (w *world) failf(format string, args ...any) {
@@ -174,7 +174,8 @@ func (w *world) check() {
 			return
 		}
 		if info.Damaged {
-			w.failf("damaged")
+			rep, _, _ := w.v.Core.Opened()
+			w.failf("damaged: %+v", rep)
 			return
 		}
 		o.epoch, o.asked = info.Promise.Epoch, info.Promise.Epoch
@@ -443,12 +444,27 @@ func runHistory(t testing.TB, seed uint64, rounds, actions int, mutate func(*dis
 			if n := len(w.pending); n > 0 && w.fail == "" {
 				w.failf("%d requests were never answered", n)
 			}
+			w.fsck()
 		}
 		if w.crash(r.IntN(4) != 0); w.fail != "" {
 			return w.fail
 		}
 	}
 	return ""
+}
+
+// fsck: what is settled is sound; superblock copies may wait for the next write.
+func (w *world) fsck() {
+	rep, err := disk.Fsck(w.disk, w.disk.Size)
+	if err != nil {
+		w.failf("fsck: %v", err)
+		return
+	}
+	for _, p := range rep.Problems {
+		if !strings.HasPrefix(p, "superblock") {
+			w.failf("fsck: %s", p)
+		}
+	}
 }
 
 func TestRandomCrashes(t *testing.T) {

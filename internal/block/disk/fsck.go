@@ -247,8 +247,8 @@ func (k *checker) slot(slot uint64, b []byte) error {
 		}
 	}
 	key := extKey{best.Volume, best.Extent}
-	if broken > 0 && (img == nil || !k.touched[key]) {
-		k.problem("slot %d: %d broken images, and the log has nothing of the extent", slot, broken)
+	if broken > 0 && img != nil && !k.touched[key] {
+		k.problem("slot %d: a broken image, and the log has nothing of the extent", slot)
 	}
 	if img == nil {
 		return nil
