@@ -301,7 +301,8 @@ func TestGuardByName(t *testing.T) {
 func TestFreezeWithoutCgroup(t *testing.T) {
 	r := newRig(t, "signals")
 	f := &freezer{initPID: r.node("n1").InitPID}
-	r.sh("n1", "setsid sleep 500 >/dev/null 2>&1 & kill -STOP $!")
+	// Stopped only once it has let go of the shell's output, for which sh waits.
+	r.sh("n1", `sleep 500 >/dev/null 2>&1 & until grep -q sleep /proc/$!/comm; do :; done; kill -STOP $!`)
 	states := func() (stopped, others int) {
 		list, err := members(f.initPID)
 		r.must(err)
