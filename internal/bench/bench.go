@@ -56,6 +56,8 @@ type Options struct {
 	Progress  io.Writer     // nil: none
 }
 
+const defaultBytes = 512 << 20
+
 // Result has the figures: Figures[job][target] lists one a round.
 type Result struct {
 	Options Options
@@ -68,7 +70,7 @@ type Result struct {
 // another target each round.
 func Run(ctx context.Context, targets []Target, o Options) (*Result, error) {
 	if o.SizeBytes == 0 {
-		o.SizeBytes = 512 << 20
+		o.SizeBytes = defaultBytes
 	}
 	if o.Rounds == 0 {
 		o.Rounds = 3

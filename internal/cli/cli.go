@@ -32,6 +32,7 @@ func root() *cobra.Command {
 	cmd.Version = version.String()
 	cmd.AddCommand(
 		// one constructor a noun, in alphabetical order
+		newBenchCmd(),
 		newClusterCmd(a),
 		newDiskCmd(a),
 		newDrillCmd(a),

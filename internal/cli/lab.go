@@ -354,7 +354,7 @@ func (l *labApp) heal() *cobra.Command {
 }
 
 func (l *labApp) service() *cobra.Command {
-	cmd := &cobra.Command{Use: "service", Short: "Services of a node: node, etcd, storage, guard:VM-ID, volume:ID"}
+	cmd := &cobra.Command{Use: "service", Short: "Services of a node: node, etcd, storage, guard:VM, volume:ID"}
 	for _, v := range []struct {
 		name, short, done string
 		f                 func(*labclient.Client, context.Context, string, string) error

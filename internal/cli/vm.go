@@ -195,14 +195,7 @@ func newVMMigrateCmd(a *app) *cobra.Command {
 		if len(args) == 2 {
 			req.Node = args[1]
 		}
-		d := new(vm.Decision)
-		return a.change(cmd, http.MethodPost, vmPath(args[0])+"/migrate", req, d, func() string {
-			s := fmt.Sprintf("vm %s would move from %s to %s", d.VM, d.From, d.Why)
-			for _, r := range d.Refusals {
-				s += "\n  not " + r
-			}
-			return s
-		})
+		return a.change(cmd, http.MethodPost, vmPath(args[0])+"/migrate", req, nil, nil)
 	}}
 	a.dryRunFlag(cmd)
 	return cmd

@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"roseau/internal/base/errs"
@@ -28,7 +29,7 @@ import (
 type Client struct {
 	http  *http.Client
 	bases []string // "http://node" or one "https://host:port" an address; the first that answers is kept
-	at    int
+	at    atomic.Int32
 	where string // for errors
 }
 
@@ -198,14 +199,15 @@ func (c *Client) Stream(ctx context.Context, method, path string, in any, line f
 }
 
 // HTTP returns the HTTP client and the base URL below, for websockets.
-func (c *Client) HTTP() (hc *http.Client, base string) { return c.http, c.bases[c.at] }
+func (c *Client) HTTP() (hc *http.Client, base string) { return c.http, c.bases[c.at.Load()] }
 
 // roundTrip tries the addresses in turn until one can be connected to. A
 // request that reached a node is never repeated.
 func (c *Client) roundTrip(ctx context.Context, method, path string, body func() io.Reader, contentType string) (*http.Response, error) {
 	var last error
+	at := int(c.at.Load())
 	for try := range c.bases {
-		i := (c.at + try) % len(c.bases)
+		i := (at + try) % len(c.bases)
 		req, err := http.NewRequestWithContext(ctx, method, c.bases[i]+path, body())
 		if err != nil {
 			return nil, errs.New(errs.Invalid, "%s %s: %w", method, path, err)
@@ -215,10 +217,14 @@ func (c *Client) roundTrip(ctx context.Context, method, path string, body func()
 		}
 		resp, err := c.http.Do(req)
 		if err == nil {
-			c.at = i
+			c.at.Store(int32(i))
 			return resp, problemOf(resp)
 		}
-		if last = err; ctx.Err() != nil || !dialFailed(err) {
+		last = err
+		// Reading again does no harm, so a node that broke off or is silent costs
+		// a reader nothing but time; a change may have been made.
+		c.at.Store(int32((i + 1) % len(c.bases)))
+		if ctx.Err() != nil || !dialFailed(err) && method != http.MethodGet {
 			break
 		}
 	}

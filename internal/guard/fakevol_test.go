@@ -359,6 +359,8 @@ func (s *fakeSet) Status() volume.Status {
 	return st
 }
 
+func (s *fakeSet) Ping(context.Context) error { return nil }
+
 func (s *fakeSet) Events() <-chan volume.Event { return s.events }
 
 func (s *fakeSet) Close() error {

@@ -110,6 +110,9 @@ type guard struct {
 	migrated clock.Instant // when the last migration was asked for
 	trimmed  clock.Instant // when the console's log was looked at
 
+	pinging bool          // the writers' loop was asked for a sign of life
+	pinged  clock.Instant // when it gave the last one; 0: not yet
+
 	outcomeWritten bool
 
 	mu        sync.Mutex // protects what status readers see
@@ -236,7 +239,7 @@ func (g *guard) loop(ctx context.Context) {
 	if w := g.notify.WatchdogInterval(); w > 0 {
 		watchdog = w
 	}
-	var barked clock.Instant
+	var barked clock.Instant // the last sign of life to the supervisor
 	for ctx.Err() == nil {
 		now := g.clock.Now()
 		wait := tickEvery
@@ -263,13 +266,40 @@ func (g *guard) loop(ctx context.Context) {
 			g.trimmed = now
 			trimLog(g.files.serialLog())
 		}
-		if watchdog > 0 && now.Sub(barked) >= watchdog {
+		if watchdog > 0 && now.Sub(barked) >= watchdog && g.volumesTurn(now, watchdog) {
 			barked = now
 			if err := g.notify.Watchdog(); err != nil {
 				g.log.Warn("watchdog", "cause", err)
 			}
 		}
 	}
+}
+
+// volumesTurn reports whether the writers' loop took a turn lately, and asks it
+// again: a guard whose writers hang must be replaced as well.
+func (g *guard) volumesTurn(now clock.Instant, every time.Duration) bool {
+	h := g.vols
+	if h == nil {
+		g.pinged = 0
+		return true
+	}
+	if g.pinged == 0 {
+		g.pinged = now
+	}
+	if !g.pinging {
+		g.pinging = true
+		set := g.volCtx
+		g.async(func() {
+			err := h.Ping(set)
+			g.inLoop(func() {
+				g.pinging = false
+				if err == nil || set.Err() != nil {
+					g.pinged = g.clock.Now()
+				}
+			})
+		})
+	}
+	return now.Sub(g.pinged) < 2*every
 }
 
 func (g *guard) step(e vmguard.Event) {

@@ -21,7 +21,6 @@ import (
 type receiver struct {
 	port    int
 	control *link // the source's; nil: not connected
-	errText string
 }
 
 // helloTimeout bounds the first line of a connection.

@@ -20,6 +20,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"roseau/internal/base/errs"
+	"roseau/internal/base/ids"
+	"roseau/internal/driver/blockdev/faultdisk"
 	"roseau/internal/lab/initd"
 	"roseau/internal/lab/labclient"
 	"roseau/internal/unit"
@@ -35,6 +37,8 @@ func TestMain(m *testing.M) {
 		case "lab-daemon":
 			log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 			err = Daemon(context.Background(), os.Args[2], log)
+		case "write-disk":
+			err = writeDisk(os.Args[2])
 		default:
 			os.Exit(m.Run())
 		}
@@ -61,6 +65,8 @@ func testUnits() []unit.Unit {
 		{Name: unit.Node, Boot: true, Restart: unit.RestartAlways, KillMode: unit.KillGroup, BackoffMin: 10 * time.Millisecond,
 			Argv: []string{"/bin/sh", "-c", "echo booted >>/var/lib/roseau/boots; exec sleep 1000"}, StopTimeout: 5 * time.Second},
 		{Name: unit.Storage, Restart: unit.RestartNo, KillMode: unit.KillGroup,
+			Argv: []string{"/bin/sh", "-c", "exec sleep 1000"}, StopTimeout: 5 * time.Second},
+		{Name: "roseau-vm@", Restart: unit.RestartOnFailure, KillMode: unit.KillProcess,
 			Argv: []string{"/bin/sh", "-c", "exec sleep 1000"}, StopTimeout: 5 * time.Second},
 	}
 }
@@ -225,12 +231,25 @@ func TestPowerAndDisks(t *testing.T) {
 	if len(a.Flips) != 3 {
 		t.Fatalf("flips: %+v", a)
 	}
+	r.sh("n1", "setsid /run/roseau-lab/roseau write-disk d2 >/dev/null 2>&1 &")
+	r.until("written and half flushed", func() bool {
+		f := r.node("n1").Disks[1].Fault
+		return f.Flushes == 1 && f.DirtyBytes == 1<<20
+	})
 	r.must(r.DiskPull(ctx, "n2", "d2"))
 	r.must(r.DiskSlow(ctx, "n2", "d1", time.Second))
 	a, err = r.PowerCut(ctx)
 	r.must(err)
-	if len(a.Losses) != 4 {
+	if len(a.Losses) != 4 || a.Losses[1].Sectors != 1<<20/512 {
 		t.Fatalf("losses: %+v", a.Losses)
+	}
+	written, err := os.ReadFile(filepath.Join(r.Dir(), labclient.NodesDir, "n1", "state", initd.DiskDir, "d2"))
+	r.must(err)
+	if !bytes.Equal(written[:1<<20], bytes.Repeat([]byte{1}, 1<<20)) {
+		t.Fatal("flushed bytes are gone")
+	}
+	if kept := bytes.Count(written[1<<20:2<<20], []byte{2}) / 512; kept != a.Losses[1].Kept {
+		t.Fatalf("%d sectors on the disk, the report says %d", kept, a.Losses[1].Kept)
 	}
 	r.must(r.PowerRestore(ctx))
 	disks := r.node("n2").Disks
@@ -247,6 +266,73 @@ func TestPowerAndDisks(t *testing.T) {
 	if err := r.DiskPull(ctx, "n2", "d9"); !errors.Is(err, errs.NotFound) {
 		t.Fatalf("pull of a disk that is not: %v", err)
 	}
+}
+
+// writeDisk is a process of a node: it writes one MiB, flushes, writes another
+// and waits for the power cut.
+func writeDisk(name string) error {
+	d, err := faultdisk.Open(faultdisk.Dir, filepath.Join("/var/lib/roseau", initd.DiskDir, name))
+	if err != nil {
+		return err
+	}
+	err = errors.Join(
+		d.WritevAt([][]byte{bytes.Repeat([]byte{1}, 1<<20)}, 0), d.Datasync(),
+		d.WritevAt([][]byte{bytes.Repeat([]byte{2}, 1<<20)}, 1<<20))
+	if err != nil {
+		return err
+	}
+	select {}
+}
+
+// TestGuardByName finds a guard by the VM's name in the node's run directory.
+func TestGuardByName(t *testing.T) {
+	r := newRig(t, "guard")
+	id := ids.New()
+	r.sh("n1", fmt.Sprintf(`mkdir -p /run/roseau/vm/%s; echo '{"vm":"%s","name":"web"}' >/run/roseau/vm/%s/config.json`, id, id, id))
+	r.must(r.ServiceStart(t.Context(), "n1", "guard:web"))
+	r.must(r.ServiceStop(t.Context(), "n1", "guard:"+id.String()))
+	if err := r.ServiceStop(t.Context(), "n2", "guard:web"); !errors.Is(err, errs.NotFound) {
+		t.Fatalf("guard of another node: %v", err)
+	}
+}
+
+// TestFreezeWithoutCgroup stops and continues a node by signals alone, and
+// leaves alone what was stopped before.
+func TestFreezeWithoutCgroup(t *testing.T) {
+	r := newRig(t, "signals")
+	f := &freezer{initPID: r.node("n1").InitPID}
+	r.sh("n1", "setsid sleep 500 >/dev/null 2>&1 & kill -STOP $!")
+	states := func() (stopped, others int) {
+		list, err := members(f.initPID)
+		r.must(err)
+		for _, p := range list {
+			switch p.state {
+			case 'T':
+				stopped++
+			case 'Z':
+			default:
+				others++
+			}
+		}
+		return stopped, others
+	}
+	r.until("the child is stopped", func() bool { s, o := states(); return s == 1 && o == 2 })
+	r.must(f.freeze())
+	if _, others := states(); others != 0 {
+		t.Fatalf("%d processes run on a frozen node", others)
+	}
+	r.must(f.thaw())
+	r.until("all but the child go on", func() bool { s, o := states(); return s == 1 && o == 2 })
+}
+
+func FuzzParseStat(f *testing.F) {
+	f.Add("1 (a) b) S 1 1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 77 1 1")
+	f.Add("")
+	f.Fuzz(func(t *testing.T, s string) {
+		if st, err := parseStat(s); err == nil && st.state == 0 {
+			t.Fatalf("%q has no state", s)
+		}
+	})
 }
 
 // TestOutside reaches a node from the outside host, and records its frames.

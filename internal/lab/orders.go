@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -262,8 +264,31 @@ func (l *Lab) diskCorrupt(_ context.Context, req labclient.Request) (labclient.A
 	return a, err
 }
 
-// unitName translates what people call a service.
-func unitName(service string) (unit.Name, error) {
+// guardOf finds the VM called name by the configs of the guards on the node: it
+// works without the node's daemon and without a quorum.
+func guardOf(l *life, name string) (ids.ID, error) {
+	configs, err := filepath.Glob(l.inside("/run/roseau/vm/*/config.json"))
+	if err != nil {
+		return ids.ID{}, err
+	}
+	for _, path := range configs {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			continue // its guard ended meanwhile
+		}
+		var c struct {
+			VM   ids.ID `json:"vm"`
+			Name string `json:"name"`
+		}
+		if json.Unmarshal(b, &c) == nil && c.Name == name {
+			return c.VM, nil
+		}
+	}
+	return ids.ID{}, errors.New("no guard on this node has a VM of that name or ID")
+}
+
+// unitName translates what people call a service of a node.
+func unitName(l *life, service string) (unit.Name, error) {
 	kind, id, _ := strings.Cut(service, ":")
 	switch kind {
 	case "node":
@@ -272,8 +297,12 @@ func unitName(service string) (unit.Name, error) {
 		return unit.Storage, nil
 	case "guard", "volume":
 		parsed, err := ids.Parse(id)
+		if err != nil && kind == "guard" {
+			parsed, err = guardOf(l, id)
+		}
 		if err != nil {
-			return "", errs.New(errs.Invalid, "find service %q: %w", service, err).WithHint("write %s:ID, with the ID of `roseau vm list` or `volume list`", kind)
+			return "", errs.New(errs.NotFound, "find service %q: %w", service, err).
+				WithHint("name a VM that runs on this node; guard:ID and volume:ID with an ID work always")
 		}
 		if kind == "guard" {
 			return unit.VM(parsed), nil
@@ -296,14 +325,12 @@ func (l *Lab) service(verb string) order {
 		if req.Service == "etcd" {
 			return l.etcd(n, verb)
 		}
-		name, err := unitName(req.Service)
-		if err != nil {
-			return a, err
-		}
+		var name unit.Name
 		var c *unit.LabClient
-		err = n.running(verb+" service "+req.Service, func(life *life) error {
+		err = n.running(verb+" service "+req.Service, func(life *life) (err error) {
 			c = life.units()
-			return nil
+			name, err = unitName(life, req.Service)
+			return err
 		})
 		if err != nil {
 			return a, err

@@ -193,6 +193,14 @@ func TestThreeNodes(t *testing.T) {
 	if got := n3.status().Quorum.Text; !strings.Contains(got, "any 1 of them can fail next") {
 		t.Errorf("quorum in words: %q", got)
 	}
+	eventually(t, 5*time.Second, "beats from both others", func() error {
+		for _, n := range n3.status().Nodes {
+			if n.Name != "n3" && n.Beat == "" {
+				return errors.New("no beat from " + n.Name)
+			}
+		}
+		return nil
+	})
 	checkKill(t, n1, n2)
 	checkNoQuorum(t, n1, n2, n3)
 	checkContext(t, n1)

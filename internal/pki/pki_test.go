@@ -49,7 +49,7 @@ func identity(t *testing.T, ca *CA, node ids.ID, user string) (*Identity, Files)
 }
 
 // handshake connects two configurations and returns what each side says.
-func handshake(t *testing.T, server, client *tls.Config) (serr, cerr error, peer Peer) {
+func handshake(t *testing.T, server, client *tls.Config) (peer Peer, serr, cerr error) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -79,7 +79,8 @@ func handshake(t *testing.T, server, client *tls.Config) (serr, cerr error, peer
 		_, err = c.Read(make([]byte, 1))
 		c.Close()
 	}
-	return <-done, err, peer
+	serr = <-done
+	return peer, serr, err
 }
 
 func TestWhoMayTalkToWhom(t *testing.T) {
@@ -107,12 +108,12 @@ func TestWhoMayTalkToWhom(t *testing.T) {
 		{"join with the right fingerprint", na.APIServerTLS(), JoinTLS(ca.Fingerprint()), true, Peer{}},
 		{"join with another fingerprint", na.APIServerTLS(), JoinTLS(other.Fingerprint()), false, Peer{}},
 	} {
-		serr, cerr, peer := handshake(t, c.server, c.client)
+		peer, serr, cerr := handshake(t, c.server, c.client)
 		if ok := serr == nil && cerr == nil; ok != c.ok || ok && peer != c.peer {
 			t.Errorf("%s: server %v, client %v, peer %v", c.name, serr, cerr, peer)
 		}
 	}
-	if _, cerr, _ := handshake(t, na.APIServerTLS(), JoinTLS(other.Fingerprint())); !errors.Is(cerr, errs.Denied) || errs.Hint(cerr) == "" {
+	if _, _, cerr := handshake(t, na.APIServerTLS(), JoinTLS(other.Fingerprint())); !errors.Is(cerr, errs.Denied) || errs.Hint(cerr) == "" {
 		t.Errorf("wrong fingerprint: %v", cerr)
 	}
 }

@@ -426,8 +426,20 @@ func TestUnixSocketAndRestart(t *testing.T) {
 	}
 	g.read(o.Handle, 5, want)
 
-	// The node reboots: the boot identity is gone, the copy is cold.
+	// While it runs nobody else may open the disk; afterwards fsck finds it sound.
+	if _, err := Fsck(d.Path); !errors.Is(err, errs.Conflict) {
+		t.Fatalf("fsck of an open disk: %v", err)
+	}
 	r.stop()
+	if rep, err := Fsck(d.Path); err != nil || len(rep.Problems) != 0 || len(rep.Volumes) != 1 {
+		t.Fatalf("fsck: %+v, %v", rep, err)
+	}
+	var dump bytes.Buffer
+	if err := Dump(&dump, d.Path); err != nil || !strings.Contains(dump.String(), testVolume.String()) {
+		t.Fatalf("dump: %v\n%s", err, dump.String())
+	}
+
+	// The node reboots: the boot identity is gone, the copy is cold.
 	r.must(os.Remove(r.path("boot-id")))
 	r.run(nil)
 	if o = r.connect(-1).open(d.ID, 1); o.Status != wire.OK || !o.Cold {

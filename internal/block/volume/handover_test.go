@@ -70,8 +70,6 @@ func TestTakeoverFences(t *testing.T) {
 	first := w.take(w.config(0, vol))
 	tool(t, "qemu-io", "-f", "raw", w.export(first, vol), "-c", "write -P 7 0 64k")
 	// Its messages stop: a node cut off for longer than its lease.
-	first.mu.Lock()
-	first.mu.Unlock()
 	for _, f := range fakes {
 		f.mu.Lock()
 		f.grantEnd = 0

@@ -330,7 +330,10 @@ func (v *volume) changed(ch *change) {
 		m.sync = nil
 		c.report(ReportHealth, v.id, m.disk, "in sync")
 	case changeReplace:
-		v.layout(ch.next, append(slices.Clone(c.recs.Disks), repl.DiskNode{Disk: ch.replace.New, Node: ch.replace.NewNode}))
+		// layout searches disks by halves: the new one must stand in its place.
+		disks := append(slices.Clone(c.recs.Disks), repl.DiskNode{Disk: ch.replace.New, Node: ch.replace.NewNode})
+		slices.SortFunc(disks, func(a, b repl.DiskNode) int { return a.Disk.Compare(b.Disk) })
+		v.layout(ch.next, disks)
 		c.wantNodes()
 		c.effect(Replaced{Replace: ch.replace, OK: true})
 	}

@@ -67,7 +67,9 @@ type Take struct {
 	Placement *Placement
 }
 
-// Takeover raises the epoch of every volume of recs in one transaction [S10].
+// Takeover raises the epoch of every volume of recs in one transaction [S10], to
+// one above the highest: a volume that had writers of its own before (an import)
+// then agrees with its VM's others, and ExpectEpoch can be compared with all.
 // It returns the records as they will be. errs.Fenced: another run owns a
 // volume; errs.Conflict: the placement names somebody else.
 func Takeover(recs Records, t Take) (Txn, Records, error) {
@@ -77,6 +79,10 @@ func Takeover(recs Records, t Take) (Txn, Records, error) {
 	}
 	next := recs
 	next.Volumes = slices.Clone(recs.Volumes)
+	epoch := uint64(0)
+	for _, v := range recs.Volumes {
+		epoch = max(epoch, v.Own.Epoch+1)
+	}
 	for i := range next.Volumes {
 		v := &next.Volumes[i]
 		switch {
@@ -88,7 +94,7 @@ func Takeover(recs Records, t Take) (Txn, Records, error) {
 			return txn, recs, errs.New(errs.Fenced, "take volume %s: epoch is %d, not %d", v.ID, v.Own.Epoch, t.ExpectEpoch)
 		}
 		o := v.Own.Clone()
-		o.Epoch++
+		o.Epoch = epoch
 		o.Nonce, o.Inc, o.Node, o.Run, o.Purpose = t.Nonce, 0, t.Node, t.Run, t.Purpose
 		o.CfgVersion++
 		putOwn(&txn, v, o)

@@ -34,6 +34,9 @@ const (
 	// pressAgain is the time between two presses of the power button.
 	pressAgain  = 5 * time.Second
 	stopDefault = 60 * time.Second
+	// prepareRetry is the pause between two rounds of PREPARE, which have a pace
+	// of their own.
+	prepareRetry = 100 * time.Millisecond
 	// startTries bounds the starts of a QEMU that never came up.
 	startTries = 3
 	backoffMax = 30 * time.Second
@@ -259,7 +262,8 @@ func (c *Core) settle() {
 		c.cancelEarly("the lease of its volumes lapsed")
 	}
 	c.save()
-	if c.qemu == qemuAbsent {
+	// A QEMU that is being started has no taps yet.
+	if c.qemu == qemuAbsent || c.qemu == qemuPending && !c.adopted {
 		if c.port != 0 {
 			c.port = 0
 			c.do(Port{})
@@ -470,7 +474,8 @@ func (c *Core) prepared(e Prepared) {
 	}
 	if !e.Ready {
 		c.reason = e.Text
-		after := time.Second
+		// Early rather than late: this wait is on the path of a failover.
+		after := prepareRetry
 		if e.Retry > 0 && e.Retry < after {
 			after = e.Retry
 		}
@@ -517,7 +522,8 @@ func (c *Core) fenced(e Fenced) {
 	case e.Run != c.run:
 		c.lose("another run of this VM took its volumes over")
 	case e.Node == c.node:
-		c.silenceForGood()
+		// The successor renews the ports and speaks to QEMU: neither is touched.
+		c.port, c.dying = 0, dyingFinal
 		c.do(Exit{})
 	case c.mig != nil && c.mig.source():
 		if c.mig.stage != GivenUp {
@@ -530,9 +536,6 @@ func (c *Core) fenced(e Fenced) {
 		c.do(ReadOwner{})
 	}
 }
-
-// silenceForGood leaves the port to its own timeout: the successor renews it.
-func (c *Core) silenceForGood() { c.port = 0 }
 
 // lose is G5.
 func (c *Core) lose(why string) {

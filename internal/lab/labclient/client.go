@@ -129,7 +129,7 @@ func (c *Client) PowerRestore(ctx context.Context) error {
 }
 
 // ServiceStop stops a service of a node until ServiceStart: node, etcd, storage,
-// guard:VM-ID, volume:ID.
+// guard:VM (name or ID of a VM on that node), volume:ID.
 func (c *Client) ServiceStop(ctx context.Context, node, service string) error {
 	return c.orderErr(ctx, "service-stop", Request{Node: node, Service: service})
 }

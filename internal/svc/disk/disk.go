@@ -21,6 +21,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"roseau/internal/api"
+	"roseau/internal/base/clock"
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
 	"roseau/internal/base/size"
@@ -68,10 +69,13 @@ type Storage interface {
 type Service struct {
 	env     *svc.Env
 	storage Storage
+	missing map[ids.ID]clock.Instant // since when disks are missing; of Run's goroutine
 }
 
 // New returns the service of a node.
-func New(env *svc.Env, storage Storage) *Service { return &Service{env: env, storage: storage} }
+func New(env *svc.Env, storage Storage) *Service {
+	return &Service{env: env, storage: storage, missing: map[ids.ID]clock.Instant{}}
+}
 
 // Info is a row of `disk list`.
 type Info struct {
@@ -129,11 +133,11 @@ type NodeRef struct {
 
 // List asks every node.
 func (s *Service) List(ctx context.Context) (*List, error) {
-	objs, err := store.List[model.Disk](ctx, s.env.Store)
+	objs, err := store.List[model.Disk](ctx, s.env.Store.Relaxed())
 	if err != nil {
 		return nil, err
 	}
-	pools, err := store.List[model.Pool](ctx, s.env.Store)
+	pools, err := store.List[model.Pool](ctx, s.env.Store.Relaxed())
 	if err != nil {
 		return nil, err
 	}
@@ -372,6 +376,9 @@ func (s *Service) report(ctx context.Context) error {
 		}
 		o := byID[d.ID]
 		delete(byID, d.ID)
+		if o != nil && s.justMissing(d) {
+			continue
+		}
 		if o == nil {
 			_, err := s.adopt(ctx, d)
 			all = errors.Join(all, err)
@@ -385,6 +392,23 @@ func (s *Service) report(ctx context.Context) error {
 		all = errors.Join(all, s.update(ctx, o, st))
 	}
 	return all
+}
+
+// missingFor is how long a disk must be missing before it is reported: a storage
+// process that has just started opens its disks one after another.
+const missingFor = 2 * time.Second
+
+func (s *Service) justMissing(d Device) bool {
+	if d.State != model.DiskMissing {
+		delete(s.missing, d.ID)
+		return false
+	}
+	since, known := s.missing[d.ID]
+	if !known {
+		since = s.env.Clock.Now()
+		s.missing[d.ID] = since
+	}
+	return s.env.Clock.Now().Sub(since) < missingFor
 }
 
 func (s *Service) update(ctx context.Context, o *model.Disk, st model.DiskStatus) error {

@@ -309,14 +309,6 @@ type choice struct {
 	placed   records.Placed
 }
 
-func (c *choice) public() Decision {
-	d := Decision{VM: c.vm.Name, From: c.from, To: c.decision.Name, Why: c.decision.Why}
-	for _, r := range c.decision.Refusals {
-		d.Refusals = append(d.Refusals, r.Name+": "+r.Why)
-	}
-	return d
-}
-
 // ChooseTarget decides where a running VM should move: to the named node or to
 // the best one; a refusal names the reason of every node.
 func (s *Service) ChooseTarget(ctx context.Context, ref, node string) (*model.VM, *choice, error) {

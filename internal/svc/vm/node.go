@@ -236,7 +236,7 @@ func (w *worker) round(ctx context.Context) (more bool, err error) {
 		// is only starting may be about to adopt a living QEMU: leave it.
 		err = w.r.guards.Control(w.vm).Stop(ctx, guardctl.StopRequest{Force: true})
 	}
-	return true, errors.Join(err, w.report(ctx, p, st, present))
+	return true, errors.Join(err, w.report(ctx, p, st, present, err))
 }
 
 // ensure brings the guard of a VM that is placed here to what its placement says.
@@ -351,7 +351,7 @@ func (w *worker) config(ctx context.Context, vm *model.VM, p records.Placed, inc
 		Attempt: p.Attempt, Intent: guardctl.IntentStart, CPUs: vm.Spec.CPUs, Memory: vm.Spec.Memory, Accel: vm.Spec.Accel, CPUModel: vm.Spec.CPUModel,
 		State: vm.Spec.State, Nodes: peers, Etcd: e.Endpoints()}
 	if incoming {
-		c.Intent, c.Source = guardctl.IntentIncoming, p.Node
+		c.Intent, c.Source, c.Run = guardctl.IntentIncoming, p.Node, p.Run
 	}
 	for _, d := range vm.Spec.Disks {
 		c.Disks = append(c.Disks, guardctl.Disk{Volume: d.ID, Name: d.Volume, Size: d.Size})
@@ -446,12 +446,15 @@ func (w *worker) gone(ctx context.Context) error {
 const progressInterval = 500 * time.Millisecond
 
 // report writes what the guard says if it changed in a way that matters.
-func (w *worker) report(ctx context.Context, p records.Placed, st guardctl.Status, present bool) error {
+func (w *worker) report(ctx context.Context, p records.Placed, st guardctl.Status, present bool, cause error) error {
 	rep := records.Report{Status: st, MigrationOver: w.over, MigrationError: w.overError}
 	if !present {
 		rep = records.Report{Absent: true, Status: guardctl.Status{VM: w.vm, Node: w.r.env.Node, Attempt: p.Attempt}}
 		if state, err := w.r.guards.Unit(ctx, w.vm); err == nil {
 			rep.Why = fmt.Sprintf("its unit is %s", state)
+		}
+		if cause != nil {
+			rep.Why = cause.Error()
 		}
 	}
 	rep.Status.Events = nil

@@ -115,15 +115,6 @@ type VolumeInfo struct {
 	Status model.VolumeStatus `json:"status"`
 }
 
-// Decision is the answer of a migration with dry_run.
-type Decision struct {
-	VM       string   `json:"vm"`
-	From     string   `json:"from"`
-	To       string   `json:"to"`
-	Why      string   `json:"why"`
-	Refusals []string `json:"refusals,omitempty"`
-}
-
 // Routes adds the operations.
 func (s *Service) Routes(r *api.Router) {
 	huma.Register(r, api.Op("list-vms", "GET", "/v1/vms", "List VMs"), func(ctx context.Context, _ *struct{}) (*api.Body[[]*model.VM], error) {
@@ -160,32 +151,29 @@ func (s *Service) Routes(r *api.Router) {
 		api.Ref
 		DryRun bool `query:"dry_run"`
 		Body   MigrateRequest
-	}) (*anyAnswer, error) {
+	}) (*api.AcceptTask, error) {
 		return s.migrateRoute(ctx, in.Ref.Ref, in.Body, in.DryRun)
 	})
 	s.nodeRoutes(r)
 	r.Mux.Get("/v1/vms/{ref}/console", s.console(r))
 }
 
-// anyAnswer is an answer that is a task or something at once.
-type anyAnswer struct {
-	Status int
-	Body   any
-}
-
-func (s *Service) migrateRoute(ctx context.Context, ref string, req MigrateRequest, dry bool) (*anyAnswer, error) {
+// migrateRoute starts the migration. A dry run answers, with 200, the task that
+// it would have been: the decision as its log and result.
+func (s *Service) migrateRoute(ctx context.Context, ref string, req MigrateRequest, dry bool) (*api.AcceptTask, error) {
 	vm, d, err := s.ChooseTarget(ctx, ref, req.Node)
 	if err != nil {
 		return nil, err
 	}
-	if dry {
-		return &anyAnswer{Status: http.StatusOK, Body: d.public()}, nil
+	if !dry {
+		return api.Accepted(s.StartMigrate(ctx, vm, d))
 	}
-	t, err := s.StartMigrate(ctx, vm, d)
-	if err != nil {
-		return nil, err
+	t := &model.Task{Action: "vm migrate " + vm.Name, Node: s.env.NodeName,
+		Result: fmt.Sprintf("vm %s would move from %s to %s", vm.Name, d.from, d.decision.Why)}
+	for _, r := range d.decision.Refusals {
+		t.Log = append(t.Log, "not "+r.Name+": "+r.Why)
 	}
-	return &anyAnswer{Status: http.StatusAccepted, Body: t}, nil
+	return &api.AcceptTask{Status: http.StatusOK, Body: t}, nil
 }
 
 // GuardRef is the input of operations on the guard of a VM on a node.
