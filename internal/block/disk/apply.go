@@ -28,7 +28,9 @@ type checkpoint struct {
 	drops  []*volume
 	table  []byte
 	inLoop bool
-	note   *rec // the last note: the tail waits for it to have a place
+	round  []*apply // written, their image's copy is not
+	left   int      // copies being written
+	note   *rec     // the last note: the tail waits for it to have a place
 }
 
 // startCheckpoint begins a checkpoint unless one runs.
@@ -61,12 +63,30 @@ func (c *Core) cutCheckpoint() {
 			k.drops = append(k.drops, v)
 		}
 	}
+	for _, slot := range c.clean {
+		limit = max(limit, slot+1)
+	}
 	if uint64(limit) > c.sb.SlotLimit {
 		// Recovery looks at slots below the limit only: it moves first.
 		c.sb.SlotLimit = min(uint64(limit)+256, c.sb.Slots)
-		c.writeSuperblock(c.applyMore)
+		c.writeSuperblock(c.cleanSlots)
 		return
 	}
+	c.cleanSlots()
+}
+
+// cleanSlots marks slots free whose images were both lost: the loss is logged.
+func (c *Core) cleanSlots() {
+	k := c.ck
+	k.inLoop = true
+	for _, slot := range c.clean {
+		if s := &c.slots[slot]; !s.used && s.seq == 0 {
+			k.flying++
+			c.writeFreeImage(&apply{e: &ext{vol: &volume{}, slot: slot}})
+		}
+	}
+	c.clean = nil
+	k.inLoop = false
 	c.applyMore()
 }
 
@@ -115,7 +135,7 @@ func (c *Core) applyMore() {
 		return // an extent that needed no I/O: the loop below goes on
 	}
 	k.inLoop = true
-	for k.next < len(k.list) && k.flying < c.o.ApplyDepth {
+	for k.next < len(k.list) && k.flying < c.o.ApplyDepth && k.left == 0 && k.flying+len(k.round) < roundExtents {
 		e := k.list[k.next]
 		k.next++
 		k.flying++
@@ -125,8 +145,37 @@ func (c *Core) applyMore() {
 		}
 	}
 	k.inLoop = false
-	if k.next == len(k.list) && k.flying == 0 {
+	switch {
+	case k.flying > 0 || k.left > 0:
+	case len(k.round) > 0:
+		k.left = len(k.round)
+		c.afterSync(0, c.writeCopies)
+	default:
 		c.writeTable()
+	}
+}
+
+// writeCopies writes each image of the round to its slot's other place, now that
+// the image is durable. So of a settled extent both images say the same, and one
+// that rots is only that: nobody has to ask whether it was newer.
+func (c *Core) writeCopies() {
+	for _, a := range c.ck.round {
+		s := &c.slots[a.h.Slot]
+		s.seq++
+		c.submit(OpWrite, c.imageOffset(int(a.h.Slot), s.seq), [][]byte{a.twin}, a, applyCopy)
+	}
+}
+
+// copied ends the write of a copy.
+func (a *apply) copied(c *Core) {
+	k := c.ck
+	c.pool.Free(a.twin)
+	if e := a.e; a.h.State == imageStateHead && e.slot == int(a.h.Slot) && e.imgSeq == a.h.Seq {
+		e.imgSeq, e.twin = a.h.Seq+1, true
+	}
+	if k.left--; k.left == 0 {
+		k.round = k.round[:0]
+		c.applyMore()
 	}
 }
 
@@ -134,6 +183,7 @@ func (c *Core) applyMore() {
 type apply struct {
 	e       *ext
 	img     []byte
+	twin    []byte // the copy of img that follows when img is durable
 	h       imageHeader
 	blocks  []pendBlock
 	bufs    [][]byte // of one block each; nil = zeros, or not trusted
@@ -147,7 +197,11 @@ type apply struct {
 const (
 	applyRead = iota
 	applyWrite
+	applyCopy
 )
+
+// roundExtents bounds the images that wait in memory for their copies.
+const roundExtents = 256
 
 func (c *Core) applyExtent(e *ext) {
 	k := c.ck
@@ -291,12 +345,7 @@ func (a *apply) write(c *Core) {
 		Disk: c.sb.Identity.Disk, Slot: uint64(e.slot), Generation: s.gen, Volume: e.vol.Volume, Extent: e.extent,
 		State: imageStateHead, Mark: mark, Seq: s.seq, CutLSN: c.ck.cut.lsn,
 	}
-	if e.imgSeq == 0 {
-		// The first image goes to both places: one that rots never takes the
-		// extent with it, and a slot without a valid one never had an extent.
-		a.writeTwin(c, s)
-	}
-	a.h.encode(a.img)
+	a.encode(c)
 	a.writing++
 	c.submit(OpWrite, c.imageOffset(e.slot, s.seq), [][]byte{a.img}, a, applyWrite)
 	a.writeDone(c)
@@ -325,25 +374,19 @@ func (c *Core) writeFreeImage(a *apply) {
 		Disk: c.sb.Identity.Disk, Slot: uint64(e.slot), Generation: s.gen, Volume: e.vol.Volume, Extent: e.extent,
 		State: imageStateFree, Mark: e.mark, Seq: s.seq, CutLSN: c.ck.cut.lsn,
 	}
-	// To both places: else a torn write of the next extent's image could bring
-	// back the image from before.
-	a.writeTwin(c, s)
-	a.h.encode(a.img)
-	a.writing++
+	a.encode(c)
+	a.writing = 1
 	c.submit(OpWrite, c.imageOffset(e.slot, s.seq), [][]byte{a.img}, a, applyWrite)
 }
 
-// writeTwin writes the image as a.h.Seq and leaves the header ready to be
-// written as the next.
-func (a *apply) writeTwin(c *Core, s *slotInfo) {
-	twin := c.pool.Alloc(len(a.img))
-	copy(twin, a.img)
-	a.h.encode(twin)
-	a.owned = append(a.owned, twin)
-	a.writing++
-	c.submit(OpWrite, c.imageOffset(int(a.h.Slot), s.seq), [][]byte{twin}, a, applyWrite)
-	s.seq++
-	a.h.Seq = s.seq
+// encode fills in the headers of the image and of its copy.
+func (a *apply) encode(c *Core) {
+	a.h.encode(a.img)
+	a.twin = c.pool.Alloc(len(a.img))
+	copy(a.twin, a.img)
+	h := a.h
+	h.Seq++
+	h.encode(a.twin)
 }
 
 func (a *apply) ioDone(c *Core, arg int, err error) {
@@ -364,6 +407,10 @@ func (a *apply) ioDone(c *Core, arg int, err error) {
 		c.fail(fmt.Errorf("write extent %s/%d: %w", a.e.vol.Volume, a.e.extent, err))
 		return
 	}
+	if arg == applyCopy {
+		a.copied(c)
+		return
+	}
 	a.writeDone(c)
 }
 
@@ -380,6 +427,7 @@ func (a *apply) writeDone(c *Core) {
 		a.install(c)
 	}
 	c.unpin(a)
+	c.ck.round = append(c.ck.round, a)
 	c.applied()
 }
 
@@ -387,7 +435,7 @@ func (a *apply) writeDone(c *Core) {
 // records, unless something newer came meanwhile.
 func (a *apply) install(c *Core) {
 	e := a.e
-	e.imgSeq, e.imgMark = a.h.Seq, a.h.Mark
+	e.imgSeq, e.imgMark, e.twin = a.h.Seq, a.h.Mark, false
 	e.version++
 	c.ck.wrote = append(c.ck.wrote, e)
 	for _, p := range a.blocks {
@@ -444,7 +492,7 @@ func (c *Core) applySynced() {
 	k := c.ck
 	for _, e := range k.wrote {
 		if e.slot >= 0 && !e.tombPending { // a tombstone since: the slot may be given up
-			e.durSeq = e.imgSeq
+			e.durSeq = e.imgSeq - 1 // what it was before the copy
 		}
 	}
 	var last *rec

@@ -82,6 +82,7 @@ type ext struct {
 	formed    repl.Mark // newest mark in the log
 	formedSeq uint64
 	imgMark   repl.Mark // mark of the newest image
+	twin      bool      // the image of imgSeq-1 says the same
 	imgSeq    uint64    // seq of the newest image written; 0 = none of this extent
 	durSeq    uint64    // seq of the newest image that is surely durable
 
@@ -169,6 +170,7 @@ type Core struct {
 	log   logState
 	ck    *checkpoint
 	dirty []*ext
+	clean []int // slots whose images are lost: to be marked free
 
 	dataBytes int    // payload kept in memory
 	dataFIFO  []*rec // in log order; eviction from the front

@@ -80,6 +80,38 @@ func TestRotOfEachArea(t *testing.T) {
 	}
 }
 
+// The older image must not be taken for the newest: blocks first written since
+// would read as zeros.
+func TestRotOfAnImageForgetsNothing(t *testing.T) {
+	const imageBytes = 8 << 10
+	for _, open1 := range []bool{false, true} {
+		for mask := 1; mask < 4; mask++ {
+			f, sb := settled(t)
+			f.write(vol1, 1, 2, 3, 9, pattern(1, 7)) // this block was absent
+			f.flush(vol1, 1, 2)
+			f.Core.SetFlushMark(vol1, repl.Mark{Epoch: 1, Wseq: 2})
+			f.Quiesce()
+			f = open(t, f.Disk, disk.Options{TagCacheBytes: 1})
+			for i := range int64(2) {
+				if mask>>i&1 == 1 {
+					f.Disk.Flip(sb.MetaOffset+i*imageBytes+4096+17, 3)
+				}
+			}
+			if open1 {
+				f = open(t, f.Disk, disk.Options{})
+			}
+			c := f.read(vol1, 3, 9, 1)
+			info, _ := f.Core.Volume(vol1)
+			if mask < 3 && (c.Status != wire.OK || !bytes.Equal(c.Data, pattern(1, 7)) || info.Damaged) {
+				t.Fatalf("open %v mask %d: %+v %+v", open1, mask, c.Status, info)
+			}
+			if mask == 3 && !info.Damaged {
+				t.Fatalf("open %v: both images lost, %+v", open1, info)
+			}
+		}
+	}
+}
+
 func TestMisdirectedWriteIsFound(t *testing.T) {
 	f, sb := settled(t)
 	f.Disk.Fault = func(io disk.IO) disktest.Effect {

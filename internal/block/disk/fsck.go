@@ -250,6 +250,9 @@ func (k *checker) slot(slot uint64, b []byte) error {
 	if broken > 0 && img != nil && !k.touched[key] {
 		k.problem("slot %d: a broken image, and the log has nothing of the extent", slot)
 	}
+	if broken == 2 {
+		k.problem("slot %d: both images are broken: an extent is lost", slot)
+	}
 	if img == nil {
 		return nil
 	}

@@ -37,20 +37,32 @@ func (c *Core) loadTags(e *ext, fn func()) {
 	}
 	l := &tableLoad{e: e, buf: c.pool.Alloc(int(c.sb.imageBytes())), seq: e.imgSeq, slot: e.slot, then: []func(){fn}}
 	e.load = l
-	c.submit(OpRead, c.imageOffset(e.slot, e.imgSeq), [][]byte{l.buf}, l, 0)
+	c.submit(OpRead, c.imageOffset(e.slot, e.imgSeq), [][]byte{l.buf}, l, loadNewest)
 }
 
-func (l *tableLoad) ioDone(c *Core, _ int, err error) {
+const (
+	loadNewest = iota
+	loadTwin
+)
+
+func (l *tableLoad) ioDone(c *Core, arg int, err error) {
 	e := l.e
+	valid := false
+	if h, _, _, derr := decodeImage(l.buf); err == nil && derr == nil {
+		valid = h.Disk == c.sb.Identity.Disk && h.Slot == uint64(l.slot) && h.Seq == l.seq-uint64(arg) &&
+			h.Volume == e.vol.Volume && h.Extent == e.extent
+	}
+	if !valid && arg == loadNewest && e.twin && e.img == nil && e.slot == l.slot && e.imgSeq == l.seq {
+		c.submit(OpRead, c.imageOffset(e.slot, l.seq-1), [][]byte{l.buf}, l, loadTwin)
+		return
+	}
 	if e.load == l {
 		e.load = nil
 	}
 	if e.img != nil || e.slot != l.slot || e.imgSeq != l.seq {
 		c.pool.Free(l.buf) // a newer image came meanwhile
 	} else {
-		h, _, _, derr := decodeImage(l.buf)
-		if err == nil && derr == nil && h.Disk == c.sb.Identity.Disk && h.Slot == uint64(l.slot) && h.Seq == l.seq &&
-			h.Volume == e.vol.Volume && h.Extent == e.extent {
+		if valid {
 			c.setTags(e, l.buf)
 		} else {
 			c.pool.Free(l.buf)

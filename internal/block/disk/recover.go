@@ -25,6 +25,7 @@ type recovery struct {
 	pos     uint64 // next place to look at
 
 	images map[extKey][]imageHeader // more than one only after corruption
+	twins  map[uint64]bool          // slots whose two images say the same
 }
 
 type extKey struct {
@@ -48,7 +49,7 @@ func Open(o Options) *Core {
 	setDefault(&o.CheckpointFraction, 4)
 	setDefault(&o.ApplyDepth, 16)
 	c := &Core{o: o, pool: o.Pool, inflight: map[uint64]pendingIO{}, vols: map[ids.ID]*volume{}}
-	c.scan = &recovery{images: map[extKey][]imageHeader{}}
+	c.scan = &recovery{images: map[extKey][]imageHeader{}, twins: map[uint64]bool{}}
 	if o.DeviceBytes < 4<<20 {
 		c.openFailed(errs.New(errs.Invalid, "open disk: a device of %d bytes is too small", o.DeviceBytes))
 		return c
@@ -193,31 +194,41 @@ func (c *Core) readImages() {
 	})
 }
 
-// takeSlot chooses between the two images of a slot. An extent's first image is
-// written to both places, so a slot without a valid one was in its first write
-// when the power went: the log has the extent.
+// takeSlot chooses between the two images of a slot. A slot with two broken ones
+// had an extent: the second place of a new slot is written after the first is
+// durable.
 func (c *Core) takeSlot(slot int, b []byte) {
 	size := c.sb.imageBytes()
 	info := &c.slots[slot]
-	var best imageHeader
-	var torn imageHeader
+	var two [2]imageHeader
+	broken := 0
 	for i := range int64(2) {
-		h, blank, headerGood, err := decodeImage(b[i*size : (i+1)*size])
-		ours := h.Disk == c.sb.Identity.Disk && h.Slot == uint64(slot) && int64(h.Seq%2) == i
+		h, blank, _, err := decodeImage(b[i*size : (i+1)*size])
 		switch {
 		case blank:
-		case err != nil && headerGood && ours:
-			torn = h
-		case err != nil:
-		case ours && h.Seq > best.Seq:
-			best = h
+		case err != nil || h.Disk != c.sb.Identity.Disk || h.Slot != uint64(slot) || int64(h.Seq%2) != i:
+			broken++
+		default:
+			two[i] = h
 		}
 	}
-	info.gen, info.seq = max(best.Generation, torn.Generation), best.Seq
+	best, other := two[0], two[1]
+	if best.Seq < other.Seq {
+		best, other = other, best
+	}
+	info.gen, info.seq = best.Generation, best.Seq
+	if broken == 2 {
+		c.report.UnreadableSlots++
+		c.clean = append(c.clean, slot)
+	}
 	if best.State == imageStateHead {
 		info.used = true
 		key := extKey{best.Volume, best.Extent}
 		c.scan.images[key] = append(c.scan.images[key], best)
+		other.Seq++
+		if other == best {
+			c.scan.twins[best.Slot] = true
+		}
 	}
 }
 

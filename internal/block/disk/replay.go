@@ -107,7 +107,7 @@ func (c *Core) takeImages() {
 		}
 		v.exts[k.extent] = &ext{
 			vol: v, extent: k.extent, slot: int(best.Slot), mark: best.Mark, formed: best.Mark,
-			imgMark: best.Mark, imgSeq: best.Seq, durSeq: best.Seq,
+			imgMark: best.Mark, imgSeq: best.Seq, durSeq: best.Seq, twin: c.scan.twins[best.Slot],
 		}
 	}
 	for i := range c.slots {
@@ -296,7 +296,8 @@ func (c *Core) judgeDirectory() {
 			}
 		}
 	}
-	all := len(c.report.DamagedRanges) > 0
+	// A slot without an image: some extent is gone and nobody knows which.
+	all := len(c.report.DamagedRanges) > 0 || len(c.clean) > 0
 	for _, v := range list {
 		v.window = dedupe(v.window)
 		if !v.dropped && (v.index < 0 || all && !v.Damaged) {
