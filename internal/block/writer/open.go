@@ -85,7 +85,8 @@ func (c *Core) openAck(n *node, a *wire.OpenAck) {
 	case wire.OK:
 		m.opened(a)
 	case wire.LeaseRunning, wire.Busy:
-		wait := c.t.OpenRetry
+		// Soon: a release (a hand-over, a clean stop) ends the wait at once.
+		wait := c.t.OpenRetry / 10
 		if a.GrantLeft > 0 && a.GrantLeft < wait {
 			wait = a.GrantLeft
 		}

@@ -143,7 +143,7 @@ func (v *volume) settleReconcile() {
 			v.settleConfig()
 		}
 	case rcConfig:
-		if v.allOut() && v.told() {
+		if v.allOut() && (v.told() || c.mut.ReadBeforeOut) {
 			rc.phase = rcDone
 			c.maybeServe()
 		}
