@@ -59,6 +59,8 @@ type fakeVol struct {
 	stalled    bool
 	live       map[int64]bool
 	syncing    bool
+	rot        map[int64]bool // blocks that cannot be read
+	fua        int            // writes that were written through
 	reserved   clock.Instant
 	promisedAt clock.Instant // a fresh promise counts as live in PREPARE, before its first grant
 }
@@ -238,6 +240,15 @@ func (n *fakeNode) serve(msg wire.Message) []wire.Message {
 			v.boot = n.boot
 		}
 		return one(&wire.ConfigAck{ReqID: m.ReqID})
+	case *wire.Repair:
+		v := n.byHandle(m.Handle)
+		b := int64(m.Extent)*repl.ExtentBlocks + int64(m.Block)
+		if v == nil || v.blocks[b].tag != m.Expect {
+			return one(&wire.Ack{ReqID: m.ReqID, Status: wire.TagChanged})
+		}
+		delete(v.rot, b)
+		v.blocks[b] = fakeBlock{stampOf(m.Data), m.Tag, v.blocks[b].mark}
+		return one(&wire.Ack{ReqID: m.ReqID})
 	case *wire.Release:
 		v := n.byHandle(m.Handle)
 		if v == nil {
@@ -273,6 +284,7 @@ func (v *fakeVol) change(id uint64, r fakeRecord, f wire.WriteFlags, p wire.Pigg
 	}
 	v.apply(r)
 	if f&wire.WriteFUA != 0 {
+		v.fua++
 		v.makeDurable()
 	}
 	return &wire.Ack{ReqID: id, Mark: r.mark}
@@ -393,6 +405,9 @@ func (n *fakeNode) serveRead(m *wire.Read) wire.Message {
 	a := &wire.ReadReply{ReqID: m.ReqID}
 	first := m.Offset / repl.BlockBytes
 	for i := range m.Length / repl.BlockBytes {
+		if v.rot[first+i] {
+			return &wire.ReadReply{ReqID: m.ReqID, Status: wire.Unreadable}
+		}
 		b, ok := v.blocks[first+i]
 		if ok && a.Data == nil {
 			a.Data = make([]byte, m.Length)

@@ -85,7 +85,8 @@ func (c *Core) openAck(n *node, a *wire.OpenAck) {
 	case wire.OK:
 		m.opened(a)
 	case wire.LeaseRunning, wire.Busy:
-		wait := c.t.OpenRetry
+		// Soon: a release (a hand-over, a clean stop) ends the wait at once.
+		wait := c.t.OpenRetry / 10
 		if a.GrantLeft > 0 && a.GrantLeft < wait {
 			wait = a.GrantLeft
 		}
@@ -142,6 +143,15 @@ func (m *member) leavable() bool {
 // resume takes up a session: everything unanswered is sent again, in order.
 func (m *member) resume() {
 	v, c := m.v, m.v.c
+	if m.newRun {
+		// What an earlier process acked may be gone with it. The committed part
+		// was judged by the caller; of the rest its acks count no more.
+		for o := v.inflight.head; o != nil; o = o.next {
+			if t := o.target(m); t != nil {
+				t.acked = false
+			}
+		}
+	}
 	m.session, m.newRun, m.resumed, m.leaving = m.node.session, false, true, ""
 	m.hung = false
 	v.dirty = true

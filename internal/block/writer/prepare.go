@@ -80,7 +80,7 @@ func (c *Core) recordsRead(ev RecordsRead) {
 // settlePrepare runs the rounds.
 func (c *Core) settlePrepare() {
 	p := &c.prep
-	if !p.on || !c.haveRecs || c.reading || c.state > Claiming {
+	if !p.on || !c.haveRecs || c.reading && !(c.cached && c.reopen.on) || c.state > Claiming {
 		return
 	}
 	if !p.running && c.now >= p.nextAt {

@@ -19,6 +19,7 @@ type reconcile struct {
 	phase   rcPhase
 	from    repl.Mark // F: the ISR-wide flush mark, as far as any member learned it
 	parts   []*member // whose windows are taken
+	round   uint64    // +1 with each start; answers of an earlier one do not count
 	asked   int       // windows not complete
 	best    map[rcKey]rcBest
 	runs    []rcRun
@@ -143,7 +144,7 @@ func (v *volume) settleReconcile() {
 			v.settleConfig()
 		}
 	case rcConfig:
-		if v.allOut() && v.told() {
+		if v.allOut() && (v.told() || c.mut.ReadBeforeOut) {
 			rc.phase = rcDone
 			c.maybeServe()
 		}
@@ -195,13 +196,14 @@ func (c *Core) maybeServe() {
 func (v *volume) askWindows(parts []*member) {
 	rc := &v.rc
 	rc.phase, rc.restart, rc.parts = rcWindow, false, parts
+	rc.round++
 	rc.best, rc.runs, rc.next, rc.asked = make(map[rcKey]rcBest), nil, 0, len(parts)
 	for _, m := range parts {
 		from := rc.from
 		if v.c.mut.OwnWatermark {
 			from = m.ack.DurableMark
 		}
-		id := v.c.newSlot(slotWindow, m, nil, 0)
+		id := v.c.newSlot(slotWindow, m, nil, rc.round)
 		v.c.send(m.node, &wire.WindowReq{ReqID: id, Handle: m.handle, From: from})
 	}
 }
@@ -217,6 +219,9 @@ func (c *Core) windowReply(n *node, a *wire.Window) {
 	m, v := s.m, s.m.v
 	rc := &v.rc
 	v.dirty = true
+	if s.arg != rc.round || rc.phase != rcWindow {
+		return
+	}
 	if a.Status != wire.OK {
 		rc.restart = true
 		m.open, m.retryAt = closed, c.now.Add(c.t.OpenRetry)

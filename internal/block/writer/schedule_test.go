@@ -317,8 +317,16 @@ func (w *world) peace() {
 			return
 		}
 		w.supervise()
-		if w.whole() {
-			break
+		if g := w.current(); w.whole() {
+			for _, o := range w.guards {
+				if o != g && o.core.State() == Idle { // or it would take over sooner or later
+					w.kill(o)
+				}
+			}
+			w.run(5 * time.Second)
+			if w.whole() && w.current() == g {
+				break
+			}
 		}
 	}
 	g := w.current()

@@ -214,6 +214,9 @@ func (v *volume) lease() clock.Instant {
 	var l clock.Instant
 	first := true
 	for _, m := range v.members {
+		if v.c.mut.ReadBeforeOut && m.leaving != "" {
+			continue
+		}
 		if m.counted && (first || m.lease < l) {
 			l, first = m.lease, false
 		}

@@ -41,6 +41,11 @@ type world struct {
 	log     bool
 	mut     Mutations
 	stats   map[string]int
+	// of scenarios: plain requests, no random outcomes of etcd
+	plain          map[*Request]bool
+	calm, etcdLost bool
+	lastResult     Result
+	ioErrors       int
 }
 
 type worldEvent struct {
@@ -246,6 +251,13 @@ func (g *fakeGuard) drain() {
 			g.send(s)
 		}
 		for _, d := range r.Done {
+			if _, plain := w.plain[d.Request]; plain {
+				w.plain[d.Request], w.lastResult = true, d.Result
+				if d.Result != Done {
+					w.ioErrors++
+				}
+				continue
+			}
 			w.oracle.done(w, g, d)
 		}
 		for _, e := range r.Effects {
@@ -417,12 +429,12 @@ func (g *fakeGuard) read() {
 
 func (g *fakeGuard) commit(e Commit) {
 	w := g.w
-	lost := w.rng.IntN(100) < 8 || w.etcd.down
+	lost := w.rng.IntN(100) < 8 && !w.calm || w.etcd.down
 	late := time.Duration(1+w.rng.IntN(8)) * time.Millisecond
 	if lost && w.rng.IntN(2) == 0 {
 		late += time.Duration(w.rng.IntN(4000)) * time.Millisecond
 	}
-	never := lost && w.rng.IntN(3) == 0
+	never := lost && (w.rng.IntN(3) == 0 || w.etcdLost)
 	if lost {
 		w.seen("txn unknown")
 		w.after(time.Duration(20+w.rng.IntN(100))*time.Millisecond, func() { g.step(TxnDone{ID: e.ID, Outcome: repl.OutcomeUnknown}) })

@@ -1,0 +1,284 @@
+package writer
+
+import (
+	"slices"
+	"testing"
+	"time"
+
+	"roseau/internal/base/ids"
+	"roseau/internal/core/repl"
+)
+
+// One scenario a rule, in the world of fake replicas but without random faults.
+// Where a mutation takes the rule away, the scenario shows that it is seen.
+
+func (w *world) served(d time.Duration) *fakeGuard {
+	g := w.start(w.nodes[0])
+	w.run(d)
+	return g
+}
+
+func (w *world) replica(i int) *fakeVol { return w.nodes[i].disks[0].vols[w.vol] }
+
+func (w *world) own() repl.Own { return w.etcd.recs.Volumes[0].Own }
+
+// ask gives g a request and returns a function that tells whether it is done.
+func (w *world) ask(g *fakeGuard, op Op, block int64, value uint64) (r *Request, done func() bool) {
+	r = &Request{Op: op, Offset: block * repl.BlockBytes, Length: repl.BlockBytes}
+	switch op {
+	case OpFlush:
+		r.Offset, r.Length = 0, 0
+	case OpWrite:
+		r.Data, r.CRC = blockOf(value), []uint32{uint32(value)}
+	}
+	w.plain[r] = false
+	g.step(r)
+	return r, func() bool { return w.plain[r] }
+}
+
+func quiet(t *testing.T, mut Mutations) *world {
+	w := newWorld(t, 1, mut)
+	w.plain = map[*Request]bool{}
+	w.calm = true
+	return w
+}
+
+func (w *world) isolate(g *fakeGuard, nodes ...int) {
+	for _, i := range nodes {
+		g.blocked[w.nodes[i].id] = true
+		if c := g.conns[w.nodes[i].id]; c != nil {
+			c.break_(false)
+		}
+	}
+}
+
+func TestPrepareLeavesALiveWriterAlone(t *testing.T) {
+	for _, mut := range []Mutations{{}, {ClaimWithoutPrepare: true}} {
+		w := quiet(t, mut)
+		w.served(time.Second)
+		w.place(w.nodes[1])
+		g := w.newGuard(w.nodes[1], w.newID(), false, mut)
+		w.run(50 * time.Millisecond)
+		g.command(Command{Kind: Prepare})
+		w.run(100 * time.Millisecond)
+		g.command(Command{Kind: DoClaim})
+		w.run(3 * time.Second)
+		if got, want := w.own().Epoch == 1, mut == (Mutations{}); got != want {
+			t.Errorf("mutation %v: the epoch stands: %v", mut, got)
+		}
+	}
+}
+
+func TestSickLinkNeverLeavesOneCopy(t *testing.T) {
+	for _, mut := range []Mutations{{}, {ShrinkToOneForLostLink: true}} {
+		w := quiet(t, mut)
+		g := w.served(time.Second)
+		w.isolate(g, 1, 2)
+		w.run(2500 * time.Millisecond)
+		if got, want := len(w.own().Out) < 2, mut == (Mutations{}); got != want {
+			t.Errorf("mutation %v: two copies are left: %v", mut, got)
+		}
+		if mut != (Mutations{}) {
+			continue
+		}
+		if w.stats["ask move"] == 0 {
+			t.Error("the guard did not ask to be moved")
+		}
+		_, done := w.ask(g, OpWrite, 3, 7)
+		w.run(time.Second)
+		if done() {
+			t.Error("a write was acked without the copies behind the cable")
+		}
+		g.step(Liveness{Alive: []ids.ID{w.nodes[0].id}}) // their nodes are gone
+		w.run(time.Second)
+		if !done() || len(w.own().Out) != 2 {
+			t.Errorf("done %v, out %d: the last copy must go on when the others' nodes are gone", done(), len(w.own().Out))
+		}
+		if w.replica(0).fua == 0 {
+			t.Error("a lone copy was not written through (C7)")
+		}
+	}
+}
+
+func TestNoReadBeforeTheMissingAreOut(t *testing.T) {
+	for _, mut := range []Mutations{{}, {ReadBeforeOut: true}} {
+		w := quiet(t, mut)
+		g := w.served(time.Second)
+		w.kill(g)
+		w.powerCut(w.nodes[2], time.Hour)
+		s := w.start(w.nodes[1])
+		for s.core.State() < Owned && w.now < 20e9 {
+			w.run(time.Millisecond)
+		}
+		w.etcd.down = true
+		w.etcdLost = true
+		_, done := w.ask(s, OpRead, 3, 0)
+		w.run(20 * time.Second)
+		if got, want := done(), mut != (Mutations{}); got != want {
+			t.Errorf("mutation %v: read answered while a missing member is in the in-sync set: %v", mut, got)
+		}
+		w.etcd.down, w.etcdLost = false, false
+		w.run(3 * time.Second)
+		if !done() || len(w.own().Out) != 1 {
+			t.Errorf("mutation %v: done %v, out %v after etcd is back", mut, done(), w.own().Out)
+		}
+	}
+}
+
+func TestAllColdEndsTheGuest(t *testing.T) {
+	for _, mut := range []Mutations{{}, {IgnoreCold: true}} {
+		w := quiet(t, mut)
+		n := w.nodes[3] // a node without a copy: its guest outlives the power cut
+		g := w.start(n)
+		w.run(time.Second)
+		_, done := w.ask(g, OpWrite, 3, 7)
+		w.run(10 * time.Millisecond)
+		if !done() {
+			t.Fatal("write not acked")
+		}
+		for i := range 3 {
+			w.powerCut(w.nodes[i], 100*time.Millisecond)
+		}
+		w.run(5 * time.Second)
+		if got, want := g.core.State() == InvalidState, mut == (Mutations{}); got != want {
+			t.Errorf("mutation %v: state %v", mut, g.core.State())
+		}
+	}
+}
+
+func TestReadIsRepairedFromAnotherCopy(t *testing.T) {
+	w := quiet(t, Mutations{})
+	g := w.served(time.Second)
+	w.ask(g, OpWrite, 3, 7)
+	w.run(10 * time.Millisecond)
+	w.replica(0).rot = map[int64]bool{3: true}
+	r, done := w.ask(g, OpRead, 3, 0)
+	w.run(20 * time.Millisecond)
+	if !done() || r.Data == nil || stampOf(r.Data) != 7 {
+		t.Fatalf("done %v data %v", done(), r.Data != nil)
+	}
+	if w.replica(0).rot[3] {
+		t.Error("the unreadable block was not rewritten")
+	}
+	for i := range 3 {
+		w.replica(i).rot = map[int64]bool{3: true}
+	}
+	_, done = w.ask(g, OpRead, 3, 0)
+	_, other := w.ask(g, OpRead, 4, 0)
+	w.run(20 * time.Millisecond)
+	if !done() || w.lastResult != IOError && w.ioErrors != 1 || !other() {
+		t.Errorf("every copy rotten: done %v, errors %d", done(), w.ioErrors)
+	}
+}
+
+func TestReleaseNeedsNoWait(t *testing.T) {
+	w := quiet(t, Mutations{})
+	g := w.served(time.Second)
+	w.ask(g, OpWrite, 3, 7)
+	w.run(time.Millisecond)
+	g.command(Command{Kind: Release})
+	w.run(100 * time.Millisecond)
+	if g.core.State() != ReleasedState {
+		t.Fatalf("state %v", g.core.State())
+	}
+	s := w.start(w.nodes[1])
+	w.run(200 * time.Millisecond)
+	if s.core.State() != Serving || !s.core.leased() {
+		t.Fatalf("the next writer waits after a release: %v", s.core.State())
+	}
+	if v := w.replica(2).blocks[3].value; v != 7 {
+		t.Errorf("block is %d", v)
+	}
+}
+
+func TestSuccessorReopensTheEpoch(t *testing.T) {
+	for _, cached := range []bool{false, true} {
+		w := quiet(t, Mutations{})
+		g := w.served(time.Second)
+		w.etcd.down = cached
+		w.crash(g, true)
+		w.run(500 * time.Millisecond)
+		s := w.last()
+		if s.core.State() != Serving || !s.core.leased() {
+			t.Fatalf("cached %v: state %v half a second after the crash", cached, s.core.State())
+		}
+		_, done := w.ask(s, OpWrite, 3, 7)
+		w.run(100 * time.Millisecond)
+		if !done() {
+			t.Errorf("cached %v: no write", cached)
+		}
+		w.etcd.down = false
+		w.run(time.Second)
+		if o := w.own(); o.Epoch != 1 || o.Inc != 1 {
+			t.Errorf("cached %v: epoch %d inc %d", cached, o.Epoch, o.Inc)
+		}
+	}
+}
+
+func TestHandOver(t *testing.T) {
+	w := quiet(t, Mutations{})
+	src := w.served(time.Second)
+	w.etcd.recs.Placement.Target = w.nodes[1].id
+	dst := w.newGuard(w.nodes[1], src.run, true, Mutations{})
+	w.run(50 * time.Millisecond)
+	dst.command(Command{Kind: Prepare})
+	w.ask(src, OpWrite, 3, 7)
+	src.command(Command{Kind: Stall})
+	w.run(100 * time.Millisecond)
+	if src.core.State() != Stalled || !src.core.leased() {
+		t.Fatalf("source %v", src.core.State())
+	}
+	_, late := w.ask(src, OpWrite, 4, 8)
+	_, flush := w.ask(src, OpFlush, 0, 0)
+	w.run(100 * time.Millisecond)
+	if late() || !flush() {
+		t.Errorf("stalled: write done %v, flush done %v", late(), flush())
+	}
+	dst.command(Command{Kind: DoClaim, Claim: Claim{ExpectRun: src.run, ExpectEpoch: 1}})
+	w.run(50 * time.Millisecond)
+	src.command(Command{Kind: Release})
+	w.run(300 * time.Millisecond)
+	r, done := w.ask(dst, OpRead, 3, 0)
+	w.run(300 * time.Millisecond)
+	if dst.core.State() != Serving || !done() || stampOf(r.Data) != 7 {
+		t.Fatalf("destination %v, source %v, read %v", dst.core.State(), src.core.State(), done())
+	}
+	if late() {
+		t.Error("the source served a write after the hand-over")
+	}
+}
+
+func TestReclaim(t *testing.T) {
+	w := quiet(t, Mutations{})
+	g := w.served(time.Second)
+	g.command(Command{Kind: Stall})
+	w.run(100 * time.Millisecond)
+	g.command(Command{Kind: Reclaim, Claim: Claim{Nonce: w.newID()}})
+	w.run(300 * time.Millisecond)
+	_, done := w.ask(g, OpWrite, 3, 7)
+	w.run(50 * time.Millisecond)
+	if g.core.State() != Serving || !done() || w.own().Epoch != 2 {
+		t.Fatalf("state %v epoch %d done %v", g.core.State(), w.own().Epoch, done())
+	}
+}
+
+func TestReplaceDisk(t *testing.T) {
+	w := quiet(t, Mutations{})
+	g := w.served(time.Second)
+	w.ask(g, OpWrite, 3, 7)
+	w.run(10 * time.Millisecond)
+	dead, fresh := w.nodes[2].disks[0], w.nodes[3].disks[0]
+	dead.dead = true
+	w.run(3 * time.Second)
+	if _, out := w.own().Out[dead.id]; !out {
+		t.Fatal("the failed disk is still in")
+	}
+	g.command(Command{Kind: ReplaceDisk, Replace: Replace{Old: dead.id, New: fresh.id, NewNode: w.nodes[3].id}})
+	w.run(5 * time.Second)
+	if len(w.own().Out) != 0 || !slices.Contains(w.etcd.recs.Volumes[0].Seg.Disks, fresh.id) {
+		t.Fatalf("own %+v", w.own())
+	}
+	if v := fresh.vols[w.vol].blocks[3].value; v != 7 {
+		t.Errorf("the new copy has %d", v)
+	}
+}
