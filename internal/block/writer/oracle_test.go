@@ -93,6 +93,7 @@ func (o *oracle) request(w *world, g *fakeGuard) {
 		}
 	}
 	o.open[r] = q
+	w.logf("request op %d blocks %d+%d value %d", r.Op, q.first, n, o.value)
 	g.step(r)
 }
 
@@ -106,6 +107,7 @@ func (o *oracle) done(w *world, g *fakeGuard, d Completion) {
 	r := d.Request
 	q := o.open[r]
 	delete(o.open, r)
+	w.logf("done op %d blocks %d+%d", r.Op, r.Offset/repl.BlockBytes, r.Length/repl.BlockBytes)
 	if d.Result != Done {
 		w.fail("result %d of op %d at %d", d.Result, r.Op, r.Offset)
 		return

@@ -237,7 +237,7 @@ func runSeed(t *testing.T, seed uint64, mut Mutations, log bool) *world {
 	gap := 50 + w.rng.IntN(4000)
 	for range 60 {
 		for range w.rng.IntN(12) {
-			if g := w.current(); g.alive && len(w.oracle.open) < 60 {
+			if g := w.current(); g.alive && g == w.oracle.owner && len(w.oracle.open) < 60 {
 				w.oracle.request(w, g)
 			}
 			w.run(time.Duration(w.rng.IntN(3000)) * time.Microsecond)
