@@ -1,0 +1,380 @@
+package disk
+
+import (
+	"slices"
+
+	"roseau/internal/base/ids"
+	"roseau/internal/block/wire"
+	"roseau/internal/core/repl"
+)
+
+// CheckPromise compares a promise in force (zero = none) with a new one: OK
+// means that it is to be logged. The same promise again is OK, also when it was
+// released: that it is final is told by VolumeInfo.Released.
+func CheckPromise(cur, next repl.Promise) wire.Status {
+	switch {
+	case cur == (repl.Promise{}):
+		return wire.OK
+	case next.Generation != cur.Generation:
+		return wire.OtherGeneration
+	case next.Epoch < cur.Epoch:
+		return wire.StaleEpoch
+	case next.Epoch > cur.Epoch:
+		return wire.OK
+	case next.Nonce != cur.Nonce:
+		return wire.OtherNonce
+	case next.Inc < cur.Inc:
+		return wire.StaleEpoch
+	case next.Inc == cur.Inc && next != cur:
+		return wire.OtherNonce // one (epoch, nonce, inc) belongs to one node and run
+	}
+	return wire.OK
+}
+
+// Append logs a record. The order of calls is the order of the log. Statuses:
+// OK (written; with Durable: durable), StaleEpoch, Released, OutOfOrder,
+// NoSpace (not logged: send it again; later marks of that extent are refused
+// until it came), TagChanged, Unreadable (KindRepair: the tag cannot be read),
+// BadRequest, DiskFailed.
+func (c *Core) Append(token uint64, in Record) {
+	r := c.newRecord(token, in)
+	if s := c.admit(r, &in); s != wire.OK {
+		c.refuse(r, s)
+		return
+	}
+	e := c.extentFor(r)
+	if in.Kind == KindRepair {
+		c.startRepair(r, e, in.Expect)
+		return
+	}
+	live := in.Kind != KindSync
+	if live && e.nospc != (repl.Mark{}) {
+		if e.nospc.Less(r.Mark) {
+			c.refuse(r, wire.NoSpace)
+			return
+		}
+		e.nospc = repl.Mark{}
+	}
+	if live && !e.order.Less(r.Mark) {
+		if in.Resent {
+			c.resent(r, e)
+			return
+		}
+		c.refuse(r, wire.OutOfOrder)
+		return
+	}
+	if !c.needSlot(r, e) {
+		if live {
+			e.nospc = r.Mark
+		}
+		c.refuse(r, wire.NoSpace)
+		return
+	}
+	if live {
+		e.order = r.Mark
+	}
+	c.enqueue(r, e)
+}
+
+func (c *Core) newRecord(token uint64, in Record) *rec {
+	r := &rec{token: token, answer: true, durable: in.Durable, data: in.Data}
+	r.Extent, r.Object, r.Mark = in.Extent, in.Object, in.Mark
+	switch in.Kind {
+	case KindWrite:
+		r.Type, r.Block, r.Count, r.CRC = recWrite, uint16(in.Block), uint16(in.Count), in.CRC
+	case KindZero:
+		r.Type, r.Block, r.Count = recZero, uint16(in.Block), uint16(in.Count)
+	case KindTombstone:
+		r.Type, r.Count = recTombstone, uint16(c.sb.ExtentBlocks)
+	case KindSync:
+		r.Type, r.Blocks = recSync, in.Blocks
+	case KindRepair:
+		r.Type, r.Blocks = recRepair, []wire.SyncBlock{{Block: uint16(in.Block), Tag: in.Tag}}
+	}
+	return r
+}
+
+// admit checks what does not depend on the extent.
+func (c *Core) admit(r *rec, in *Record) wire.Status {
+	v := c.vols[in.Volume]
+	switch {
+	case c.dead != nil:
+		return wire.DiskFailed
+	case v == nil:
+		return wire.BadRequest
+	case !c.o.Mutations.EpochUnchecked && (in.Writer.Epoch != v.Promise.Epoch || in.Writer.Inc != v.Promise.Inc):
+		return wire.StaleEpoch
+	case v.Released && !c.o.Mutations.EpochUnchecked:
+		return wire.Released
+	case r.Type == 0 || in.Object != 0 || in.Extent > 1<<40 || len(in.Data) != r.payloadBlocks()*BlockBytes,
+		in.Kind == KindWrite && len(in.CRC) != in.Count,
+		(in.Kind == KindWrite || in.Kind == KindZero) && (in.Block < 0 || in.Count <= 0 || in.Block+in.Count > c.ExtentBlocks()),
+		r.payloadBlocks() > c.MaxRecordBlocks():
+		return wire.BadRequest
+	}
+	seen := -1
+	for _, b := range r.Blocks {
+		// Sorted and unique: a block twice in one record has no defined winner.
+		if int(b.Block) <= seen || int(b.Block) >= c.ExtentBlocks() || b.Tag.Stamp == 0 && b.Tag != (wire.Tag{}) {
+			return wire.BadRequest
+		}
+		seen = int(b.Block)
+	}
+	if len(r.Blocks) == 0 && (in.Kind == KindSync || in.Kind == KindRepair) {
+		return wire.BadRequest
+	}
+	r.vol = v
+	return wire.OK
+}
+
+// extentFor finds or makes the directory entry of a record.
+func (c *Core) extentFor(r *rec) *ext {
+	e := r.vol.exts[r.Extent]
+	if e == nil {
+		e = &ext{vol: r.vol, extent: r.Extent, slot: -1}
+		r.vol.exts[r.Extent] = e
+	}
+	return e
+}
+
+// needSlot takes a slot if the record brings data and the extent has none.
+func (c *Core) needSlot(r *rec, e *ext) bool {
+	if e.slot >= 0 || r.payloadBlocks() == 0 {
+		return true
+	}
+	if e.slot = c.allocSlot(); e.slot < 0 {
+		return false
+	}
+	r.vol.slots++
+	return true
+}
+
+// enqueue puts an admitted record at the end of the log to be.
+func (c *Core) enqueue(r *rec, e *ext) {
+	v := r.vol
+	r.ext, r.Index = e, uint32(v.index)
+	e.gathering++
+	if e.mark.Less(r.Mark) {
+		e.mark = r.Mark
+	}
+	if v.Max.Less(r.Mark) {
+		v.Max = r.Mark
+	}
+	if v.Flush.Less(r.Mark) {
+		r.inWindow = true
+		v.window = append(v.window, r)
+	}
+	c.log.gather = append(c.log.gather, r)
+}
+
+// resent answers a duplicate of a record that the window still holds.
+func (c *Core) resent(r *rec, e *ext) {
+	for _, o := range r.vol.window {
+		if o.ext != e || o.Mark != r.Mark || o.Type != r.Type || o.Block != r.Block || o.Count != r.Count ||
+			!slices.Equal(o.CRC, r.CRC) || o.Flags&flagUnverified != 0 {
+			continue
+		}
+		// A flush pseudo-record stands behind it: answered when it is written,
+		// or durable.
+		c.freeData(r)
+		r.Type, r.vol = recFlush, nil
+		c.log.gather = append(c.log.gather, r)
+		return
+	}
+	c.refuse(r, wire.OutOfOrder)
+}
+
+func (c *Core) refuse(r *rec, s wire.Status) {
+	c.freeData(r)
+	c.answer(r, s)
+}
+
+func (c *Core) freeData(r *rec) {
+	if r.data != nil {
+		if r.cached {
+			c.dataBytes -= len(r.data)
+			r.cached = false
+		}
+		c.pool.Free(r.data)
+		r.data = nil
+	}
+}
+
+// Control logs a control record; it is in force for every later Append at once
+// and answered when durable. A promise below the one in force answers
+// StaleEpoch, OtherNonce or OtherGeneration (see CheckPromise); another kind for
+// a volume that is not known, BadRequest.
+func (c *Core) Control(token uint64, ctl Control) {
+	if c.dead != nil {
+		c.complete(token, wire.DiskFailed)
+		return
+	}
+	v := c.vols[ctl.Volume]
+	if v == nil && ctl.Kind == ControlDrop {
+		c.complete(token, wire.OK)
+		return
+	}
+	if v == nil && (ctl.Kind != ControlPromise || ctl.Volume.IsZero()) || len(ctl.Told.Out) > maxToldOut {
+		c.complete(token, wire.BadRequest)
+		return
+	}
+	if v == nil {
+		if v = c.addVolume(ctl.Volume); v == nil {
+			c.complete(token, wire.NoSpace)
+			return
+		}
+	}
+	switch ctl.Kind {
+	case ControlPromise:
+		if s := CheckPromise(v.Promise, ctl.Promise); s != wire.OK {
+			c.complete(token, s)
+			return
+		}
+		c.promise(v, ctl)
+	case ControlRelease:
+		v.Released = true
+	case ControlConfig:
+		v.Told = ctl.Told
+		v.Told.Out = slices.Clone(ctl.Told.Out)
+	case ControlSyncDone:
+		v.Damaged = false
+	case ControlDrop:
+		c.drop(token, v)
+		return
+	default:
+		c.complete(token, wire.BadRequest)
+		return
+	}
+	if !ctl.Boot.IsZero() {
+		v.Boot = ctl.Boot
+	}
+	r := c.volumeRecord(v)
+	r.token, r.answer, r.durable = token, true, true
+	if ctl.Kind == ControlPromise && c.o.Mutations.AckPromiseNotDurable {
+		c.answer(r, wire.OK)
+	}
+	c.log.gather = append(c.log.gather, r)
+}
+
+func (c *Core) promise(v *volume, ctl Control) {
+	if v.Promise != ctl.Promise {
+		if v.Promise.Epoch != ctl.Promise.Epoch {
+			v.Released = false
+		}
+		for _, e := range v.exts { // order does not show: each is reset alone
+			e.nospc = repl.Mark{}
+		}
+	}
+	v.Promise = ctl.Promise
+}
+
+// volumeRecord makes the record that carries the whole entry of a volume.
+func (c *Core) volumeRecord(v *volume) *rec {
+	v.Version++
+	c.tableNew = true
+	r := &rec{vol: v}
+	r.Type, r.Index = recVolume, uint32(v.index)
+	r.Body = make([]byte, volumeEntryBytes)
+	v.volumeEntry.encode(r.Body)
+	return r
+}
+
+func (c *Core) drop(token uint64, v *volume) {
+	delete(c.vols, v.Volume)
+	v.dropped = true
+	c.tableNew = true
+	for _, r := range v.window {
+		r.inWindow = false
+	}
+	v.window, v.tombs = nil, nil
+	r := &rec{vol: v, token: token, answer: true, durable: true}
+	r.Type, r.Index = recDrop, uint32(v.index)
+	r.Body = append([]byte(nil), v.Volume[:]...)
+	c.log.gather = append(c.log.gather, r)
+}
+
+// addVolume takes a free index of the table, or returns nil.
+func (c *Core) addVolume(id ids.ID) *volume {
+	limit := int((c.sb.TableBytes - tableHeaderBytes) / volumeEntryBytes)
+	i := slices.Index(c.byIndex, nil)
+	if i < 0 {
+		if i = len(c.byIndex); i >= limit {
+			return nil
+		}
+		c.byIndex = append(c.byIndex, nil)
+	}
+	v := &volume{index: i, crc: volumeCRC(id), exts: map[uint64]*ext{}}
+	v.Volume = id
+	c.byIndex[i] = v
+	c.vols[id] = v
+	c.tableNew = true
+	return v
+}
+
+// Flush makes every record appended before it durable and then moves the
+// volume's durable mark to upto.
+func (c *Core) Flush(token uint64, volume ids.ID, upto repl.Mark) {
+	v := c.vols[volume]
+	if c.dead != nil || v == nil {
+		s := wire.DiskFailed
+		if c.dead == nil {
+			s = wire.BadRequest
+		}
+		c.complete(token, s)
+		return
+	}
+	r := &rec{vol: v, token: token, answer: true, durable: true, upto: upto}
+	r.Type = recFlush
+	c.log.gather = append(c.log.gather, r)
+}
+
+// SetFlushMark tells the in-sync-set-wide flush mark; it never moves back.
+func (c *Core) SetFlushMark(volume ids.ID, m repl.Mark) {
+	v := c.vols[volume]
+	if v == nil || !v.Flush.Less(m) {
+		return
+	}
+	v.Flush = m
+	v.marksDirty = true
+	c.pruneWindow(v)
+}
+
+func (c *Core) pruneWindow(v *volume) {
+	kept := v.window[:0]
+	v.unverified = 0
+	for _, r := range v.window {
+		if v.Flush.Less(r.Mark) {
+			kept = append(kept, r)
+			if r.Flags&flagUnverified != 0 {
+				v.unverified++
+			}
+		} else {
+			r.inWindow = false
+		}
+	}
+	clear(v.window[len(kept):])
+	v.window = kept
+}
+
+// ForgetTombstones drops tombstones up to m: all members of the placement are
+// in sync and durable beyond it.
+func (c *Core) ForgetTombstones(volume ids.ID, m repl.Mark) {
+	v := c.vols[volume]
+	if v == nil || !v.TombForget.Less(m) {
+		return
+	}
+	v.TombForget = m
+	v.marksDirty = true
+	kept := v.tombs[:0]
+	for _, e := range v.tombs {
+		if e.tomb && m.Less(e.mark) {
+			kept = append(kept, e)
+		} else if e.tomb && e.gathering == 0 {
+			delete(v.exts, e.extent)
+		} else if e.tomb {
+			kept = append(kept, e)
+		}
+	}
+	clear(v.tombs[len(kept):])
+	v.tombs = kept
+}

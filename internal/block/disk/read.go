@@ -1,0 +1,380 @@
+package disk
+
+import (
+	"cmp"
+	"hash/crc32"
+	"slices"
+
+	"roseau/internal/base/ids"
+	"roseau/internal/block/wire"
+	"roseau/internal/core/repl"
+)
+
+// maxReadTries bounds how often a read starts again because its blocks changed
+// under it; each time a write was applied meanwhile, so it ends long before.
+const maxReadTries = 64
+
+// tableLoad is a read of an extent's tags that several may wait for.
+type tableLoad struct {
+	e    *ext
+	buf  []byte
+	seq  uint64
+	slot int
+	then []func()
+}
+
+// loadTags makes e.img present (or e.baseUnknown set), then calls fn; at once
+// if nothing has to be read.
+func (c *Core) loadTags(e *ext, fn func()) {
+	if e.img != nil || e.baseUnknown || e.imgSeq == 0 {
+		fn()
+		return
+	}
+	c.stats.TagCacheMisses++
+	if e.load != nil && e.load.seq == e.imgSeq && e.load.slot == e.slot {
+		e.load.then = append(e.load.then, fn)
+		return
+	}
+	l := &tableLoad{e: e, buf: c.pool.Alloc(int(c.sb.imageBytes())), seq: e.imgSeq, slot: e.slot, then: []func(){fn}}
+	e.load = l
+	c.submit(OpRead, c.imageOffset(e.slot, e.imgSeq), [][]byte{l.buf}, l, 0)
+}
+
+func (l *tableLoad) ioDone(c *Core, _ int, err error) {
+	e := l.e
+	if e.load == l {
+		e.load = nil
+	}
+	if e.img != nil || e.slot != l.slot || e.imgSeq != l.seq {
+		c.pool.Free(l.buf) // a newer image came meanwhile
+	} else {
+		h, _, _, derr := decodeImage(l.buf)
+		if err == nil && derr == nil && h.Disk == c.sb.Identity.Disk && h.Slot == uint64(l.slot) && h.Seq == l.seq &&
+			h.Volume == e.vol.Volume && h.Extent == e.extent {
+			c.setTags(e, l.buf)
+		} else {
+			c.pool.Free(l.buf)
+			c.lostImage(e)
+		}
+	}
+	for _, fn := range l.then {
+		c.loadTags(e, fn)
+	}
+}
+
+// lostImage notes that the tags of an extent are gone: its blocks cannot be
+// verified until they are written again.
+func (c *Core) lostImage(e *ext) {
+	e.baseUnknown = true
+	e.version++
+	c.stats.UnreadableBlocks += uint64(c.ExtentBlocks())
+	c.markDirty(e)
+	if v := e.vol; !v.Damaged && !v.dropped {
+		v.Damaged = true
+		c.log.gather = append(c.log.gather, c.volumeRecord(v))
+	}
+}
+
+func (c *Core) setTags(e *ext, img []byte) {
+	e.img = img
+	c.lruClock++
+	e.lru = c.lruClock
+	c.imgBytes += len(img)
+	if !e.listed {
+		e.listed = true
+		c.cached = append(c.cached, e)
+	}
+}
+
+func (c *Core) dropTags(e *ext) {
+	if e.img == nil {
+		return
+	}
+	c.imgBytes -= len(e.img)
+	c.pool.Free(e.img)
+	e.img = nil
+	e.lru = 0
+}
+
+// evictTables frees the tables used longest ago; half of the cache at most, in
+// one pass, so that the cost of finding them is shared by many.
+func (c *Core) evictTables() {
+	if c.imgBytes <= c.o.TagCacheBytes {
+		return
+	}
+	c.cached = slices.DeleteFunc(c.cached, func(e *ext) bool { e.listed = e.img != nil; return !e.listed })
+	slices.SortFunc(c.cached, func(a, b *ext) int {
+		return cmp.Compare(a.lru, b.lru)
+	})
+	n := 0
+	for n < len(c.cached) && c.imgBytes > c.o.TagCacheBytes-c.o.TagCacheBytes/8 {
+		c.dropTags(c.cached[n])
+		c.cached[n].listed = false
+		n++
+	}
+	c.cached = shift(c.cached, n)
+}
+
+// tagOf returns the tag of a block; the caller has loaded the tags.
+func (c *Core) tagOf(e *ext, block int) wire.Tag {
+	if at, ok := e.find(block); ok {
+		return e.pend[at].tag
+	}
+	return c.baseTag(e, block)
+}
+
+func (c *Core) baseTag(e *ext, block int) wire.Tag {
+	switch {
+	case e.tombPending || e.imgSeq == 0 && !e.baseUnknown:
+		return wire.Tag{}
+	case e.baseUnknown:
+		return unknownTag
+	}
+	return tagAt(e.img, e.vol.crc, c.ExtentBlocks(), e.extent, block)
+}
+
+// ReadRequest asks for Count blocks from Block of an extent.
+type ReadRequest struct {
+	Volume ids.ID
+	Extent uint64
+	Object uint32
+	Block  int
+	Count  int
+	Buf    []byte // from the pool, Count*BlockBytes; the caller's again at the completion
+}
+
+// readOp is a read under way.
+type readOp struct {
+	token   uint64
+	req     ReadRequest
+	e       *ext
+	version uint64
+	tries   int
+	tags    []wire.Tag
+	bad     []int
+	left    int
+	failed  [][2]int // runs whose I/O failed
+	runs    [][2]int // first index, count; by the I/O's argument
+	zero    bool
+}
+
+// Read reads and verifies blocks. Status Unreadable: Bad lists the blocks; the
+// rest of Buf is good. Statuses: OK, Unreadable, BadRequest, DiskFailed.
+func (c *Core) Read(token uint64, r ReadRequest) {
+	v := c.vols[r.Volume]
+	if v == nil || r.Object != 0 || r.Block < 0 || r.Count <= 0 || r.Block+r.Count > c.ExtentBlocks() || len(r.Buf) != r.Count*BlockBytes {
+		c.complete(token, wire.BadRequest)
+		return
+	}
+	c.stats.ReadBlocks += uint64(r.Count)
+	e := v.exts[r.Extent]
+	if e == nil {
+		c.done = append(c.done, Completion{Token: token})
+		return
+	}
+	op := &readOp{token: token, req: r, e: e}
+	op.start(c)
+}
+
+// start plans the read on the state of now.
+func (op *readOp) start(c *Core) {
+	e := op.e
+	if !e.tombPending && e.imgSeq != 0 && e.img == nil && !e.baseUnknown && !op.allPending() {
+		c.loadTags(e, func() { op.start(c) })
+		return
+	}
+	if e.img != nil {
+		c.lruClock++
+		e.lru = c.lruClock
+		c.stats.TagCacheHits++
+	}
+	n := op.req.Count
+	op.version, op.left, op.zero = e.version, 1, true
+	op.tags = make([]wire.Tag, n)
+	op.bad, op.runs, op.failed = nil, op.runs[:0], op.failed[:0]
+	for i := 0; i < n; i += op.plan(c, i) {
+	}
+	op.part(c)
+}
+
+func (op *readOp) allPending() bool {
+	for i := range op.req.Count {
+		if _, ok := op.e.find(op.req.Block + i); !ok {
+			return false
+		}
+	}
+	return true
+}
+
+// plan serves the blocks from i on that one action can bring, and returns how
+// many they are.
+func (op *readOp) plan(c *Core, i int) int {
+	e, block := op.e, op.req.Block+i
+	buf := op.req.Buf[i*BlockBytes : (i+1)*BlockBytes]
+	at, pending := e.find(block)
+	if !pending {
+		return op.planBase(c, i)
+	}
+	p := e.pend[at]
+	op.tags[i] = p.tag
+	if p.pos < 0 {
+		clear(buf)
+		return 1
+	}
+	op.zero = false
+	if p.r.data != nil {
+		copy(buf, p.r.data[p.pos*BlockBytes:])
+		return 1
+	}
+	n := 1
+	for i+n < op.req.Count && at+n < len(e.pend) {
+		q := e.pend[at+n]
+		if q.r != p.r || q.block != block+n || q.pos != p.pos+n {
+			break
+		}
+		op.tags[i+n] = q.tag
+		n++
+	}
+	op.submit(c, c.ringOffset(p.r.dataLSN+uint64(p.pos)*BlockBytes), i, n)
+	return n
+}
+
+func (op *readOp) planBase(c *Core, i int) int {
+	e, block := op.e, op.req.Block+i
+	tag := c.baseTag(e, block)
+	op.tags[i] = tag
+	if tag.Stamp == 0 {
+		clear(op.req.Buf[i*BlockBytes : (i+1)*BlockBytes])
+		if tag == unknownTag {
+			op.bad = append(op.bad, i)
+		}
+		return 1
+	}
+	op.zero = false
+	n := 1
+	for i+n < op.req.Count {
+		if _, pending := e.find(block + n); pending {
+			break
+		}
+		t := c.baseTag(e, block+n)
+		if t.Stamp == 0 {
+			break
+		}
+		op.tags[i+n] = t
+		n++
+	}
+	op.submit(c, c.dataOffset(e.slot, block), i, n)
+	return n
+}
+
+func (op *readOp) submit(c *Core, off int64, i, n int) {
+	op.left++
+	op.runs = append(op.runs, [2]int{i, n})
+	c.submit(OpRead, off, [][]byte{op.req.Buf[i*BlockBytes : (i+n)*BlockBytes]}, op, len(op.runs)-1)
+}
+
+func (op *readOp) ioDone(c *Core, arg int, err error) {
+	if err != nil {
+		op.failed = append(op.failed, op.runs[arg])
+	}
+	op.part(c)
+}
+
+// part ends one part; after the last it verifies.
+func (op *readOp) part(c *Core) {
+	if op.left--; op.left > 0 {
+		return
+	}
+	for i, t := range op.tags {
+		if t.Stamp == 0 {
+			continue
+		}
+		failed := slices.ContainsFunc(op.failed, func(r [2]int) bool { return i >= r[0] && i < r[0]+r[1] })
+		if failed || crc32.Checksum(op.req.Buf[i*BlockBytes:(i+1)*BlockBytes], castagnoli) != t.CRC {
+			op.bad = append(op.bad, i)
+		}
+	}
+	if len(op.bad) > 0 && op.version != op.e.version && op.tries < maxReadTries {
+		op.tries++ // what it read was overwritten meanwhile
+		op.start(c)
+		return
+	}
+	done := Completion{Token: op.token, Tags: op.tags, Mark: op.e.mark, Bad: op.bad}
+	if !op.zero {
+		done.Data = op.req.Buf
+	}
+	if len(op.bad) > 0 {
+		slices.Sort(op.bad)
+		done.Status = wire.Unreadable
+		c.stats.UnreadableBlocks += uint64(len(op.bad))
+	}
+	c.done = append(c.done, done)
+}
+
+// Tags reads the tags of an extent, as a read now would find them; nil if it
+// holds nothing. A lost tag is {CRC: 0xffffffff, Stamp: 0}.
+func (c *Core) Tags(token uint64, volume ids.ID, extent uint64, object uint32) {
+	v := c.vols[volume]
+	if v == nil || object != 0 {
+		c.complete(token, wire.BadRequest)
+		return
+	}
+	e := v.exts[extent]
+	if e == nil {
+		c.complete(token, wire.OK)
+		return
+	}
+	c.loadTags(e, func() {
+		done := Completion{Token: token, Mark: e.mark}
+		if len(e.pend) > 0 || e.baseUnknown || e.imgSeq != 0 && !e.tombPending {
+			done.Tags = make([]wire.Tag, c.ExtentBlocks())
+			for i := range done.Tags {
+				done.Tags[i] = c.tagOf(e, i)
+			}
+		}
+		c.done = append(c.done, done)
+	})
+}
+
+// startRepair appends a repair if the block's tag is still the expected one.
+func (c *Core) startRepair(r *rec, e *ext, expect wire.Tag) {
+	c.loadTags(e, func() {
+		block := int(r.Blocks[0].Block)
+		// Records that wait for a batch are newer than what the index says.
+		if e.gathering > 0 {
+			for _, o := range c.log.gather {
+				if o.ext != e {
+					continue
+				}
+				if o.Type == recTombstone {
+					c.refuse(r, wire.TagChanged)
+					return
+				}
+				for i := range o.blocks() {
+					if b, _, _ := o.blockAt(i); b == block {
+						c.refuse(r, wire.TagChanged)
+						return
+					}
+				}
+			}
+		}
+		switch {
+		case c.dead != nil:
+			c.refuse(r, wire.DiskFailed)
+		case c.tagOf(e, block) != expect || r.vol.dropped:
+			c.refuse(r, wire.TagChanged)
+		case !c.needSlot(r, e):
+			c.refuse(r, wire.NoSpace)
+		default:
+			c.enqueue(r, e)
+		}
+	})
+}
+
+// Mark returns the newest mark of an extent; zero if there is none.
+func (c *Core) Mark(volume ids.ID, extent uint64) repl.Mark {
+	if v := c.vols[volume]; v != nil && v.exts[extent] != nil {
+		return v.exts[extent].mark
+	}
+	return repl.Mark{}
+}
