@@ -276,6 +276,20 @@ func (w *world) faultBitRot() {
 	}
 }
 
+// rottenAlone: every in-sync copy of one of the request's blocks is on the node
+// whose disks rot, the only case in which a read may fail (C5).
+func (w *world) rottenAlone(r *request) bool {
+	if w.counts["bit_rot"] == 0 {
+		return false
+	}
+	for b := r.first; b < r.first+r.count; b++ {
+		if set := w.isr(b)[0]; len(set) == 1 && set[0] == w.profile.rotNode {
+			return true
+		}
+	}
+	return false
+}
+
 // settle ends all faults and demands that everything comes right: the writer
 // serves, every copy is in sync, every block reads as one of its legal values,
 // and all copies are equal.

@@ -174,6 +174,12 @@ func (m *guest) completed(g *guard, c writer.Completion) {
 		return
 	}
 	delete(m.pending, r.id)
+	if c.Result == writer.IOError && r.op == writer.OpRead && m.w.rottenAlone(r) {
+		m.w.note("io_error_of_last_copy")
+		m.w.oracle.forgetRead(r.id)
+		m.w.after(0, m.issue)
+		return
+	}
 	if c.Result != writer.Done {
 		m.w.failf("request %d (op %d, blocks %d+%d) ended with result %d", r.id, r.op, r.first, r.count, c.Result)
 		return

@@ -13,8 +13,6 @@ type value uint64
 // be read. Writes and losses widen it, acknowledgements and reads narrow it
 // (a read that returned a value makes it the only one: reads are stable).
 //
-// Commit order equals acknowledgement order per block, because the writer
-// serializes overlapping requests.
 type oracle struct {
 	blocks []blockState
 	writes map[uint64]*pendingWrite // issued, not answered
@@ -36,6 +34,7 @@ type pendingWrite struct {
 	first, count int
 	values       []value
 	fua          bool
+	raced        []bool // another write to the block was acknowledged meanwhile: the order is open
 }
 
 type pendingRead struct {
@@ -79,7 +78,7 @@ func (o *oracle) touch(b int, v value) {
 
 // issueWrite notes a write of values to consecutive blocks.
 func (o *oracle) issueWrite(id uint64, first int, values []value, fua bool) {
-	o.writes[id] = &pendingWrite{first, len(values), values, fua}
+	o.writes[id] = &pendingWrite{first: first, count: len(values), values: values, fua: fua, raced: make([]bool, len(values))}
 	for i, v := range values {
 		b := &o.blocks[first+i]
 		b.since = append(b.since, v)
@@ -87,17 +86,28 @@ func (o *oracle) issueWrite(id uint64, first int, values []value, fua bool) {
 	}
 }
 
-// ackWrite: the write is acknowledged; it is what its blocks hold.
+// ackWrite: the write is acknowledged; it is what its blocks hold. If another
+// write to a block was acknowledged while this one was under way, either may
+// have come last: a request that spans extents is answered when its last part is.
 func (o *oracle) ackWrite(id uint64) {
 	w := o.writes[id]
 	delete(o.writes, id)
 	for i, v := range w.values {
 		b := &o.blocks[w.first+i]
-		b.now = []value{v}
+		for _, other := range sortedKeys(o.writes) {
+			if p := o.writes[other]; w.first+i >= p.first && w.first+i < p.first+p.count {
+				p.raced[w.first+i-p.first] = true
+			}
+		}
+		if w.raced[i] {
+			b.now = add(b.now, v)
+		} else {
+			b.now = []value{v}
+		}
 		b.lostOn = map[int]bool{}
 		b.seen++
 		if w.fua {
-			b.floor, b.since = []value{v}, o.pendingOn(w.first+i)
+			b.floor, b.since = slices.Clone(b.now), o.pendingOn(w.first+i)
 		}
 	}
 }

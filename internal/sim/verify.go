@@ -73,7 +73,7 @@ func sameContent(a, b wire.Tag) bool {
 	if a.CRC == b.CRC && a.Stamp == b.Stamp {
 		return true
 	}
-	zero := func(t wire.Tag) bool { return t == (wire.Tag{}) || t.CRC == zeroCRC }
+	zero := func(t wire.Tag) bool { return t.Stamp == 0 || t.CRC == zeroCRC }
 	return zero(a) && zero(b)
 }
 
