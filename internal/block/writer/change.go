@@ -47,6 +47,8 @@ func (v *volume) settleMembers() {
 				m.leaving = why
 				v.retireReads(m)
 			}
+		} else if why := m.lostReason(); why != "" && m.leavable() {
+			m.leaving = why // a lost connection may turn out to be a restart
 		} else if m.leavable() && !m.newRun && !m.failed && !m.hung && m.open == opened && m.resumed {
 			m.leaving = "" // it was silent for a while only
 			v.retryReads()

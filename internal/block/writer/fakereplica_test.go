@@ -348,7 +348,7 @@ func (n *fakeNode) serveOpen(m *wire.Open) wire.Message {
 		a.Status = wire.LeaseRunning
 		return a
 	}
-	if p.Run != q.Run || p.Epoch == 0 {
+	if p.Epoch == 0 || v.released {
 		v.boot = n.boot
 	}
 	if !renew {

@@ -22,18 +22,29 @@ func (m *member) linked() {
 func (m *member) unlinked() {
 	c := m.v.c
 	m.open, m.resumed, m.telling, m.releasing = closed, false, false, false
-	c.forget(m, func(s slot) {
-		switch s.kind {
-		case slotRead:
-			m.v.readLost(s.op, m)
-		case slotWrite:
-			s.op.unsent(m)
-		case slotWindow:
-			m.v.rc.restart = true
-		}
-	})
+	c.forget(m, func(s slot) { m.v.lostSlot(m, s) })
+	if m.sync != nil {
+		m.sync.flushing = false
+	}
 	if !m.counted {
 		m.abortSync("connection lost")
+	}
+}
+
+// lostSlot handles a question to m that will not be answered.
+func (v *volume) lostSlot(m *member, s slot) {
+	switch s.kind {
+	case slotRead:
+		v.readLost(s.op, m)
+	case slotWrite:
+		s.op.unsent(m)
+	case slotWindow:
+		v.rc.restart = true
+	case slotSync:
+		if j := v.members[s.arg>>56].sync; j != nil && j.m != m {
+			j.orphan = true
+			v.c.wake = true
+		}
 	}
 }
 
@@ -125,7 +136,7 @@ func (m *member) opened(a *wire.OpenAck) {
 // leavable reports whether m may still return: no CAS that puts it out was sent.
 func (m *member) leavable() bool {
 	ch := m.v.change
-	return !m.v.isOut(m) && (ch == nil || !slices.Contains(ch.members, m))
+	return (!m.v.isOut(m) || m.v.pending == m) && (ch == nil || ch.kind != changeShrink || !slices.Contains(ch.members, m))
 }
 
 // resume takes up a session: everything unanswered is sent again, in order.

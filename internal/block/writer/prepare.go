@@ -82,6 +82,12 @@ func (c *Core) settlePrepare() {
 		return
 	}
 	if !p.running && c.now >= p.nextAt {
+		if err := repl.CheckPlacement(c.recs, c.cfg.Node, c.cfg.Attempt); err != nil && !c.reopen.on {
+			// Not ours to take: a round would only reserve what we must not have.
+			p.on, p.known, p.last = false, false, Prepared{Text: err.Error()}
+			c.effect(p.last)
+			return
+		}
 		p.running = true
 		p.endAt, p.nextAt = c.now.Add(tryWait), c.now.Add(c.t.PrepareEvery)
 		for _, v := range c.vols {

@@ -138,7 +138,7 @@ func (v *volume) settleReconcile() {
 	case rcFlush:
 		if v.flushMark.Epoch == v.epoch() && v.flushMark.Wseq == v.wseq && v.allOut() {
 			rc.phase = rcConfig
-			v.config.complete = !rc.cold
+			v.config.complete = !rc.cold || !c.cfg.GuestAlive
 			v.config.serial++
 			v.settleConfig()
 		}

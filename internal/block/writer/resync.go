@@ -40,6 +40,7 @@ type syncJob struct {
 	flushing bool
 	flushed  bool
 	ready    bool  // complete; waits until step 1 of grow may begin
+	orphan   bool  // a source went away with a question: begin again
 	lost     bool  // a source went away: chunks that wait must be read elsewhere
 	ops      []*op // chunks that hold or wait for their range
 }
@@ -203,6 +204,10 @@ func (v *volume) cancelGrow(m *member) {
 func (j *syncJob) settle() {
 	m := j.m
 	v := m.v
+	if j.orphan && j.phase < syncCount {
+		j.fail("a source is gone")
+		return
+	}
 	if j.lost {
 		j.rereadLost()
 	}
@@ -357,7 +362,7 @@ func (j *syncJob) copyObject(i int) {
 		v.c.send(m.node, &wire.SyncWrite{
 			ReqID: j.slot(m, askWrite, i), Handle: m.handle, Extent: o.ext, Object: o.object, Mark: o.mark, Tombstone: true,
 		})
-		o.block = repl.ExtentBlocks
+		o.block, o.have = repl.ExtentBlocks, nil
 		return
 	}
 	for o.block < repl.ExtentBlocks {

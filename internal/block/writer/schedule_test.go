@@ -3,6 +3,7 @@ package writer
 import (
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -137,6 +138,10 @@ func (w *world) powerCut(n *fakeNode, d time.Duration) {
 		return
 	}
 	n.up = false
+	if w.allCold() {
+		w.seen("every copy cold")
+		w.oracle.powerLoss()
+	}
 	w.dropConns(n, false)
 	w.liveness()
 	for _, g := range w.guards {
@@ -151,6 +156,38 @@ func (w *world) powerCut(n *fakeNode, d time.Duration) {
 			w.liveness()
 		}
 	})
+}
+
+// allCold reports whether every in-sync copy has lost power since it was last
+// complete.
+func (w *world) allCold() bool {
+	v := w.etcd.recs.Volumes[0]
+	for _, n := range w.nodes {
+		d := n.disks[0]
+		if _, out := v.Own.Out[d.id]; out || !slices.Contains(v.Seg.Disks, d.id) {
+			continue
+		}
+		if fv := d.vols[w.vol]; n.up && fv != nil && fv.boot == n.boot {
+			return false
+		}
+	}
+	return true
+}
+
+// ignorant reports whether g does not know yet that some in-sync copy has lost
+// power: what it then decides is not its fault.
+func (w *world) ignorant(g *fakeGuard) bool {
+	v := w.etcd.recs.Volumes[0]
+	for _, n := range w.nodes {
+		d := n.disks[0]
+		if _, out := v.Own.Out[d.id]; out || !slices.Contains(v.Seg.Disks, d.id) {
+			continue
+		}
+		if cn := g.core.node(n.id); cn == nil || !n.up || cn.session != n.session {
+			return true
+		}
+	}
+	return false
 }
 
 // blackout: every node loses power at one instant.
@@ -286,6 +323,9 @@ func (w *world) peace() {
 	}
 	g := w.current()
 	if !w.whole() {
+		if w.log {
+			w.dump()
+		}
 		w.fail("not whole after two minutes of peace: %s %+v; deadline in %v, frozen %v", g.core.State(), g.core.Health(), g.core.NextDeadline().Sub(w.now), g.frozen)
 		return
 	}
@@ -346,4 +386,30 @@ func TestWorld(t *testing.T) {
 		t.Logf("%s: %d", k, stats[k])
 	}
 	_ = fmt.Sprint
+}
+
+func (w *world) dump() {
+	g := w.current()
+	v := g.core.vols[0]
+	fmt.Printf("guard %d state %v lease %v change %v pending %v frozen %v serial %d\n", slices.Index(w.guards, g), g.core.state, g.core.lease, v.change != nil, v.pending != nil, v.frozenSince, v.config.serial)
+	for _, m := range v.members {
+		fmt.Printf("  disk %s open %d counted %v live %v leaving %q absent %v failed %v newRun %v resumed %v lease %v told %d telling %v node.up %v lostAt %v waitsAt %v rejoin %v retry %v",
+			m.disk.String()[30:], m.open, m.counted, m.live, m.leaving, m.absent, m.failed, m.newRun, m.resumed, m.lease, m.told, m.telling, m.node.up, m.node.lostAt, m.node.waitsAt, m.rejoinAt, m.retryAt)
+		if m.sync != nil {
+			fmt.Printf(" sync phase %d lists %d objects %d next %d running %d ready %v", m.sync.phase, m.sync.lists, len(m.sync.objects), m.sync.next, m.sync.running, m.sync.ready)
+			for _, o := range m.sync.objects {
+				fmt.Printf(" {ext %d block %d unsent %d asked %d src %v}", o.ext, o.block, o.unsent, o.asked, o.src != nil)
+			}
+			for _, p := range m.sync.ops {
+				fmt.Printf(" [op ext %d %d+%d state %d from %v]", p.ext, p.block, p.count, p.state, p.from != nil)
+				for q := v.extents[p.ext].head; q != nil; q = q.lnext {
+					fmt.Printf(" (kind %d state %d %d+%d)", q.kind, q.state, q.block, q.count)
+				}
+			}
+		}
+		n := w.nodes[m.index]
+		if fv := n.disks[0].vols[w.vol]; fv != nil {
+			fmt.Printf(" | fake handle %d (ours %d) reserved %v grant %v promise %d.%d\n", fv.handle, m.handle, fv.reserved, fv.grantUntil, fv.promise.Epoch, fv.promise.Inc)
+		}
+	}
 }

@@ -355,6 +355,8 @@ func (g *fakeGuard) effect(e Effect) {
 	case Prepared:
 		if g.take && e.Ready {
 			g.command(Command{Kind: DoClaim, Claim: g.claim()})
+		} else if g.take && !e.Live && !e.Reachable && len(e.Waiting) == 0 {
+			w.after(time.Second, func() { g.command(Command{Kind: Prepare}) })
 		}
 	case Claimed:
 		if e.Outcome == Made {
@@ -373,6 +375,9 @@ func (g *fakeGuard) effect(e Effect) {
 		}
 	case GuestInvalid:
 		w.seen("guest invalid")
+		if !w.allCold() {
+			w.fail("guest invalidated while a warm copy exists")
+		}
 	case AskMove:
 		w.seen("ask move")
 	case Reconnect:
@@ -429,7 +434,11 @@ func (g *fakeGuard) commit(e Commit) {
 		if w.etcd.down && lost {
 			return
 		}
+		before := w.allCold()
 		out, rev := w.commit(e.Txn)
+		if !before && w.allCold() && w.ignorant(g) {
+			w.oracle.powerLoss()
+		}
 		if !lost {
 			w.after(time.Millisecond, func() { g.step(TxnDone{ID: e.ID, Outcome: out, Revision: rev}) })
 		}

@@ -184,11 +184,10 @@ func (v *volume) unacked(m *member) []*op {
 // release drops m from every write under way: its answers are not needed any
 // more and it gets no new ones.
 func (v *volume) release(m *member) {
-	v.c.forget(m, func(s slot) {
-		if s.kind == slotRead {
-			v.readLost(s.op, m)
-		}
-	})
+	v.c.forget(m, func(s slot) { v.lostSlot(m, s) })
+	if m.open == opening {
+		m.open = closed // its answer is forgotten
+	}
 	m.live, m.counted, m.flushWait, m.telling, m.lease, m.nospcAt = false, false, false, false, 0, 0
 	for o := v.zombies.head; o != nil; {
 		next := o.next

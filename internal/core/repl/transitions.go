@@ -72,7 +72,7 @@ type Take struct {
 // volume; errs.Conflict: the placement names somebody else.
 func Takeover(recs Records, t Take) (Txn, Records, error) {
 	var txn Txn
-	if err := checkPlacement(recs, t); err != nil {
+	if err := CheckPlacement(recs, t.Node, t.Attempt); err != nil {
 		return txn, recs, err
 	}
 	next := recs
@@ -105,12 +105,15 @@ func Takeover(recs Records, t Take) (Txn, Records, error) {
 	return txn, next, nil
 }
 
-func checkPlacement(recs Records, t Take) error {
+// CheckPlacement returns nil if the placement lets a node take the volumes: it
+// names the node and the attempt, or the node as target of a migration.
+// errs.Conflict otherwise.
+func CheckPlacement(recs Records, node ids.ID, attempt uint64) error {
 	if recs.VM.IsZero() {
 		return nil
 	}
 	p := recs.Placement
-	if p.Node == t.Node && p.Attempt == t.Attempt || !p.Target.IsZero() && p.Target == t.Node {
+	if p.Node == node && p.Attempt == attempt || !p.Target.IsZero() && p.Target == node {
 		return nil
 	}
 	return errs.New(errs.Conflict, "take vm %s: the placement names node %s, attempt %d", recs.VM, p.Node.Short(), p.Attempt)
