@@ -21,7 +21,6 @@ type simDisk struct {
 	cache    []cached              // in the order of the writes
 	flying   []*inFlight           // writes handed over, not finished
 	dead     bool                  // every I/O fails from now on
-	replaced bool                  // a rebuild onto another disk was asked for
 	hungTill clock.Instant
 	rotten   int
 }

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"slices"
 	"time"
 
 	"roseau/internal/base/clock"
@@ -186,19 +187,31 @@ func (m *manager) askedToMove(g *guard) {
 	m.w.after(time.Millisecond, func() { g.step(writer.Command{Kind: writer.MoveRefused}) })
 }
 
-// replaceDisks asks the writer to rebuild what stands on dead disks.
+// replaceDisks asks the writer to rebuild what stands on dead disks, as long as
+// a segment is placed on one.
 func (m *manager) replaceDisks() {
 	g := m.active
 	if g == nil || g.ended() || g.state != writer.Serving {
 		return
 	}
+	r := m.w.etcd.records(m.w.vm, []ids.ID{m.w.volume}, m.w.diskIdx)
 	for _, n := range m.w.nodes {
 		for i, d := range n.disks {
-			if d.dead && !d.replaced && n.serving() && !n.disks[1-i].dead {
-				d.replaced = true
-				m.w.note("replace_asked")
-				g.step(writer.Command{Kind: writer.ReplaceDisk, Replace: writer.Replace{Old: d.id, New: n.disks[1-i].id, NewNode: n.id}})
+			spare := n.disks[1-i]
+			if !d.dead || spare.dead || !n.serving() || !placed(r.Volumes[0].Seg, d.id) {
+				continue
 			}
+			m.w.note("replace_asked")
+			g.step(writer.Command{Kind: writer.ReplaceDisk, Replace: writer.Replace{Old: d.id, New: spare.id, NewNode: n.id}})
 		}
 	}
+}
+
+func placed(seg repl.Segments, d ids.ID) bool {
+	for s := range seg.Map {
+		if slices.Contains(seg.Row(s), d) {
+			return true
+		}
+	}
+	return false
 }

@@ -12,7 +12,6 @@ type value uint64
 // oracle knows, for each block of a volume, the set of values that may legally
 // be read. Writes and losses widen it, acknowledgements and reads narrow it
 // (a read that returned a value makes it the only one: reads are stable).
-//
 type oracle struct {
 	blocks []blockState
 	writes map[uint64]*pendingWrite // issued, not answered
