@@ -2,8 +2,6 @@ package sim
 
 import (
 	"time"
-
-	"roseau/internal/base/clock"
 )
 
 // profile is what a seed does: a random subset of the faults (swarm testing)
@@ -82,7 +80,6 @@ func (w *world) chaos() {
 	}
 	w.manager.tick()
 	w.scheduleFault()
-	w.oracleWatch()
 	limit := w.now.Add(10 * time.Minute)
 	w.run(limit, func() bool { return w.ops >= w.opt.Ops })
 }
@@ -100,9 +97,6 @@ func (w *world) scheduleFault() {
 		w.scheduleFault()
 	})
 }
-
-// oracleWatch holds one guest at a time to account: see guest.completed.
-func (w *world) oracleWatch() {}
 
 func (w *world) randomNode() *node { return w.nodes[w.rng.IntN(nodeCount)] }
 
@@ -329,8 +323,6 @@ func (w *world) whole() bool {
 	if g == nil || g.ended() || g.state.String() != "serving" || !g.leaseHeld() || w.manager.challenger != nil || len(w.guest.pending) > 0 {
 		return false
 	}
-	r := w.etcd.records(w.vm, nil, nil)
-	_ = r
 	for s := range volumeBytes / segmentBytes {
 		if len(w.isr(s * segmentBytes / 4096)[0]) != nodeCount {
 			return false
@@ -338,5 +330,3 @@ func (w *world) whole() bool {
 	}
 	return true
 }
-
-var _ = clock.Instant(0)

@@ -4,7 +4,6 @@ import (
 	"time"
 
 	"roseau/internal/base/clock"
-	"roseau/internal/base/ids"
 	"roseau/internal/block/wire"
 )
 
@@ -147,12 +146,10 @@ func (g *guard) connect(n *node) {
 
 // recode passes a message through the wire format.
 func recode(w *world, m wire.Message) wire.Message {
-	out, err := roundTrip(m)
+	out, err := w.codec.roundTrip(m)
 	if err != nil {
 		w.failf("wire: %T does not survive its encoding: %v", m, err)
 		return m
 	}
 	return out
 }
-
-var _ = ids.ID{}

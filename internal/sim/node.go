@@ -379,15 +379,28 @@ type heap struct{}
 func (heap) Alloc(n int) []byte { return make([]byte, n) }
 func (heap) Free([]byte)        {}
 
+// codec passes messages through their encoding.
+type codec struct {
+	bytes bytes.Buffer
+	dec   *wire.Decoder
+}
+
+func newCodec() *codec {
+	c := &codec{}
+	c.dec = wire.NewDecoder(&c.bytes, wire.Heap{})
+	c.dec.SetVersion(wire.ProtocolVersion)
+	return c
+}
+
 // roundTrip encodes a message and decodes the bytes.
-func roundTrip(m wire.Message) (wire.Message, error) {
+func (c *codec) roundTrip(m wire.Message) (wire.Message, error) {
 	head, payload, err := wire.Append(nil, m)
 	if err != nil {
 		return nil, err
 	}
-	d := wire.NewDecoder(bytes.NewReader(append(head, payload...)), wire.Heap{})
-	d.SetVersion(wire.ProtocolVersion)
-	return d.Next()
+	c.bytes.Write(head)
+	c.bytes.Write(payload)
+	return c.dec.Next()
 }
 
 func crcOf(b []byte) uint32 { return crc32.Checksum(b, castagnoli) }

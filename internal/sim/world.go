@@ -72,6 +72,7 @@ type world struct {
 	manager manager
 	net     network
 	profile profile
+	codec   *codec
 
 	counts map[string]int
 	ops    int
@@ -168,7 +169,7 @@ func Run(opt Options) Result {
 }
 
 func newWorld(opt Options) *world {
-	w := &world{opt: opt, rng: rand.New(rand.NewPCG(opt.Seed, 0x526f73656175)), now: clock.Instant(time.Hour), counts: map[string]int{}, etcd: newEtcd()}
+	w := &world{opt: opt, rng: rand.New(rand.NewPCG(opt.Seed, 0x526f73656175)), now: clock.Instant(time.Hour), counts: map[string]int{}, etcd: newEtcd(), codec: newCodec()}
 	w.cluster, w.vm, w.volume = w.newID(), w.newID(), w.newID()
 	w.oracle = newOracle(volumeBlocks)
 	w.profile = drawProfile(w)
