@@ -33,12 +33,21 @@ func root() *cobra.Command {
 	cmd.AddCommand(
 		// one constructor a noun, in alphabetical order
 		newClusterCmd(a),
+		newDiskCmd(a),
+		newDrillCmd(a),
 		newEventsCmd(a),
+		newImageCmd(a),
 		newLabCmd(a),
+		newNetworkCmd(a),
 		newNodeCmd(a),
+		newPoolCmd(a),
 		newSimCmd(),
+		newStorageCmd(),
 		newTaskCmd(a),
 		newVersionCmd(a),
+		newVMCmd(a),
+		newVMGuardCmd(),
+		newVolumeCmd(a),
 		newVolumeguardCmd(),
 	)
 	cmd.AddCommand(newLabProcessCmds()...)

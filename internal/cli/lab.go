@@ -92,9 +92,6 @@ func (l *labApp) up() *cobra.Command {
 			if err := lab.Bootstrap(cmd.Context(), st, say); err != nil {
 				return errs.New(kindOr(err, errs.Unavailable), "lab %s is up, its cluster is not complete: %w", l.name, err)
 			}
-			if err := lab.AddContext(cmd.Context(), st); err != nil {
-				return err
-			}
 		}
 		return l.showStatus(cmd, c)
 	}

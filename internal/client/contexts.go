@@ -1,10 +1,13 @@
 package client
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 
@@ -102,4 +105,27 @@ func (cs *Contexts) Client(name string) (*Client, error) {
 		return nil, errs.New(errs.Invalid, "use context %s: no addresses", name)
 	}
 	return Remote(id, c.Addresses), nil
+}
+
+// NewContext has a certificate for user signed by the cluster that c talks to,
+// which must be a voter's, and returns the context for it. addresses replace the
+// node's own ("127.0.0.1:17443" for a forwarded port); nil keeps them.
+func NewContext(ctx context.Context, c *Client, user string, addresses []string) (Context, error) {
+	key, csr, err := pki.NewRequest(user)
+	if err != nil {
+		return Context{}, err
+	}
+	var out struct {
+		CA        string   `json:"ca"`
+		Cert      string   `json:"cert"`
+		Addresses []string `json:"addresses"`
+	}
+	in := map[string]string{"csr": string(csr)}
+	if _, err := c.Do(ctx, http.MethodPost, "/v1/users/"+url.PathEscape(user)+"/certificate", in, &out); err != nil {
+		return Context{}, fmt.Errorf("make context for user %s: %w", user, err)
+	}
+	if addresses == nil {
+		addresses = out.Addresses
+	}
+	return Context{Addresses: addresses, CA: out.CA, Cert: out.Cert, Key: string(key)}, nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"roseau/internal/base/size"
@@ -230,7 +231,7 @@ func detectedAt(ctx context.Context, e *Env, cut time.Time, vm string) (time.Tim
 	}
 	slices.SortFunc(events, func(a, b model.Event) int { return a.Time.Compare(b.Time) })
 	for _, ev := range events {
-		if ev.Time.After(cut) && ev.Subject == "vm "+vm && ev.Data["state"] == string(model.VMRecovering) {
+		if ev.Time.After(cut) && ev.Subject == "vm "+vm && strings.HasPrefix(ev.Text, "recovers from") {
 			return ev.Time, true
 		}
 	}

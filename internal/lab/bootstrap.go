@@ -32,8 +32,8 @@ const (
 const daemonTimeout = 30 * time.Second
 
 // Bootstrap makes one cluster of a fresh lab, as a person would through the API:
-// init on n1, the others join, all disks are claimed, one pool and one network
-// are made. What is there already is left alone, so that it can be repeated.
+// init on n1, the others join, the command line gets a context, all disks are
+// claimed, one pool and one network are made. What is there already is left alone, so that it can be repeated.
 // say gets a line for each step.
 func Bootstrap(ctx context.Context, st labclient.Status, say func(string)) error {
 	if len(st.Nodes) == 0 {
@@ -45,6 +45,10 @@ func Bootstrap(ctx context.Context, st labclient.Status, say func(string)) error
 		if err := enlist(ctx, first, n, i == 0, st.Name, say); err != nil {
 			return fmt.Errorf("set up node %s: %w", n.Name, err)
 		}
+	}
+	// Before the disks: who has to find out why one is refused needs the command line.
+	if err := addContext(ctx, st); err != nil {
+		return err
 	}
 	for _, n := range st.Nodes {
 		if err := claim(ctx, first, n, say); err != nil {
@@ -185,9 +189,9 @@ func makeNetwork(ctx context.Context, c *client.Client, say func(string)) error 
 
 func contextOrigin(name string) string { return "lab " + name }
 
-// AddContext lets the command line of this user talk to the lab's cluster, under
+// addContext lets the command line of this user talk to the lab's cluster, under
 // the lab's name, and selects it.
-func AddContext(ctx context.Context, st labclient.Status) error {
+func addContext(ctx context.Context, st labclient.Status) error {
 	c := nodeAPI(st.Nodes[0])
 	defer c.Close()
 	key, csr, err := pki.NewRequest(userName)
@@ -210,7 +214,7 @@ func AddContext(ctx context.Context, st labclient.Status) error {
 	return cs.Save()
 }
 
-// RemoveContext takes back what AddContext did; other contexts stay.
+// RemoveContext takes back what Bootstrap added for the command line; other contexts stay.
 func RemoveContext(name string) error {
 	cs, err := client.LoadContexts()
 	if err != nil {

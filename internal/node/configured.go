@@ -118,7 +118,10 @@ func (d *daemon) newLife(ctx context.Context, conf *nodeconf.Config) (*life, err
 func (n *life) run(ctx context.Context, ready chan<- error) error {
 	g, ctx := errgroup.WithContext(ctx)
 	d := n.deps
-	svcs := services(d)
+	svcs, err := services(ctx, d)
+	if err != nil {
+		return err
+	}
 	routes := []api.Routes{n.member.Routes(n.beatAge), d.Tasks.Routes, d.Events.Routes, n.localRoutes}
 	for _, s := range svcs {
 		if s.Routes != nil {

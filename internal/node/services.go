@@ -1,7 +1,78 @@
 package node
 
+import (
+	"context"
+	"errors"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"roseau/internal/api"
+	"roseau/internal/base/paths"
+	"roseau/internal/driver/storagectl"
+	"roseau/internal/svc"
+	"roseau/internal/svc/disk"
+	"roseau/internal/svc/ha"
+	"roseau/internal/svc/image"
+	"roseau/internal/svc/network"
+	"roseau/internal/svc/pool"
+	"roseau/internal/svc/records"
+	"roseau/internal/svc/vm"
+	"roseau/internal/svc/volume"
+	"roseau/internal/unit"
+)
+
 // services lists the reconcilers and routes of a configured node, in the order
 // in which they are started. What a service needs it takes from d.
-func services(d Deps) []Service {
-	return []Service{}
+func services(ctx context.Context, d Deps) ([]Service, error) {
+	units, err := unit.Detect(ctx)
+	if err != nil {
+		// Nothing here can be started, but the cluster can be looked at.
+		d.Log.Error("no supervisor of units: VMs and volumes cannot be started on this node", "err", err)
+		units = unit.Absent(err)
+	}
+	env := &svc.Env{Store: d.Store, Tasks: d.Tasks, Events: d.Events, Units: units, Proxy: d.Proxy, Cluster: d.Config.Cluster,
+		Node: d.Node, NodeName: d.Name, Endpoints: d.Endpoints, Clock: d.Clock, Log: d.Log}
+	control := storagectl.New(paths.StorageControlSocket)
+	world := records.NewWorld(d.Store, d.Clock)
+	viewer := &ha.Viewer{Self: d.Node, World: world, Sessions: d.Sessions, Beats: d.Beats, Listening: d.Clock.Now()}
+	guards := vm.NewGuards(units)
+
+	disks := disk.New(env, disk.NewStorage(control))
+	pools := pool.New(env)
+	volumes := volume.New(env, volume.NewWriters(units), disk.NewFreer(control))
+	images := image.New(env, volumes, paths.Uploads)
+	networks := network.New(env)
+	vms := vm.New(env, world, viewer, volumes, images, guards)
+	reconciler := vm.NewReconciler(env, world, guards, volumes.Yield, volumes.Peers)
+	manager := ha.NewManager(env, viewer, d.Leading, d.LeaderSince)
+
+	return []Service{
+		{Name: "world", Run: world.Run},
+		{Name: "disks", Run: disks.Run, Routes: disks.Routes},
+		{Name: "pools", Routes: pools.Routes},
+		{Name: "volumes", Run: volumes.Run, Routes: volumes.Routes},
+		{Name: "images", Run: images.Run, Routes: images.Routes},
+		{Name: "networks", Run: networks.Run, Routes: networks.Routes},
+		{Name: "vms", Run: reconciler.Run, Routes: vms.Routes},
+		{Name: "ha", Run: manager.Run},
+		{Name: "self", Routes: selfRoutes(d)},
+		{Name: "units", Run: func(ctx context.Context) error {
+			<-ctx.Done()
+			return errors.Join(ctx.Err(), units.Close())
+		}},
+	}, nil
+}
+
+// Self is which node answers.
+type Self struct {
+	Node string `json:"node"`
+	ID   string `json:"id"`
+}
+
+func selfRoutes(d Deps) api.Routes {
+	return func(r *api.Router) {
+		huma.Register(r, api.Op("get-self", "GET", "/v1/self", "Which node answers"), func(context.Context, *struct{}) (*api.Body[Self], error) {
+			return api.OK(Self{Node: d.Name, ID: d.Node.String()}, nil)
+		})
+	}
 }

@@ -36,7 +36,7 @@ var ErrUnknown = etcd.ErrUnknown
 
 // opTimeout bounds one request to etcd when the caller's context has no earlier
 // deadline: longer than an election (0.9 s), shorter than a person's patience.
-const opTimeout = 5 * time.Second
+const opTimeout = 3 * time.Second
 
 // relaxedTimeout is how long a relaxed read waits for a quorum before it takes
 // what a member has.

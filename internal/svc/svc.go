@@ -116,11 +116,11 @@ func (e *Env) OnNode(param string) api.Resolve {
 // EachNode calls fn for all nodes with a session at once, and waits. The others
 // are returned by name.
 func (e *Env) EachNode(ctx context.Context, fn func(ctx context.Context, n *model.Node)) (down []string, err error) {
-	nodes, err := store.List[model.Node](ctx, e.Store)
+	nodes, err := store.List[model.Node](ctx, e.Store.Relaxed())
 	if err != nil {
 		return nil, err
 	}
-	alive, err := store.AliveNodes(ctx, e.Store)
+	alive, err := store.AliveNodes(ctx, e.Store.Relaxed())
 	if err != nil {
 		return nil, err
 	}

@@ -108,9 +108,13 @@ type Unit struct {
 	// OOMScoreAdjust is -1000 (never) to 1000 (first).
 	OOMScoreAdjust int
 
-	// OnUnexpectedExit is run, and waited for, when the main process ended without
-	// a Stop and not with exit code 0, before any restart. Its environment has
-	// SERVICE_RESULT, EXIT_CODE and EXIT_STATUS as systemd sets them. nil = nothing.
+	// Delegate: the unit makes cgroups below its own.
+	Delegate bool
+
+	// OnUnexpectedExit is run, and waited for, when the main process ended
+	// otherwise than by exit code 0, in a Stop as well, before any restart. Its
+	// environment has SERVICE_RESULT, EXIT_CODE and EXIT_STATUS as systemd sets
+	// them. nil = nothing.
 	OnUnexpectedExit []string
 }
 
@@ -137,12 +141,15 @@ func Templates(binary string) []Unit {
 			StopTimeout: 20 * time.Second, OOMContinue: true, OOMScoreAdjust: -500,
 		},
 		{
+			// Exit code 0 of a guard says that there is nothing left to guard; anything
+			// else leaves a QEMU alone, which the hook stops and the next guard adopts.
 			Name: vmPrefix, Description: "Roseau guard of VM %i",
 			Argv:    []string{binary, "vmguard", "%i"},
 			Restart: RestartOnFailure, KillMode: KillProcess,
 			BackoffMin: 100 * time.Millisecond, BackoffMax: 5 * time.Second, BackoffReset: 10 * time.Second,
 			StopTimeout: 30 * time.Second, OOMContinue: true, OOMScoreAdjust: -900,
 			Watchdog:         1500 * time.Millisecond,
+			Delegate:         true, // QEMU's limits are not the guard's
 			OnUnexpectedExit: []string{binary, "vmguard", "--stopped", "%i"},
 		},
 		{

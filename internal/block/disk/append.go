@@ -367,7 +367,7 @@ func (c *Core) ForgetTombstones(volume ids.ID, m repl.Mark) {
 	v.marksDirty = true
 	kept := v.tombs[:0]
 	for _, e := range v.tombs {
-		if e.tomb && m.Less(e.mark) {
+		if e.tomb && m.Less(e.tombMark) {
 			kept = append(kept, e)
 		} else if e.tomb && e.gathering == 0 {
 			delete(v.exts, e.extent)

@@ -46,7 +46,7 @@ func (c *Core) startCheckpoint() {
 
 func (c *Core) cutCheckpoint() {
 	k := c.ck
-	k.cut = c.log.durable
+	k.cut = c.chooseCut()
 	if c.o.Mutations.ApplyBeforeDurable {
 		k.cut.seq = c.log.head.seq
 	}
@@ -61,31 +61,51 @@ func (c *Core) cutCheckpoint() {
 			k.drops = append(k.drops, v)
 		}
 	}
-	for _, slot := range c.clean {
-		limit = max(limit, slot+1)
-	}
 	if uint64(limit) > c.sb.SlotLimit {
 		// Recovery looks at slots below the limit only: it moves first.
 		c.sb.SlotLimit = min(uint64(limit)+256, c.sb.Slots)
-		c.writeSuperblock(c.cleanSlots)
+		c.writeSuperblock(c.applyMore)
 		return
 	}
-	c.cleanSlots()
+	c.applyMore()
 }
 
-// cleanSlots marks slots free whose only image was torn, then applies.
-func (c *Core) cleanSlots() {
-	k := c.ck
-	k.inLoop = true
-	for _, slot := range c.clean {
-		if s := &c.slots[slot]; !s.used && s.seq == 0 {
-			k.flying++
-			c.writeFreeImage(&apply{e: &ext{vol: &volume{}, slot: slot}})
+// chooseCut returns the durable end of the log, or the newest place before it
+// whose notes fit the ring: after crashes in a checkpoint the ring may be full of
+// notes that did not move the tail. Those that lie behind the cut count.
+func (c *Core) chooseCut() position {
+	l := &c.log
+	room := c.sb.WALBytes - c.sb.WALBytes/16 - int64(l.head.lsn-l.tail) - 2*BlockBytes
+	cut := l.durable
+	for i := len(l.steps); ; i-- {
+		if cut.lsn <= l.durable.lsn && c.notesBytes(cut.lsn)*9/8 <= room || i == 0 {
+			return cut
+		}
+		if l.steps[i-1].lsn > l.tail {
+			cut = l.steps[i-1]
 		}
 	}
-	c.clean = nil
-	k.inLoop = false
-	c.applyMore()
+}
+
+// notesBytes returns what the notes of a cut there take in the log.
+func (c *Core) notesBytes(cut uint64) int64 {
+	n := int64(0)
+	for _, v := range c.byIndex {
+		if v == nil || v.dropped {
+			continue
+		}
+		for _, r := range v.window {
+			if r.seq != 0 && r.lsn < cut {
+				n += int64(descriptorBytes + r.bodyBytes())
+			}
+		}
+		for _, e := range v.tombs {
+			if (e.tomb || e.tombPending) && e.tombLSN < cut {
+				n += descriptorBytes
+			}
+		}
+	}
+	return n
 }
 
 // applyMore keeps ApplyDepth extents under way, then goes on to the table.
@@ -271,6 +291,11 @@ func (a *apply) write(c *Core) {
 		Disk: c.sb.Identity.Disk, Slot: uint64(e.slot), Generation: s.gen, Volume: e.vol.Volume, Extent: e.extent,
 		State: imageStateHead, Mark: mark, Seq: s.seq, CutLSN: c.ck.cut.lsn,
 	}
+	if e.imgSeq == 0 {
+		// The first image goes to both places: one that rots never takes the
+		// extent with it, and a slot without a valid one never had an extent.
+		a.writeTwin(c, s)
+	}
 	a.h.encode(a.img)
 	a.writing++
 	c.submit(OpWrite, c.imageOffset(e.slot, s.seq), [][]byte{a.img}, a, applyWrite)
@@ -300,9 +325,25 @@ func (c *Core) writeFreeImage(a *apply) {
 		Disk: c.sb.Identity.Disk, Slot: uint64(e.slot), Generation: s.gen, Volume: e.vol.Volume, Extent: e.extent,
 		State: imageStateFree, Mark: e.mark, Seq: s.seq, CutLSN: c.ck.cut.lsn,
 	}
+	// To both places: else a torn write of the next extent's image could bring
+	// back the image from before.
+	a.writeTwin(c, s)
 	a.h.encode(a.img)
-	a.writing = 1
+	a.writing++
 	c.submit(OpWrite, c.imageOffset(e.slot, s.seq), [][]byte{a.img}, a, applyWrite)
+}
+
+// writeTwin writes the image as a.h.Seq and leaves the header ready to be
+// written as the next.
+func (a *apply) writeTwin(c *Core, s *slotInfo) {
+	twin := c.pool.Alloc(len(a.img))
+	copy(twin, a.img)
+	a.h.encode(twin)
+	a.owned = append(a.owned, twin)
+	a.writing++
+	c.submit(OpWrite, c.imageOffset(int(a.h.Slot), s.seq), [][]byte{twin}, a, applyWrite)
+	s.seq++
+	a.h.Seq = s.seq
 }
 
 func (a *apply) ioDone(c *Core, arg int, err error) {
@@ -402,7 +443,7 @@ func (tableWritten) ioDone(c *Core, _ int, err error) {
 func (c *Core) applySynced() {
 	k := c.ck
 	for _, e := range k.wrote {
-		if e.slot >= 0 {
+		if e.slot >= 0 && !e.tombPending { // a tombstone since: the slot may be given up
 			e.durSeq = e.imgSeq
 		}
 	}
@@ -462,7 +503,7 @@ func (c *Core) relist(v *volume, i int) *rec {
 
 func (c *Core) relistTombstone(e *ext) *rec {
 	n := &rec{vol: e.vol, ext: e}
-	n.Type, n.Flags, n.Index, n.Extent, n.Mark = recTombstone, flagNote, uint32(e.vol.index), e.extent, e.mark
+	n.Type, n.Flags, n.Index, n.Extent, n.Mark = recTombstone, flagNote, uint32(e.vol.index), e.extent, e.tombMark
 	n.Count = uint16(c.sb.ExtentBlocks)
 	n.OrigLSN = e.tombLSN
 	e.tombLSN = c.log.head.lsn // at least there
@@ -483,6 +524,7 @@ func (c *Core) checkpointDone() {
 	k := c.ck
 	c.ck = nil
 	c.log.tail = k.cut.lsn
+	c.log.steps = slices.DeleteFunc(c.log.steps, func(p position) bool { return p.lsn <= k.cut.lsn })
 	c.stats.Checkpoints++
 	for _, s := range k.freed {
 		c.freeSlot(s)
@@ -510,7 +552,9 @@ func (c *Core) checkpointDone() {
 	}
 }
 
-// superblockWrite writes copies 0 and 1, syncs, then 2 and 3, and syncs.
+// superblockWrite writes copies 0 and 1, syncs, then 2 and 3, and syncs. If a
+// process died between the two, the next one mends 2 and 3 first: else a crash
+// could break all four.
 type superblockWrite struct {
 	buf   []byte
 	left  int
@@ -528,7 +572,7 @@ func (c *Core) writeSuperblock(then func()) {
 func (w *superblockWrite) submit(c *Core) {
 	off := copyOffsets(c.sb.DeviceBytes)
 	pair := off[2:]
-	if w.first {
+	if w.first != c.sbLast {
 		pair = off[:2]
 	}
 	w.left = 2
@@ -554,5 +598,6 @@ func (w *superblockWrite) ioDone(c *Core, _ int, err error) {
 		return
 	}
 	c.pool.Free(w.buf)
+	c.sbLast = false
 	c.afterSync(0, w.then)
 }

@@ -90,6 +90,7 @@ type ext struct {
 	baseUnknown bool        // the image was lost: blocks outside pend cannot be verified
 	tombPending bool        // a tombstone is not applied yet: the image counts for nothing
 	tombSeq     uint64
+	tombMark    repl.Mark
 	tombLSN     uint64 // of the newest tombstone record or note
 	tomb        bool   // no data: the extent is a tombstone
 	dirty       bool   // in Core.dirty
@@ -110,6 +111,7 @@ func (e *ext) find(block int) (int, bool) {
 // volume is a volume in memory.
 type volume struct {
 	volumeEntry
+	Max        repl.Mark // newest record appended; recovery finds it in images, log and marks
 	index      int
 	crc        uint32
 	exts       map[uint64]*ext
@@ -144,6 +146,7 @@ type Core struct {
 	o      Options
 	pool   Pool
 	sb     Superblock
+	sbLast bool // copies 2 and 3 are not good: they are to be written first
 	opened bool
 	report Recovery
 	err    error // of Open
@@ -166,12 +169,10 @@ type Core struct {
 	log   logState
 	ck    *checkpoint
 	dirty []*ext
-	clean []int // slots with the torn image of nobody: to be marked free
 
 	dataBytes int    // payload kept in memory
 	dataFIFO  []*rec // in log order; eviction from the front
 	imgBytes  int
-	imgCount  int
 	lruClock  uint64
 	cached    []*ext
 	scratch   []byte

@@ -4,7 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
-	"slices"
+	"strings"
 	"testing"
 
 	"roseau/internal/base/ids"
@@ -88,7 +88,6 @@ type world struct {
 	token   uint64
 	sectors int
 	fail    string
-	frees   int
 }
 
 func (w *world) failf(format string, args ...any) {
@@ -100,12 +99,12 @@ func (w *world) failf(format string, args ...any) {
 func newWorld(t testing.TB, r *rand.Rand, o disk.Options) *world {
 	w := &world{t: t, r: r, o: o, disk: format(t), sectors: 8}
 	w.vols = []*oracle{{vol: vol1}, {vol: vol2}}
-	w.start()
+	w.start(true)
 	return w
 }
 
 // start opens the disk, sometimes crashing inside recovery, and checks it.
-func (w *world) start() {
+func (w *world) start(power bool) {
 	for {
 		w.pending = map[uint64]func(disk.Completion){}
 		w.v = disktest.Start(w.disk, w.o, w.r)
@@ -133,7 +132,11 @@ func (w *world) start() {
 				return
 			}
 			if n == crashAt {
-				w.disk.CrashRandom(w.r)
+				if power {
+					w.disk.CrashRandom(w.r)
+				} else {
+					w.disk.Kill(w.r)
+				}
 				break
 			}
 			if !w.v.Step() {
@@ -160,7 +163,10 @@ func (w *world) check() {
 			return
 		}
 		if !known {
-			o.asked = 0
+			if o.flushed > 0 {
+				w.failf("volume forgotten")
+			}
+			o.asked, o.steps = 0, nil
 			continue
 		}
 		if info.Promise.Epoch < o.epoch || info.Promise.Epoch > o.asked {
@@ -168,13 +174,15 @@ func (w *world) check() {
 			return
 		}
 		if info.Damaged {
-			w.failf("damaged")
+			rep, _, _ := w.v.Core.Opened()
+			w.failf("damaged: %+v", rep)
 			return
 		}
 		o.epoch, o.asked = info.Promise.Epoch, info.Promise.Epoch
 		k := w.prefix(o, info.MaxMark)
 		if k < o.flushed {
-			w.failf("prefix %d of %d, %d were flushed", k, len(o.steps), o.flushed)
+			rep, _, _ := w.v.Core.Opened()
+			w.failf("prefix %d of %d, %d were flushed; %+v %+v %+v", k, len(o.steps), o.flushed, info, rep, o.steps[max(0, k-3):o.flushed+1])
 			return
 		}
 		w.checkBlocks(o, k)
@@ -210,6 +218,15 @@ func (w *world) checkBlocks(o *oracle, k int) {
 					got = contentValue(c.Data[b*disk.BlockBytes:])
 				}
 				if got != want {
+					if w.fail == "" && testing.Verbose() {
+						for i, s := range o.steps {
+							if s.extent == e {
+								fmt.Printf("%d: %+v\n", i, s)
+							}
+						}
+						rep, _, _ := w.v.Core.Opened()
+						fmt.Printf("%+v\n%+v\n", rep, w.v.Core.Stats())
+					}
 					w.failf("volume %s block %d/%d: got %v, want %v (prefix %d of %d, flushed %d)", o.vol.Short(), e, b, got, want, k, len(o.steps), o.flushed)
 				}
 			}
@@ -389,7 +406,7 @@ func (w *world) crash(power bool) {
 			}
 		}
 	}
-	w.start()
+	w.start(power)
 }
 
 func randomOptions(r *rand.Rand) disk.Options {
@@ -427,12 +444,27 @@ func runHistory(t testing.TB, seed uint64, rounds, actions int, mutate func(*dis
 			if n := len(w.pending); n > 0 && w.fail == "" {
 				w.failf("%d requests were never answered", n)
 			}
+			w.fsck()
 		}
 		if w.crash(r.IntN(4) != 0); w.fail != "" {
 			return w.fail
 		}
 	}
 	return ""
+}
+
+// fsck: what is settled is sound; superblock copies may wait for the next write.
+func (w *world) fsck() {
+	rep, err := disk.Fsck(w.disk, w.disk.Size)
+	if err != nil {
+		w.failf("fsck: %v", err)
+		return
+	}
+	for _, p := range rep.Problems {
+		if !strings.HasPrefix(p, "superblock") {
+			w.failf("fsck: %s", p)
+		}
+	}
 }
 
 func TestRandomCrashes(t *testing.T) {
@@ -446,5 +478,3 @@ func TestRandomCrashes(t *testing.T) {
 		}
 	}
 }
-
-var _ = slices.Sort[[]int]

@@ -29,7 +29,6 @@ type volumeEntry struct {
 	Told       wire.Told
 	Durable    repl.Mark
 	Flush      repl.Mark
-	Max        repl.Mark
 	TombForget repl.Mark // tombstones up to here are forgotten
 }
 
@@ -52,7 +51,6 @@ func (v *volumeEntry) encode(b []byte) {
 	e.flag(v.Damaged)
 	e.mark(v.Durable)
 	e.mark(v.Flush)
-	e.mark(v.Max)
 	e.mark(v.TombForget)
 	e.u64(v.Told.Epoch)
 	e.u32(v.Told.CfgVersion)
@@ -78,7 +76,7 @@ func decodeVolumeEntry(b []byte) (v volumeEntry, ok bool) {
 	p.Node, p.Run = d.id(), d.id()
 	v.Boot = d.id()
 	v.Released, v.Damaged = d.flag(), d.flag()
-	v.Durable, v.Flush, v.Max, v.TombForget = d.mark(), d.mark(), d.mark(), d.mark()
+	v.Durable, v.Flush, v.TombForget = d.mark(), d.mark(), d.mark()
 	v.Told.Epoch, v.Told.CfgVersion, v.Told.Pending, v.Told.Complete = d.u64(), d.u32(), d.id(), d.flag()
 	n := int(d.u16())
 	if n > maxToldOut {

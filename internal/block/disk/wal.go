@@ -39,8 +39,10 @@ type logState struct {
 	head    position // end of the last batch formed
 	done    position // end of the last batch written with all before it
 	durable position
-	told    uint64 // DurableLSN of the last batch formed
-	tail    uint64 // checkpoint in force: the ring before it is free
+	told    uint64     // DurableLSN of the last batch formed
+	tail    uint64     // checkpoint in force: the ring before it is free
+	proven  uint64     // recovery: the log said that it was durable up to here
+	steps   []position // ends of batches, about ring/64 apart: where a checkpoint may cut
 	session uint64
 
 	waiting  []syncWaiter
@@ -163,15 +165,19 @@ func (c *Core) formBatch() bool {
 }
 
 // ringRoom says whether a batch of that size fits, and how much of the ring's
-// end must be skipped for it. Requests leave a reserve for notes.
+// end must be skipped for it. Requests leave a reserve for notes, and notes one
+// for opening batches.
 func (c *Core) ringRoom(size int, request bool) (pad int, ok bool) {
 	ring := uint64(c.sb.WALBytes)
 	if left := ring - c.log.head.lsn%ring; left < uint64(size) {
 		pad = int(left)
 	}
-	limit := ring - 2*BlockBytes
-	if request {
+	limit := ring
+	switch {
+	case request:
 		limit -= ring / 8
+	case !c.log.opening:
+		limit -= ring / 32 // for the opening batches of a few crashes in a row
 	}
 	return pad, c.log.head.lsn-c.log.tail+uint64(pad+size) <= limit
 }
@@ -232,7 +238,7 @@ func (c *Core) sendBatch(b *batch, headerBytes int, flags uint32, bufs [][]byte)
 		clear(b.header)
 	}
 	h := batchHeader{
-		Disk: c.sb.Identity.Disk, LSN: l.head.lsn, Session: l.session, DurableLSN: l.durable.lsn, TailLSN: l.tail,
+		Disk: c.sb.Identity.Disk, LSN: l.head.lsn, Session: l.session, DurableLSN: max(l.durable.lsn, l.proven), TailLSN: l.tail,
 		Bytes: uint32(b.bytes), HeaderBytes: uint32(headerBytes), Records: uint32(len(b.recs)), Prev: l.head.chain, Flags: flags,
 	}
 	h.encode(b.header)
@@ -299,7 +305,7 @@ func (c *Core) index(r *rec) {
 
 func (c *Core) indexTombstone(r *rec, e *ext) {
 	c.clearPend(e)
-	e.tombSeq, e.tombLSN, e.durSeq = r.seq, r.lsn, 0
+	e.tombSeq, e.tombLSN, e.tombMark, e.durSeq = r.seq, r.lsn, r.Mark, 0
 	if !e.tomb {
 		e.tomb = true
 		e.vol.tombs = append(e.vol.tombs, e)
@@ -357,6 +363,7 @@ func (b *batch) ioDone(c *Core, _ int, err error) {
 	n := 0
 	for n < len(l.flying) && l.flying[n].written {
 		l.done = l.flying[n].end
+		c.addStep(l.done)
 		for _, r := range l.flying[n].recs {
 			if r.durable && r.answer {
 				l.waiting = append(l.waiting, syncWaiter{seq: r.seq, r: r})
@@ -369,6 +376,14 @@ func (b *batch) ioDone(c *Core, _ int, err error) {
 	}
 	l.flying = shift(l.flying, n)
 	c.passWritten()
+}
+
+// addStep remembers where a batch ends.
+func (c *Core) addStep(p position) {
+	l := &c.log
+	if n := len(l.steps); n == 0 || p.lsn-l.steps[n-1].lsn >= uint64(c.sb.WALBytes)/64 {
+		l.steps = append(l.steps, p)
+	}
 }
 
 // passWritten answers those waiters that need no fdatasync: duplicates of
@@ -464,7 +479,7 @@ func (c *Core) Idle() {
 	if l.durable.lsn > l.told && len(l.flying) == 0 && !l.inSync {
 		l.nudge = true
 	}
-	if len(c.dirty) > 0 || c.tableNew || len(c.clean) > 0 {
+	if len(c.dirty) > 0 || c.tableNew {
 		c.startCheckpoint()
 	}
 }

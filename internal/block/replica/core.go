@@ -214,7 +214,8 @@ func (c *Core) AddDisk(now clock.Instant, d Disk, boot ids.ID) {
 	}
 	s := &diskState{id: d.Identity().Disk, d: d, boot: boot, since: now, slots: map[ids.ID]*slot{}, touched: true, probedAt: now}
 	i, found := c.findDisk(s.id)
-	if found {
+	if found { // the one before died
+		c.leave(c.disks[i])
 		c.disks[i] = s
 		return
 	}
@@ -227,12 +228,17 @@ func (c *Core) RemoveDisk(id ids.ID) {
 	if !found {
 		return
 	}
-	d := c.disks[i]
+	c.leave(c.disks[i])
+	c.disks = slices.Delete(c.disks, i, i+1)
+}
+
+// leave ends all handles of a disk and answers what waits for it.
+func (c *Core) leave(d *diskState) {
+	d.dead = true
 	for _, v := range sortedVolumes(d.slots) {
 		c.endHandle(d.slots[v])
 	}
 	c.pending.fail(c, d)
-	c.disks = slices.Delete(c.disks, i, i+1)
 }
 
 func sortedVolumes(m map[ids.ID]*slot) []ids.ID {

@@ -10,27 +10,12 @@ import (
 )
 
 // checkPromise compares the promise in force with a new one: OK means that it
-// may be made, by these rules. A released epoch is final, whatever its inc.
+// may be made. A released epoch is final, whatever the inc.
 func checkPromise(cur repl.Promise, released bool, next repl.Promise) wire.Status {
-	switch {
-	case cur == repl.Promise{}:
-		return wire.OK
-	case next.Generation != cur.Generation:
-		return wire.OtherGeneration
-	case next.Epoch < cur.Epoch:
-		return wire.StaleEpoch
-	case next.Epoch > cur.Epoch:
-		return wire.OK
-	case next.Nonce != cur.Nonce:
-		return wire.OtherNonce
-	case released:
+	if released && next.Generation == cur.Generation && next.Epoch == cur.Epoch && next.Nonce == cur.Nonce {
 		return wire.Released
-	case next.Inc < cur.Inc:
-		return wire.StaleEpoch
-	case next.Inc == cur.Inc && next != cur:
-		return wire.OtherNonce // one (epoch, nonce, inc) belongs to one node and run
 	}
-	return wire.OK
+	return disk.CheckPromise(cur, next)
 }
 
 // grantBinds is how long a grant of L binds the replica: 10 % for the drift of

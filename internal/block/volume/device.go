@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"bytes"
 	"sync/atomic"
 
 	"roseau/internal/base/ids"
@@ -77,13 +78,6 @@ func appendChecksums(crc []uint32, data []byte) []uint32 {
 // submit passes a request to the core; in the loop.
 func (s *Set) submit(q request) {
 	r, d := q.r, q.d
-	if r.Op == nbd.OpStatus {
-		// Which blocks are absent is known to the replicas only. "Allocated" is
-		// always a legal answer, and a read of a hole is answered as a hole.
-		r.Spans = append(r.Spans, nbd.Span{Length: r.Length})
-		r.Done(nil)
-		return
-	}
 	var o *op
 	if n := len(s.freeOps); n > 0 {
 		o, s.freeOps = s.freeOps[n-1], s.freeOps[:n-1]
@@ -100,6 +94,12 @@ func (s *Set) submit(q request) {
 		o.w.Op = writer.OpRead
 		d.reads.Add(1)
 		d.readBytes.Add(uint64(r.Length))
+	case nbd.OpStatus:
+		// Which blocks are absent is known to the replicas, and a read of absent
+		// blocks is cheap: it brings no data. One extent at a time; the client
+		// asks again from there.
+		o.w.Op = writer.OpRead
+		o.w.Length = min(r.Length, repl.ExtentBytes-r.Offset%repl.ExtentBytes)
 	case nbd.OpWrite:
 		o.w.Op, o.w.Data, o.w.CRC = writer.OpWrite, r.Data, q.crc
 		r.Keep = true // a member that is behind may be sent it after the answer
@@ -128,12 +128,33 @@ func (s *Set) complete(c writer.Completion) {
 	case writer.BadRequest:
 		err = nbd.ErrNotSupported
 	default:
-		if r.Op == nbd.OpRead {
+		switch r.Op {
+		case nbd.OpRead:
 			r.Data = o.w.Data
 			r.Zero = r.Data == nil
+		case nbd.OpStatus:
+			r.Spans = appendSpans(r.Spans, o.w.Data, o.w.Length)
 		}
 	}
 	o.n, o.w.Data, o.w.CRC = nil, nil, nil
 	s.freeOps = append(s.freeOps, o)
 	r.Done(err)
+}
+
+var zeroBlock [repl.BlockBytes]byte
+
+// appendSpans tells which blocks of data read as zeros; nil data: all do.
+func appendSpans(spans []nbd.Span, data []byte, length int64) []nbd.Span {
+	if data == nil {
+		return append(spans, nbd.Span{Length: length, Hole: true})
+	}
+	for b := int64(0); b < length; b += repl.BlockBytes {
+		hole := bytes.Equal(data[b:b+repl.BlockBytes], zeroBlock[:])
+		if n := len(spans); n > 0 && spans[n-1].Hole == hole {
+			spans[n-1].Length += repl.BlockBytes
+		} else {
+			spans = append(spans, nbd.Span{Length: repl.BlockBytes, Hole: hole})
+		}
+	}
+	return spans
 }

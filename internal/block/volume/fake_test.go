@@ -16,7 +16,7 @@ import (
 )
 
 // fakeStorage is a storage process in memory: one disk, no durability, honest
-// about promises and leases. It shows the shell; the real thing is tested in
+// about promises and leases; the volumes on it share their promise and blocks. It shows the shell; the real thing is tested in
 // cluster_test.go.
 type fakeStorage struct {
 	node, disk, session ids.ID
@@ -27,7 +27,8 @@ type fakeStorage struct {
 	promised repl.Promise
 	released bool
 	grantEnd clock.Instant
-	handle   wire.Handle
+	handle   wire.Handle          // given last
+	valid    map[wire.Handle]bool // of the promise in force, for any volume
 	told     wire.Told
 	max      repl.Mark
 	durable  repl.Mark
@@ -71,7 +72,7 @@ func (f *fakeStorage) kill() {
 	for _, c := range f.conns {
 		c.Close()
 	}
-	f.conns, f.handle = nil, f.handle+1000
+	f.conns, f.valid = nil, nil
 }
 
 func (f *fakeStorage) serve(nc net.Conn) {
@@ -113,7 +114,7 @@ func (f *fakeStorage) answer(m wire.Message) []wire.Message {
 	case *wire.Heartbeat:
 		a := &wire.HeartbeatAck{SendTime: m.SendTime, Grant: fakeLease, Disks: []wire.DiskHealth{{Disk: f.disk}}}
 		for _, v := range m.Volumes {
-			if v.Handle != f.handle {
+			if !f.valid[v.Handle] {
 				a.Refused = append(a.Refused, wire.HandleRefusal{Handle: v.Handle, Status: wire.StaleEpoch, Promised: f.promised})
 			}
 		}
@@ -131,7 +132,7 @@ func (f *fakeStorage) answer(m wire.Message) []wire.Message {
 		f.released = true
 		return []wire.Message{&wire.SimpleAck{ReqID: m.ReqID}}
 	case *wire.Write:
-		if m.Handle != f.handle {
+		if !f.valid[m.Handle] {
 			return []wire.Message{&wire.Ack{ReqID: m.ReqID, Status: wire.BadHandle, Mark: m.Mark}}
 		}
 		f.writes++
@@ -182,9 +183,14 @@ func (f *fakeStorage) open(m *wire.Open) *wire.OpenAck {
 	}
 	if m.Promise != f.promised {
 		f.released = false
+		f.valid = nil
 	}
 	f.promised = m.Promise
 	f.handle++
+	if f.valid == nil {
+		f.valid = map[wire.Handle]bool{}
+	}
+	f.valid[f.handle] = true
 	a.Promised, a.Handle, a.Released = f.promised, f.handle, f.released
 	return a
 }

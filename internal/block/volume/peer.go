@@ -281,7 +281,9 @@ func (p *peer) dial(ctx context.Context, network, addr string) (*link, *wire.Dec
 	stop := context.AfterFunc(ctx, func() { nc.Close() })
 	plain := network == "unix"
 	if !plain {
-		t := tls.Client(nc, p.s.cfg.Identity.ClientTLS(p.node))
+		conf := p.s.cfg.Identity.ClientTLS(p.node)
+		conf.DynamicRecordSizingDisabled = true // batches, not web pages: records of 16 KiB
+		t := tls.Client(nc, conf)
 		if err := t.HandshakeContext(ctx); err != nil {
 			nc.Close()
 			return nil, nil, nil, fmt.Errorf("greet storage at %s: %w", addr, err)

@@ -75,6 +75,9 @@ func TestServeTakeRelease(t *testing.T) {
 		}
 		f.mu.Unlock()
 	}
+	if f := strings.Fields(tool(t, "nbdinfo", "--map", uri)); len(f) != 8 || f[1] != "8388608" || f[2] != "0" || f[6] != "3" {
+		t.Errorf("map: %q", f)
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	if err := s.Release(ctx); err != nil {

@@ -51,7 +51,7 @@ func (v *volume) settleMembers() {
 			m.leaving = why // a lost connection may turn out to be a restart
 		} else if m.leavable() && !m.newRun && !m.failed && !m.hung && m.open == opened && m.resumed {
 			m.leaving = "" // it was silent for a while only
-			v.retryReads()
+			m.catchUp()
 		}
 		if m.leaving != "" && v.pending == m && v.change == nil && v.isOut(m) {
 			v.cancelGrow(m)
@@ -223,7 +223,7 @@ func (v *volume) keepSole() {
 			if !m.counted || v.isOut(m) {
 				continue
 			}
-			if m.open != opened || m.failed || m.hung {
+			if why := m.lostReason(); m.open != opened || why != "" && why != repl.OutRestarted {
 				all = false
 				continue
 			}
@@ -330,7 +330,10 @@ func (v *volume) changed(ch *change) {
 		m.sync = nil
 		c.report(ReportHealth, v.id, m.disk, "in sync")
 	case changeReplace:
-		v.layout(ch.next, append(slices.Clone(c.recs.Disks), repl.DiskNode{Disk: ch.replace.New, Node: ch.replace.NewNode}))
+		// layout searches disks by halves: the new one must stand in its place.
+		disks := append(slices.Clone(c.recs.Disks), repl.DiskNode{Disk: ch.replace.New, Node: ch.replace.NewNode})
+		slices.SortFunc(disks, func(a, b repl.DiskNode) int { return a.Disk.Compare(b.Disk) })
+		v.layout(ch.next, disks)
 		c.wantNodes()
 		c.effect(Replaced{Replace: ch.replace, OK: true})
 	}

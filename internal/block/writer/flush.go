@@ -100,6 +100,7 @@ func (v *volume) beginFlush() {
 }
 
 func (c *Core) sendFlush(m *member, upto uint64) {
+	m.flushSent = true
 	id := c.newSlot(slotFlush, m, nil, upto)
 	c.send(m.node, &wire.Flush{ReqID: id, Handle: m.handle, Upto: upto, Piggyback: m.v.piggyback()})
 }
@@ -110,6 +111,7 @@ func (c *Core) flushAck(n *node, a *wire.FlushAck) {
 		return
 	}
 	m := s.m
+	m.flushSent = false
 	m.v.dirty = true
 	switch {
 	case a.Status == wire.DiskFailed:

@@ -21,7 +21,7 @@ func (m *member) linked() {
 // unlinked: the node's connection is gone; what was asked must be asked again.
 func (m *member) unlinked() {
 	c := m.v.c
-	m.open, m.resumed, m.telling, m.releasing = closed, false, false, false
+	m.open, m.resumed, m.telling, m.releasing, m.flushSent = closed, false, false, false, false
 	c.forget(m, func(s slot) { m.v.lostSlot(m, s) })
 	if m.sync != nil {
 		m.sync.flushing = false
@@ -145,14 +145,24 @@ func (m *member) resume() {
 	m.session, m.newRun, m.resumed, m.leaving = m.node.session, false, true, ""
 	m.hung = false
 	v.dirty = true
-	ops := v.unacked(m)
-	for _, o := range ops {
+	for _, o := range v.unacked(m) {
 		c.sendWrite(o, m, wire.WriteResent)
 	}
-	if m.flushWait {
+	m.catchUp()
+}
+
+// catchUp sends what was not sent while m was about to be put out.
+func (m *member) catchUp() {
+	v, c := m.v, m.v.c
+	for _, o := range v.unacked(m) {
+		if t := o.target(m); !t.sent && !t.nospc {
+			c.sendWrite(o, m, 0)
+		}
+	}
+	if m.flushWait && !m.flushSent {
 		c.sendFlush(m, v.flush.upto)
 	}
-	v.retryReads()
+	c.wake = true
 }
 
 // forgotten reports whether a replica knows something that etcd does not [S7].

@@ -151,6 +151,17 @@ func (o *oracle) readBlock(w *world, g *fakeGuard, b int64, low int, value uint6
 		}
 		return
 	}
+	for _, n := range w.nodes {
+		if v := n.disks[0].vols[w.vol]; v != nil {
+			w.logf("disk %s block %+v ext %v durable %v flush %v", n.disks[0].id.String()[30:], v.blocks[b], v.exts[uint64(b/repl.ExtentBlocks)], v.durable, v.flush)
+			for _, r := range v.log {
+				if r.block <= b && r.block+int64(r.count) > b {
+					w.logf("   %v %v %v sync %v", r.kind, r.mark, r.values, r.sync)
+				}
+			}
+		}
+	}
+	w.logf("hist %v low %d floor %d", s.hist, low, s.floor)
 	w.fail("block %d: read %d, but %d was acked or read before (owner %v)", b, value, s.hist[low].value, g == o.owner)
 }
 

@@ -1,10 +1,12 @@
 package writer
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 
 	"roseau/internal/base/clock"
+	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
 	"roseau/internal/block/wire"
 	"roseau/internal/core/repl"
@@ -342,6 +344,10 @@ func (c *Core) doClaim(arg Claim, reclaim bool) {
 	txn, next, err := repl.Takeover(c.recs, take)
 	if err != nil {
 		deny(err.Error())
+		if errors.Is(err, errs.Fenced) { // another run owns it: this guest is history [S1]
+			c.fence(c.recs.Volumes[0].Own.Promise(), wire.StaleEpoch)
+			return
+		}
 		c.readRecords()
 		return
 	}

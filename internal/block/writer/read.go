@@ -101,6 +101,16 @@ func (v *volume) readLost(o *op, m *member) {
 	v.dirty = true
 }
 
+// settleReads asks again for waiting reads if one of them can be answered now.
+func (v *volume) settleReads() {
+	for o := v.reads.head; o != nil; o = o.next {
+		if (v.c.leased() || o.rc) && (v.reader(o) != nil || v.allUnreadable(o)) {
+			v.retryReads()
+			return
+		}
+	}
+}
+
 // retryReads asks again for reads that waited for a lease or a member.
 func (v *volume) retryReads() {
 	list := v.reads

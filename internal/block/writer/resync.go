@@ -31,6 +31,7 @@ type syncJob struct {
 	base     repl.Mark
 	joinWseq uint64
 	lists    int
+	src      []*member // per segment: whose list counts
 	objects  []syncObject
 	next     int
 	done     uint64
@@ -256,12 +257,22 @@ func (j *syncJob) rereadLost() {
 }
 
 // list asks the sources and the joining disk for what is newer than BASE.
+// Every segment of the disk needs a source: without one nothing would look stale.
 func (j *syncJob) list() {
-	j.phase = syncList
 	m := j.m
 	v := m.v
+	src := make([]*member, len(v.segs))
+	for i := range v.segs {
+		if !slices.Contains(v.segs[i].members, m) {
+			continue
+		}
+		if src[i] = v.source(&v.segs[i], nil); src[i] == nil {
+			return // looked at again at the next settle
+		}
+	}
+	j.phase, j.src = syncList, src
 	for _, s := range v.members {
-		if s != m && s.counted && !v.isOut(s) && s.usable() {
+		if slices.Contains(src, s) {
 			v.c.send(s.node, &wire.ExtListReq{ReqID: j.slot(s, askList, 0), Handle: s.handle, From: j.base})
 			j.lists++
 		}
@@ -279,7 +290,7 @@ func (j *syncJob) addList(from *member, es []wire.ExtEntry, own bool) {
 		if k >= int64(len(v.segs)) || !slices.Contains(v.segs[k].members, j.m) {
 			continue
 		}
-		if !own && v.source(&v.segs[k], nil) != from {
+		if !own && j.src[k] != from {
 			continue
 		}
 		j.objects = append(j.objects, syncObject{

@@ -335,6 +335,11 @@ func (w *world) peace() {
 	w.run(5 * time.Second)
 	for _, q := range w.oracle.open {
 		if q.g == g {
+			if w.log {
+				w.dump()
+				v := g.core.vols[0]
+				fmt.Printf("flush %+v held %v blocked %v reads %v inflight %v window %d limit %d clean %v mark %v wseq %d commit %d dirty\n", v.flush, v.held.head != nil, v.blocked.head != nil, v.reads.head != nil, v.inflight.head != nil, v.window(), v.limit(), v.clean(), v.flushMark, v.wseq, v.commitWseq)
+			}
 			w.fail("requests are not answered in peace")
 			return
 		}

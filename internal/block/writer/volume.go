@@ -53,6 +53,7 @@ type member struct {
 	highAcked  uint64 // newest wseq acked by it
 	flushed    uint64 // upto of its last completed flush
 	flushWait  bool   // the round under way needs it
+	flushSent  bool   // a FLUSH is unanswered
 	zombies    int    // writes committed without its ack
 	told       uint32 // config serial that is durable there
 	telling    bool   // a CONFIG is unanswered
@@ -233,6 +234,7 @@ func (v *volume) settle() {
 	if c.state == Opening || c.state.final() {
 		return
 	}
+	v.settleReads()
 	v.settleChange()
 	v.settleConfig()
 	v.settleNoSpace()

@@ -188,7 +188,7 @@ func (v *volume) release(m *member) {
 	if m.open == opening {
 		m.open = closed // its answer is forgotten
 	}
-	m.live, m.counted, m.flushWait, m.telling, m.lease, m.nospcAt = false, false, false, false, 0, 0
+	m.live, m.counted, m.flushWait, m.flushSent, m.telling, m.lease, m.nospcAt = false, false, false, false, false, 0, 0
 	for o := v.zombies.head; o != nil; {
 		next := o.next
 		if t := o.target(m); t != nil && !t.acked {

@@ -140,7 +140,7 @@ func (m *step) starting1(vm VM, mem *VMMemory) (model.VMState, string) {
 	r, ok := report(vm, p.Node, p.Attempt)
 	if !ok || r.Phase == "absent" {
 		if mem.State == model.VMStarting && m.now.Sub(mem.Since) > m.p.StartLimit {
-			return m.attemptFailed(vm, mem, "its guard did not appear")
+			return m.attemptFailed(vm, mem, orElse(r.Reason, "its guard did not appear"))
 		}
 		return model.VMStarting, ""
 	}
@@ -188,7 +188,7 @@ func (m *step) recovering(vm VM, mem *VMMemory) (model.VMState, string) {
 	r, ok := report(vm, p.Node, p.Attempt)
 	if !ok || r.Phase == "absent" {
 		if mem.State == model.VMRecovering && m.now.Sub(mem.Since) > m.p.StartLimit {
-			return m.attemptFailed(vm, mem, "its guard did not appear")
+			return m.attemptFailed(vm, mem, orElse(r.Reason, "its guard did not appear"))
 		}
 		return model.VMRecovering, mem.Reason
 	}
@@ -418,9 +418,9 @@ func (m *step) migrating(vm VM, mem *VMMemory) (model.VMState, string) {
 		m.setPlacement(vm, back, m.nodeName(p.Target)+" "+m.gone(m.node[p.Target]))
 		m.event("warn", "vm "+vm.Name, "stays on %s: %s %s", m.nodeName(p.Node), m.nodeName(p.Target), m.gone(m.node[p.Target]))
 		return model.VMRunning, ""
-	case !dstOK && mem.State == model.VMMigrating && m.now.Sub(mem.Since) > m.p.StartLimit:
+	case (!dstOK || dst.Phase == "absent") && mem.State == model.VMMigrating && m.now.Sub(mem.Since) > m.p.MigrateStart:
 		m.setPlacement(vm, back, "the destination did not answer")
-		m.event("warn", "vm "+vm.Name, "stays on %s: the guard on %s did not appear", m.nodeName(p.Node), m.nodeName(p.Target))
+		m.event("warn", "vm "+vm.Name, "stays on %s: the guard on %s did not appear: %s", m.nodeName(p.Node), m.nodeName(p.Target), orElse(dst.Reason, "no report"))
 		return model.VMRunning, ""
 	}
 	return model.VMMigrating, "to " + m.nodeName(p.Target)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"roseau/internal/base/clock"
+	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
 	"roseau/internal/base/size"
 	"roseau/internal/core/place"
@@ -116,9 +117,9 @@ func (m *step) nodes() {
 			if mem.Seen {
 				m.returned(n, &mem)
 			}
-			mem.Seen = true
+			mem.Seen = n.LastBeat != 0
 		case why == "":
-			mem.Seen = true
+			mem.Seen = n.LastBeat != 0 // one that is just joining cannot be lost
 		}
 		m.out.Nodes[n.ID] = mem
 	}
@@ -226,4 +227,16 @@ func short(d time.Duration) string {
 		return fmt.Sprintf("%d s", d.Round(time.Second)/time.Second)
 	}
 	return fmt.Sprintf("%.1f s", d.Seconds())
+}
+
+// Choose decides where a VM of the view would go, as the manager would, without
+// doing anything: for live migration and for --dry-run.
+func Choose(v View, vm ids.ID, exclude map[ids.ID]string, now clock.Instant) (place.Decision, error) {
+	m := newStep(State{View: v}, now)
+	for _, x := range v.VMs {
+		if x.ID == vm {
+			return m.choose(x, exclude)
+		}
+	}
+	return place.Decision{}, errs.New(errs.NotFound, "place vm %s: not known yet", vm)
 }

@@ -39,6 +39,7 @@ type Params struct {
 	GuardAbsent  time.Duration // guard absent while its node lives: hint. 5 s
 	PrepareLimit time.Duration // PREPARE that meets a live writer is given up after. 6 s > L*1.1 + QEMU's start
 	StartLimit   time.Duration // a start without any sign of its guard is given up after. 30 s
+	MigrateStart time.Duration // a migration whose destination has no guard is taken back after. 15 s
 	ProbeAgain   time.Duration // after a PREPARE that met a live writer, doubled up to 60 s. 10 s
 	MaxRestarts  int           // failed attempts within RestartWindow before failed. 5
 	Window       time.Duration // 10 min
@@ -52,7 +53,7 @@ type Params struct {
 var Defaults = Params{
 	BeatLoss: 1500 * time.Millisecond, SessionGrace: 4 * time.Second, Stall: 2 * time.Second,
 	LeaderSettle: 2 * time.Second, GuardAbsent: 5 * time.Second, PrepareLimit: 6 * time.Second,
-	StartLimit: 30 * time.Second, ProbeAgain: 10 * time.Second, MaxRestarts: 5, Window: 10 * time.Minute,
+	StartLimit: 30 * time.Second, MigrateStart: 15 * time.Second, ProbeAgain: 10 * time.Second, MaxRestarts: 5, Window: 10 * time.Minute,
 	HealAfter: 10 * time.Minute, StartsANode: 4, Quarantine: 30 * time.Second, FlapWindow: 30 * time.Minute,
 }
 

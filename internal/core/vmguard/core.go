@@ -110,6 +110,9 @@ func (c *Core) Restarts() int { return c.restarts }
 // PortOpen reports whether the guest's frames pass at now.
 func (c *Core) PortOpen(now clock.Instant) bool { return now.Before(c.port) }
 
+// GuestRuns reports whether the guest was told to run.
+func (c *Core) GuestRuns() bool { return c.qemu == qemuUp && c.vcpu == vcpuRunning && c.mayRun() }
+
 // Migration is the stage of the migration under way, or "".
 func (c *Core) Migration() Stage {
 	if c.mig == nil {
@@ -184,6 +187,8 @@ func (c *Core) dispatch(e Event) {
 		c.adopt(e.Saved)
 	case Receive:
 		c.receive(e)
+	case Ended:
+		c.enter(e.Phase, e.Reason)
 	case VolumesOpened:
 		c.volumesOpened(e)
 	case QEMUStarted:
@@ -254,7 +259,8 @@ func (c *Core) settle() {
 		c.cancelEarly("the lease of its volumes lapsed")
 	}
 	c.save()
-	if c.qemu == qemuAbsent {
+	// A QEMU that is being started has no taps yet.
+	if c.qemu == qemuAbsent || c.qemu == qemuPending && !c.adopted {
 		if c.port != 0 {
 			c.port = 0
 			c.do(Port{})
@@ -512,7 +518,8 @@ func (c *Core) fenced(e Fenced) {
 	case e.Run != c.run:
 		c.lose("another run of this VM took its volumes over")
 	case e.Node == c.node:
-		c.silenceForGood()
+		// The successor renews the ports and speaks to QEMU: neither is touched.
+		c.port, c.dying = 0, dyingFinal
 		c.do(Exit{})
 	case c.mig != nil && c.mig.source():
 		if c.mig.stage != GivenUp {
@@ -525,9 +532,6 @@ func (c *Core) fenced(e Fenced) {
 		c.do(ReadOwner{})
 	}
 }
-
-// silenceForGood leaves the port to its own timeout: the successor renews it.
-func (c *Core) silenceForGood() { c.port = 0 }
 
 // lose is G5.
 func (c *Core) lose(why string) {

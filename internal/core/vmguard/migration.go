@@ -332,6 +332,10 @@ func (c *Core) takenInMigration() {
 	m := c.mig
 	switch {
 	case m == nil:
+	case m.stage == Returning && m.gone:
+		c.mig = nil
+		delete(c.pauses, PauseMigration)
+		c.endedBy(dyingRestart)
 	case m.stage == Returning: // a successor that stays
 		c.mig = nil
 		delete(c.pauses, PauseMigration)

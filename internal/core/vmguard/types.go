@@ -129,6 +129,12 @@ type (
 		Source ids.ID
 	}
 
+	// Ended: a predecessor under this attempt came to a final phase.
+	Ended struct {
+		Phase  Phase
+		Reason string
+	}
+
 	// VolumesOpened: records read, NBD served (requests wait). Err is final only
 	// for a kind that trying again cannot heal; the shell repeats otherwise.
 	VolumesOpened struct{ Err error }
@@ -307,6 +313,7 @@ type (
 func (Start) isEvent()          {}
 func (Adopt) isEvent()          {}
 func (Receive) isEvent()        {}
+func (Ended) isEvent()          {}
 func (VolumesOpened) isEvent()  {}
 func (QEMUStarted) isEvent()    {}
 func (QMPUp) isEvent()          {}

@@ -183,7 +183,7 @@ var probes = []func(*edges) (Signature, bool){
 
 // RoseauMagic is the first 8 bytes of the engine's superblock, which stands in
 // four copies at the ends of a disk. Package block/disk writes it.
-const RoseauMagic = "ROSEAUSB"
+const RoseauMagic = "RSEAUSB1"
 
 func probeRoseau(e *edges) (Signature, bool) {
 	return magicAt("roseau", RoseauMagic, 0, 64<<10, -(1 << 20), -(1<<20 - 64<<10))(e)

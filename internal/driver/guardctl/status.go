@@ -145,4 +145,6 @@ type MigrateRequest struct {
 type ReplaceDiskRequest struct {
 	Old ids.ID `json:"old"`
 	New ids.ID `json:"new"`
+	// Node of New; zero: the node of Old.
+	Node ids.ID `json:"node,omitzero"`
 }

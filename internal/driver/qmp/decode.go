@@ -45,12 +45,12 @@ const (
 )
 
 type message struct {
-	kind   kind
-	id     uint64 // of kindReturn and kindError; 0: none
-	ret    json.RawMessage
-	err    *Error
-	event  Event
-	qemu   Version
+	kind  kind
+	id    uint64 // of kindReturn and kindError; 0: none
+	ret   json.RawMessage
+	err   *Error
+	event Event
+	qemu  Version
 }
 
 // Version is that of the QEMU at the other end.

@@ -158,7 +158,7 @@ func (v *service) loop(r *run) {
 		clean := ws.Exited() && ws.ExitStatus() == 0
 		v.set(func(st *unit.Status) { st.PID, st.Ready, st.LastExit = 0, false, text })
 		v.sup.log.Info("unit ended", "unit", v.unit.Name, "pid", r.proc.pid, "exit", text, "asked", stopped)
-		if !stopped && !clean {
+		if !clean && !v.sup.goingDown() {
 			v.hook(ws, r.expired.Load())
 		}
 		if stopped || !v.unit.Restarts(clean) {

@@ -93,6 +93,13 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	return nil
 }
 
+// goingDown reports whether Run's context has ended.
+func (s *Supervisor) goingDown() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closing
+}
+
 // service returns the service called name and makes it if there is a template.
 func (s *Supervisor) service(name unit.Name) (*service, error) {
 	s.mu.Lock()

@@ -21,6 +21,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"roseau/internal/api"
+	"roseau/internal/base/clock"
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
 	"roseau/internal/base/size"
@@ -52,6 +53,9 @@ type Device struct {
 type Storage interface {
 	// Devices lists every disk, claimed ones included (also if missing).
 	Devices(ctx context.Context) ([]Device, error)
+	// Claimed lists the claimed disks alone, with their use: cheap enough for
+	// every second.
+	Claimed(ctx context.Context) ([]Device, error)
 	// Claim formats a blank disk for the cluster and opens it. Conflict if it is
 	// not blank; claiming a disk that is claimed already returns it.
 	Claim(ctx context.Context, path string) (Device, error)
@@ -65,10 +69,13 @@ type Storage interface {
 type Service struct {
 	env     *svc.Env
 	storage Storage
+	missing map[ids.ID]clock.Instant // since when disks are missing; of Run's goroutine
 }
 
 // New returns the service of a node.
-func New(env *svc.Env, storage Storage) *Service { return &Service{env: env, storage: storage} }
+func New(env *svc.Env, storage Storage) *Service {
+	return &Service{env: env, storage: storage, missing: map[ids.ID]clock.Instant{}}
+}
 
 // Info is a row of `disk list`.
 type Info struct {
@@ -102,34 +109,35 @@ func (s *Service) Routes(r *api.Router) {
 		op.Middlewares = huma.Middlewares{r.OnNode(s.env.OnNode("node"))}
 		return op
 	}
-	huma.Register(r, on(api.Op("list-node-disks", "GET", "/v1/nodes/{node}/disks", "List the disks of a node")), func(ctx context.Context, _ *nodeRef) (*api.Body[[]Device], error) {
+	huma.Register(r, on(api.Op("list-node-disks", "GET", "/v1/nodes/{node}/disks", "List the disks of a node")), func(ctx context.Context, _ *NodeRef) (*api.Body[[]Device], error) {
 		return api.OK(s.storage.Devices(ctx))
 	})
 	huma.Register(r, on(api.Op("claim-disks", "POST", "/v1/nodes/{node}/disks/claim", "Claim blank disks of a node")), func(ctx context.Context, in *struct {
-		nodeRef
+		NodeRef
 		Body ClaimRequest
 	}) (*api.AcceptTask, error) {
 		return api.Accepted(s.Claim(ctx, in.Body.Paths))
 	})
 	huma.Register(r, on(api.Op("wipe-disk", "POST", "/v1/nodes/{node}/disks/wipe", "Destroy what is on disks that are not in use")), func(ctx context.Context, in *struct {
-		nodeRef
+		NodeRef
 		Body ClaimRequest
 	}) (*api.AcceptTask, error) {
 		return api.Accepted(s.Wipe(ctx, in.Body.Paths))
 	})
 }
 
-type nodeRef struct {
+// NodeRef is the input of operations on the disks of a node.
+type NodeRef struct {
 	Node string `path:"node" doc:"name or id of the node"`
 }
 
 // List asks every node.
 func (s *Service) List(ctx context.Context) (*List, error) {
-	objs, err := store.List[model.Disk](ctx, s.env.Store)
+	objs, err := store.List[model.Disk](ctx, s.env.Store.Relaxed())
 	if err != nil {
 		return nil, err
 	}
-	pools, err := store.List[model.Pool](ctx, s.env.Store)
+	pools, err := store.List[model.Pool](ctx, s.env.Store.Relaxed())
 	if err != nil {
 		return nil, err
 	}
@@ -318,12 +326,36 @@ func (s *Service) Run(ctx context.Context) error {
 	return s.env.Loop(ctx, "disk", reportInterval, nil, s.report)
 }
 
+// answerTimeout is how long the storage process may take to say that it lives.
+const answerTimeout = 2 * time.Second
+
+// reportNode tells the cluster whether this node's storage process answers, when
+// that changes.
+func (s *Service) reportNode(ctx context.Context, cause error) error {
+	r := records.NodeReport{Storage: cause == nil}
+	if cause != nil {
+		r.Why = cause.Error()
+	}
+	key := records.NodeReportKey(s.env.Node)
+	was, err := store.GetRecord[records.NodeReport](ctx, s.env.Store, key)
+	if err != nil || was.Revision != 0 && was.Value.Storage == r.Storage {
+		return err
+	}
+	_, err = s.env.Store.Commit(ctx, store.NewTx().Put(key, r))
+	return err
+}
+
 // usedStep is how much the allocation must change to be written again: it is for
 // people and placement, and every write is a consensus round.
 const usedStep = 64 * size.MiB
 
 func (s *Service) report(ctx context.Context) error {
-	devs, err := s.storage.Devices(ctx)
+	sctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	devs, err := s.storage.Claimed(sctx)
+	cancel()
+	if rerr := s.reportNode(ctx, err); rerr != nil {
+		return errors.Join(err, rerr)
+	}
 	if err != nil {
 		return err
 	}
@@ -344,6 +376,9 @@ func (s *Service) report(ctx context.Context) error {
 		}
 		o := byID[d.ID]
 		delete(byID, d.ID)
+		if o != nil && s.justMissing(d) {
+			continue
+		}
 		if o == nil {
 			_, err := s.adopt(ctx, d)
 			all = errors.Join(all, err)
@@ -357,6 +392,23 @@ func (s *Service) report(ctx context.Context) error {
 		all = errors.Join(all, s.update(ctx, o, st))
 	}
 	return all
+}
+
+// missingFor is how long a disk must be missing before it is reported: a storage
+// process that has just started opens its disks one after another.
+const missingFor = 2 * time.Second
+
+func (s *Service) justMissing(d Device) bool {
+	if d.State != model.DiskMissing {
+		delete(s.missing, d.ID)
+		return false
+	}
+	since, known := s.missing[d.ID]
+	if !known {
+		since = s.env.Clock.Now()
+		s.missing[d.ID] = since
+	}
+	return s.env.Clock.Now().Sub(since) < missingFor
 }
 
 func (s *Service) update(ctx context.Context, o *model.Disk, st model.DiskStatus) error {

@@ -173,20 +173,13 @@ func (m *Server) Join(ctx context.Context, req JoinRequest) (*JoinAnswer, error)
 	if err != nil {
 		return fail(err)
 	}
-	if err := m.bindToken(ctx, req); err != nil {
-		return fail(err)
-	}
-	if err := m.checkAddresses(ctx, req); err != nil {
-		return fail(err)
-	}
-	voter, err := m.chooseVoter(ctx, req.Node)
+	// Everything that can be refused comes before the one transaction that admits
+	// the node: a refused join leaves nothing behind.
+	cert, err := ca.SignNode([]byte(req.CSR), req.Node, req.ips(), m.Clock.Wall())
 	if err != nil {
 		return fail(err)
 	}
-	if err := putNode(ctx, m.Store, req.Node, req.NodeRequest, voter); err != nil {
-		return fail(err)
-	}
-	cert, err := ca.SignNode([]byte(req.CSR), req.Node, req.ips(), m.Clock.Wall())
+	voter, err := m.admit(ctx, req)
 	if err != nil {
 		return fail(err)
 	}
@@ -209,32 +202,63 @@ func (m *Server) Join(ctx context.Context, req JoinRequest) (*JoinAnswer, error)
 	return ans, nil
 }
 
-// bindToken checks the token and ties it to the machine that shows it.
-func (m *Server) bindToken(ctx context.Context, req JoinRequest) error {
-	hint := "make a new token on a node of the cluster: `roseau cluster token`"
+const tokenHint = "make a new token on a node of the cluster: `roseau cluster token`"
+
+// admit ties the token to the machine that shows it, gives it a seat among the
+// voters if one is free (the first three nodes vote), and makes its object: all
+// in one transaction, so that two joins at once do not get the last seat both.
+// Repeated by the same machine it gives the same answer.
+func (m *Server) admit(ctx context.Context, req JoinRequest) (voter bool, err error) {
+	for range 10 {
+		tx := store.NewTx()
+		if err := m.txToken(ctx, tx, req); err != nil {
+			return false, err
+		}
+		if err := m.checkAddresses(ctx, req); err != nil {
+			return false, err
+		}
+		if voter, err = m.txSeat(ctx, tx, req.Node); err != nil {
+			return false, err
+		}
+		if err := txNode(ctx, tx, m.Store, req.Node, req.NodeRequest, voter); err != nil {
+			return false, err
+		}
+		if _, err = m.Store.Commit(ctx, tx); err == nil || !errors.Is(err, errs.Conflict) {
+			return voter, err
+		}
+	}
+	return false, errs.New(errs.Conflict, "changed by others again and again").WithHint("try again with the same token")
+}
+
+// txToken checks the token and adds its binding to tx.
+func (m *Server) txToken(ctx context.Context, tx *store.Tx, req JoinRequest) error {
 	t, err := store.GetID[model.Token](ctx, m.Store, req.Token)
 	if errors.Is(err, errs.NotFound) {
-		return errs.New(errs.Denied, "the token is not one of this cluster, or was withdrawn").WithHint("%s", hint)
+		return errs.New(errs.Denied, "the token is not one of this cluster, or was withdrawn").WithHint(tokenHint)
 	}
 	if err != nil {
 		return err
 	}
-	if !secretMatches(req.Secret, t.SecretSHA256) {
-		return errs.New(errs.Denied, "the token's secret is wrong").WithHint("%s", hint)
+	if err := checkToken(t, req, m.Clock.Wall()); err != nil {
+		return err
 	}
-	_, err = store.Update(ctx, m.Store, t.ID, func(t *model.Token) error {
-		switch {
-		case !t.Used.IsZero():
-			return errs.New(errs.Denied, "the token was used already, at %s", t.Used.Format(time.RFC3339)).WithHint("%s", hint)
-		case !t.Node.IsZero() && t.Node != req.Node:
-			return errs.New(errs.Denied, "the token is being used by another machine (node id %s)", t.Node).WithHint("%s", hint)
-		case m.Clock.Wall().After(t.Expires):
-			return errs.New(errs.Denied, "the token expired at %s", t.Expires.Format(time.RFC3339)).WithHint("%s", hint)
-		}
-		t.Node = req.Node
-		return nil
-	})
-	return err
+	t.Node = req.Node
+	return store.TxPut[model.Token](tx, t)
+}
+
+// checkToken says whether the machine of req may join with t now.
+func checkToken(t *model.Token, req JoinRequest, now time.Time) error {
+	switch {
+	case !secretMatches(req.Secret, t.SecretSHA256):
+		return errs.New(errs.Denied, "the token's secret is wrong").WithHint(tokenHint)
+	case !t.Used.IsZero():
+		return errs.New(errs.Denied, "the token was used already, at %s", t.Used.Format(time.RFC3339)).WithHint(tokenHint)
+	case !t.Node.IsZero() && t.Node != req.Node:
+		return errs.New(errs.Denied, "the token is being used by another machine (node id %s)", t.Node).WithHint(tokenHint)
+	case now.After(t.Expires):
+		return errs.New(errs.Denied, "the token expired at %s", t.Expires.Format(time.RFC3339)).WithHint(tokenHint)
+	}
+	return nil
 }
 
 // checkAddresses refuses an address that another node has.
@@ -256,46 +280,42 @@ func (m *Server) checkAddresses(ctx context.Context, req JoinRequest) error {
 	return nil
 }
 
-// chooseVoter decides whether the node votes: the first three do. The choice is
-// kept, so that a repeated join gets the same answer and two joins at once do
-// not both get the last seat.
-func (m *Server) chooseVoter(ctx context.Context, node ids.ID) (bool, error) {
-	for range 10 {
-		r, err := store.GetRecord[voters](ctx, m.Store, votersKey)
-		if err != nil {
-			return false, err
-		}
-		if slices.Contains(r.Value.Nodes, node) {
-			return true, nil
-		}
-		if len(r.Value.Nodes) >= maxVoters {
-			return false, nil
-		}
-		r.Value.Nodes = append(r.Value.Nodes, node)
-		_, err = m.Store.Commit(ctx, store.NewTx().If(votersKey, r.Revision).Put(votersKey, r.Value))
-		if err == nil {
-			return true, nil
-		}
-		if !errors.Is(err, errs.Conflict) {
-			return false, err
-		}
+// txSeat decides whether the node votes, and adds that to tx.
+func (m *Server) txSeat(ctx context.Context, tx *store.Tx, node ids.ID) (bool, error) {
+	r, err := store.GetRecord[voters](ctx, m.Store, votersKey)
+	if err != nil {
+		return false, err
 	}
-	return false, errs.New(errs.Conflict, "choose voters: changed by others again and again")
+	tx.If(votersKey, r.Revision)
+	if slices.Contains(r.Value.Nodes, node) {
+		return true, nil
+	}
+	if len(r.Value.Nodes) >= maxVoters {
+		return false, nil
+	}
+	tx.Put(votersKey, voters{Nodes: append(r.Value.Nodes, node)})
+	return true, nil
 }
 
-// putNode makes the node's object, or brings an existing one of the same node up
-// to date.
-func putNode(ctx context.Context, s *store.Store, id ids.ID, req NodeRequest, voter bool) error {
+// txNode adds to tx the making of the node's object, or bringing an existing one
+// of the same machine up to date.
+func txNode(ctx context.Context, tx *store.Tx, s *store.Store, id ids.ID, req NodeRequest, voter bool) error {
 	spec := model.NodeSpec{Addresses: req.Addresses, Uplinks: req.Uplinks, Voter: voter}
-	_, err := store.Update(ctx, s, id, func(n *model.Node) error {
+	n, err := store.GetID[model.Node](ctx, s, id)
+	if err == nil {
 		if n.Name != req.Name {
 			return errs.New(errs.Conflict, "this machine began to join as %q", n.Name).WithHint("use that name, or remove the node first: `roseau node remove %s`", n.Name)
 		}
 		n.Spec = spec
-		return nil
-	})
-	if errors.Is(err, errs.NotFound) {
-		_, err = store.Create(ctx, s, &model.Node{Meta: model.Meta{ID: id, Name: req.Name}, Spec: spec})
+		return store.TxPut[model.Node](tx, n)
 	}
-	return err
+	if !errors.Is(err, errs.NotFound) {
+		return err
+	}
+	if _, err := store.Get[model.Node](ctx, s, req.Name); err == nil {
+		return errs.New(errs.Conflict, "the name is taken by another node").WithHint("give another one with --name")
+	} else if !errors.Is(err, errs.NotFound) {
+		return err
+	}
+	return store.TxCreate[model.Node](tx, s, &model.Node{Meta: model.Meta{ID: id, Name: req.Name}, Spec: spec})
 }

@@ -54,7 +54,11 @@ func (m *Server) settleInit(ctx context.Context) error {
 		return fmt.Errorf("init cluster: %w", err)
 	}
 	req := NodeRequest{Name: m.Config.Name, Addresses: m.Config.Addresses, Uplinks: m.Config.Uplinks}
-	if err := putNode(ctx, m.Store, m.Config.Node, req, true); err != nil {
+	tx = store.NewTx()
+	if err := txNode(ctx, tx, m.Store, m.Config.Node, req, true); err != nil {
+		return fmt.Errorf("init cluster: %w", err)
+	}
+	if _, err := m.Store.Commit(ctx, tx); err != nil {
 		return fmt.Errorf("init cluster: %w", err)
 	}
 	m.Events.Emit(event.Info, "cluster "+m.Config.ClusterName, "made by node "+m.Config.Name)

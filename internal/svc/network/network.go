@@ -56,15 +56,15 @@ func (s *Service) Routes(r *api.Router) {
 
 // List returns all networks, by name.
 func (s *Service) List(ctx context.Context) ([]Info, error) {
-	nets, err := store.List[model.Network](ctx, s.env.Store)
+	nets, err := store.List[model.Network](ctx, s.env.Store.Relaxed())
 	if err != nil {
 		return nil, err
 	}
-	nodes, err := store.List[model.Node](ctx, s.env.Store)
+	nodes, err := store.List[model.Node](ctx, s.env.Store.Relaxed())
 	if err != nil {
 		return nil, err
 	}
-	vms, err := store.List[model.VM](ctx, s.env.Store)
+	vms, err := store.List[model.VM](ctx, s.env.Store.Relaxed())
 	if err != nil {
 		return nil, err
 	}

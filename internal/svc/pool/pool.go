@@ -195,11 +195,11 @@ func (v *View) info(p *model.Pool, volumes []*model.Volume) Info {
 
 // List returns all pools.
 func (s *Service) List(ctx context.Context) ([]Info, error) {
-	v, err := ReadView(ctx, s.env.Store)
+	v, err := ReadView(ctx, s.env.Store.Relaxed())
 	if err != nil {
 		return nil, err
 	}
-	volumes, err := store.List[model.Volume](ctx, s.env.Store)
+	volumes, err := store.List[model.Volume](ctx, s.env.Store.Relaxed())
 	if err != nil {
 		return nil, err
 	}

@@ -66,6 +66,8 @@ type Disk struct {
 // Tomb is /s/tomb/<id>. Replicas free a volume's extents only on reading it;
 // Freed lists the disks that did.
 type Tomb struct {
+	Volume  ids.ID    `json:"volume"`
+	State   string    `json:"state"` // deleting
 	Pool    ids.ID    `json:"pool"`
 	Disks   []ids.ID  `json:"disks"`
 	Freed   []ids.ID  `json:"freed,omitempty"`

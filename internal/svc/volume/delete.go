@@ -2,6 +2,7 @@ package volume
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -10,6 +11,7 @@ import (
 
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
+	"roseau/internal/core/repl"
 	"roseau/internal/model"
 	"roseau/internal/store"
 	"roseau/internal/svc/records"
@@ -69,7 +71,7 @@ func (s *Service) Delete(ctx context.Context, id ids.ID) error {
 		tx := store.NewTx()
 		store.TxDelete(tx, v)
 		if rec != nil {
-			tomb := records.Tomb{Pool: rec.Cfg.Pool, Disks: rec.Seg.Disks, Deleted: s.env.Clock.Wall().UTC()}
+			tomb := records.Tomb{Volume: id, State: string(repl.VolumeDeleting), Pool: rec.Cfg.Pool, Disks: rec.Seg.Disks, Deleted: s.env.Clock.Wall().UTC()}
 			tx.If(records.OwnKey(id), rec.OwnRev).If(records.SegKey(id), rec.SegRev)
 			tx.Put(records.TombKey(id), tomb)
 			tx.Delete(records.OwnKey(id)).Delete(records.CfgKey(id)).Delete(records.SegKey(id))
@@ -115,7 +117,11 @@ func (s *Service) freeDead(ctx context.Context) error {
 		if len(todo) == 0 || err != nil {
 			continue
 		}
-		if err := s.storage.FreeVolume(ctx, vol, todo); err != nil {
+		record, err := json.Marshal(t.Value)
+		if err == nil {
+			err = s.storage.FreeVolume(ctx, vol, todo, record)
+		}
+		if err != nil {
 			all = errors.Join(all, fmt.Errorf("free volume %s: %w", vol, err))
 			continue
 		}

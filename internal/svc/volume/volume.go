@@ -11,6 +11,7 @@ package volume
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 
@@ -40,8 +41,8 @@ type Service struct {
 // Storage is what deletion needs of the node's storage process.
 type Storage interface {
 	// FreeVolume frees every extent of a volume on the given disks of this node.
-	// It is called only after the volume's tomb was read.
-	FreeVolume(ctx context.Context, vol ids.ID, disks []ids.ID) error
+	// tomb is the positive record of the deletion: without it nothing is freed.
+	FreeVolume(ctx context.Context, vol ids.ID, disks []ids.ID, tomb json.RawMessage) error
 }
 
 // New returns the service of a node.
@@ -91,11 +92,11 @@ func (s *Service) Routes(r *api.Router) {
 
 // List returns all volumes with their health as etcd has it.
 func (s *Service) List(ctx context.Context) ([]Info, error) {
-	vols, err := store.List[model.Volume](ctx, s.env.Store)
+	vols, err := store.List[model.Volume](ctx, s.env.Store.Relaxed())
 	if err != nil {
 		return nil, err
 	}
-	recs, err := records.Volumes(ctx, s.env.Store)
+	recs, err := records.Volumes(ctx, s.env.Store.Relaxed())
 	if err != nil {
 		return nil, err
 	}
@@ -134,7 +135,7 @@ func mergeLive(st *model.VolumeStatus, live *model.VolumeStatus) {
 
 // liveStatus collects what guards report of the volumes that they write.
 func (s *Service) liveStatus(ctx context.Context) (map[ids.ID]*model.VolumeStatus, error) {
-	recs, err := store.ListRecords[records.Report](ctx, s.env.Store, records.ReportPrefix)
+	recs, err := store.ListRecords[records.Report](ctx, s.env.Store.Relaxed().Relaxed(), records.ReportPrefix)
 	if err != nil {
 		return nil, err
 	}
@@ -169,15 +170,15 @@ func copies(r *repl.VolumeRecord, names records.Names) []Copy {
 
 // names returns the names of things and which disks are up.
 func (s *Service) names(ctx context.Context) (records.Names, map[ids.ID]bool, error) {
-	disks, err := store.List[model.Disk](ctx, s.env.Store)
+	disks, err := store.List[model.Disk](ctx, s.env.Store.Relaxed().Relaxed())
 	if err != nil {
 		return records.Names{}, nil, err
 	}
-	nodes, err := store.List[model.Node](ctx, s.env.Store)
+	nodes, err := store.List[model.Node](ctx, s.env.Store.Relaxed().Relaxed())
 	if err != nil {
 		return records.Names{}, nil, err
 	}
-	alive, err := store.AliveNodes(ctx, s.env.Store)
+	alive, err := store.AliveNodes(ctx, s.env.Store.Relaxed().Relaxed())
 	if err != nil {
 		return records.Names{}, nil, err
 	}
@@ -191,7 +192,7 @@ func (s *Service) names(ctx context.Context) (records.Names, map[ids.ID]bool, er
 
 // Get returns one volume.
 func (s *Service) Get(ctx context.Context, ref string) (*Info, error) {
-	v, err := store.Get[model.Volume](ctx, s.env.Store, ref)
+	v, err := store.Get[model.Volume](ctx, s.env.Store.Relaxed(), ref)
 	if err != nil {
 		return nil, err
 	}

@@ -108,7 +108,8 @@ type WriterRequest struct {
 	Replace []volumectl.Replace `json:"replace,omitempty"`
 }
 
-type writerRef struct {
+// WriterRef is the input of operations on the writer of a volume on a node.
+type WriterRef struct {
 	Node   string `path:"node"`
 	Volume string `path:"volume"`
 }
@@ -119,7 +120,7 @@ func (s *Service) writerRoutes(r *api.Router) {
 		return op
 	}
 	const path = "/v1/nodes/{node}/writers/{volume}"
-	huma.Register(r, on(api.Op("get-writer", "GET", path, "Show the writer of a volume on a node")), func(ctx context.Context, in *writerRef) (*api.Body[volumectl.Status], error) {
+	huma.Register(r, on(api.Op("get-writer", "GET", path, "Show the writer of a volume on a node")), func(ctx context.Context, in *WriterRef) (*api.Body[volumectl.Status], error) {
 		id, err := s.idOf(ctx, in.Volume)
 		if err != nil {
 			return nil, err
@@ -127,7 +128,7 @@ func (s *Service) writerRoutes(r *api.Router) {
 		return api.OK(s.writers.Status(ctx, id))
 	})
 	huma.Register(r, on(api.Op("open-writer", "POST", path, "Open a volume on a node without a VM")), func(ctx context.Context, in *struct {
-		writerRef
+		WriterRef
 		Body WriterRequest
 	}) (*api.Body[volumectl.Status], error) {
 		id, err := s.idOf(ctx, in.Volume)
@@ -136,7 +137,7 @@ func (s *Service) writerRoutes(r *api.Router) {
 		}
 		return api.OK(s.OpenHere(ctx, id, in.Body))
 	})
-	huma.Register(r, on(api.Op("close-writer", "DELETE", path, "Release a volume and end its writer on a node")), func(ctx context.Context, in *writerRef) (*struct{}, error) {
+	huma.Register(r, on(api.Op("close-writer", "DELETE", path, "Release a volume and end its writer on a node")), func(ctx context.Context, in *WriterRef) (*struct{}, error) {
 		id, err := s.idOf(ctx, in.Volume)
 		if err != nil {
 			return nil, err
@@ -144,7 +145,7 @@ func (s *Service) writerRoutes(r *api.Router) {
 		return nil, s.writers.Stop(ctx, id)
 	})
 	huma.Register(r, on(api.Op("replace-writer-disk", "POST", path+"/replace-disk", "Rebuild the copies of a volume that lie on a disk onto another")), func(ctx context.Context, in *struct {
-		writerRef
+		WriterRef
 		Body volumectl.Replace
 	}) (*struct{}, error) {
 		id, err := s.idOf(ctx, in.Volume)
@@ -189,6 +190,9 @@ func (s *Service) OpenHere(ctx context.Context, id ids.ID, req WriterRequest) (v
 	}
 	return s.waitServing(ctx, v)
 }
+
+// CloseHere releases a volume that OpenHere opened on this node.
+func (s *Service) CloseHere(ctx context.Context, id ids.ID) error { return s.writers.Stop(ctx, id) }
 
 // start starts the writer of a volume on this node, and does not wait for it.
 func (s *Service) start(ctx context.Context, v *model.Volume, req WriterRequest) error {

@@ -1,0 +1,269 @@
+package bench
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"roseau/internal/base/errs"
+	"roseau/internal/base/ids"
+	"roseau/internal/block/volume"
+	"roseau/internal/core/repl"
+	"roseau/internal/driver/etcd"
+	"roseau/internal/driver/storagectl"
+	"roseau/internal/model"
+	"roseau/internal/nodeconf"
+	"roseau/internal/pki"
+	"roseau/internal/storage"
+)
+
+// StorageEnv makes the process of this binary a storage process of a Cluster:
+// see RunStorage.
+const StorageEnv = "ROSEAU_BENCH_STORAGE"
+
+// Cluster is the mirror engine without nodes: an etcd member of its own, and
+// three storage processes on loopback addresses, each with one file as its disk.
+// The writer runs in this process. Benchmarks and the engine's tests with real
+// processes use it.
+type Cluster struct {
+	Etcd  *clientv3.Client
+	Nodes [3]ids.ID
+	Disks [3]ids.ID
+
+	dir        string
+	log        *slog.Logger
+	cluster    ids.ID
+	identities [3]*pki.Identity
+	procs      [3]*exec.Cmd
+	waits      [3]chan error
+	server     *etcd.Server
+	net        string // first three numbers of the addresses
+}
+
+// storageDir is what RunStorage finds in the directory of a node.
+type storageDir struct{ dir string }
+
+func (d storageDir) path(name string) string { return filepath.Join(d.dir, name) }
+
+// RunStorage is the storage process of a node of a Cluster: dir and listen
+// address as in StorageEnv, "DIR ADDRESS".
+func RunStorage(ctx context.Context, arg string, log *slog.Logger) error {
+	var d storageDir
+	var listen string
+	if _, err := fmt.Sscan(arg, &d.dir, &listen); err != nil {
+		return errs.New(errs.Invalid, "run storage %q: want a directory and an address", arg)
+	}
+	return storage.Run(ctx, storage.Options{Log: log, NodeConfig: d.path("node.json"), PKI: d.path("pki"), Config: d.path("storage.json"),
+		BootID: d.path("boot-id"), Socket: d.path("s"), ControlSocket: d.path("c"), Listen: listen, Lab: true, LabDisks: d.path("disks")})
+}
+
+// NewCluster starts everything under dir (absolute, short: it holds unix
+// sockets) and claims a disk of diskBytes on each node.
+func NewCluster(ctx context.Context, dir string, diskBytes int64, log *slog.Logger) (*Cluster, error) {
+	p := os.Getpid()
+	c := &Cluster{dir: dir, log: log, cluster: ids.New(), net: fmt.Sprintf("127.%d.%d", 128+p>>8&63, p&255)}
+	err := c.start(ctx, diskBytes)
+	if err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return c, nil
+}
+
+func (c *Cluster) start(ctx context.Context, diskBytes int64) error {
+	ca, err := pki.NewCA(c.cluster, time.Now())
+	if err != nil {
+		return err
+	}
+	for i := range c.Nodes {
+		if err := c.makeNode(ca, i); err != nil {
+			return err
+		}
+	}
+	addr := c.net + ".9"
+	c.server, err = etcd.Start(ctx, etcd.Config{Node: c.Nodes[0], Identity: c.identities[0], Dir: filepath.Join(c.dir, "etcd"),
+		Addresses: []string{addr}, Cluster: c.cluster, LogFile: filepath.Join(c.dir, "etcd.log")})
+	if err != nil {
+		return err
+	}
+	if c.Etcd, err = etcd.Dial(c.identities[0], []string{etcd.ClientURL(addr)}); err != nil {
+		return err
+	}
+	for i := range c.Nodes {
+		if err := c.StartStorage(ctx, i); err != nil {
+			return err
+		}
+		d, err := storagectl.New(c.node(i).path("c")).Claim(ctx, storagectl.ClaimRequest{Path: c.node(i).path("disks/d"), SizeBytes: diskBytes})
+		if err != nil {
+			return err
+		}
+		c.Disks[i] = d.ID
+		if err := errors.Join(c.put(ctx, "/s/disk/"+d.ID.String(), map[string]any{"node": c.Nodes[i]}), c.Session(ctx, i, true)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (c *Cluster) node(i int) storageDir { return storageDir{filepath.Join(c.dir, fmt.Sprint(i))} }
+
+func (c *Cluster) makeNode(ca *pki.CA, i int) error {
+	d := c.node(i)
+	c.Nodes[i] = ids.New()
+	key, csr, err := pki.NewRequest(c.Nodes[i].String())
+	if err != nil {
+		return err
+	}
+	cert, err := ca.SignNode(csr, c.Nodes[i], []net.IP{net.ParseIP(c.net + ".9")}, time.Now())
+	if err != nil {
+		return err
+	}
+	if err := (pki.Files{CA: ca.CertPEM(), Cert: cert, Key: key}).Write(d.path("pki")); err != nil {
+		return err
+	}
+	if c.identities[i], err = pki.Load(d.path("pki")); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(d.path("disks"), 0o700); err != nil {
+		return err
+	}
+	addr := map[model.NetworkRole][]string{model.RoleCluster: {c.ip(i)}, model.RoleStorage: {c.ip(i)}}
+	b, err := json.Marshal(nodeconf.Config{Cluster: c.cluster, ClusterName: "bench", Node: c.Nodes[i], Name: fmt.Sprint("n", i), Addresses: addr,
+		Endpoints: []string{etcd.ClientURL(c.net + ".9")}})
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(d.path("node.json"), b, 0o600)
+}
+
+func (c *Cluster) ip(i int) string { return fmt.Sprintf("%s.%d", c.net, i+1) }
+
+func (c *Cluster) addr(i int) string { return c.ip(i) + ":7444" }
+
+// StartStorage starts the storage process of node i, and returns when it serves.
+func (c *Cluster) StartStorage(ctx context.Context, i int) error {
+	exe, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	log, err := os.OpenFile(c.node(i).path("log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	cmd := exec.Command(exe)
+	cmd.Env = append(os.Environ(), StorageEnv+"="+c.node(i).dir+" "+c.addr(i))
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start storage %d: %w", i, err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
+	c.procs[i], c.waits[i] = cmd, done
+	return waitSocket(ctx, c.node(i).path("s"), done, func() string {
+		b, _ := os.ReadFile(c.node(i).path("log")) // for people; best effort
+		return fmt.Sprintf("storage %d: %s", i, b)
+	})
+}
+
+// KillStorage ends the storage process of node i with SIGKILL.
+func (c *Cluster) KillStorage(i int) error {
+	if c.procs[i] == nil {
+		return nil
+	}
+	err := c.procs[i].Process.Kill()
+	<-c.waits[i]
+	c.procs[i] = nil
+	return errors.Join(err, os.Remove(c.node(i).path("s")))
+}
+
+// Session sets or ends node i's session in etcd.
+func (c *Cluster) Session(ctx context.Context, i int, alive bool) error {
+	key := "/s/node/" + c.Nodes[i].String() + "/alive"
+	if alive {
+		return c.put(ctx, key, struct{}{})
+	}
+	_, err := c.Etcd.Delete(ctx, key)
+	return err
+}
+
+func (c *Cluster) put(ctx context.Context, key string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	_, err = c.Etcd.Put(ctx, key, string(b))
+	return err
+}
+
+// CreateVolume writes the records of a volume with a copy on every disk.
+func (c *Cluster) CreateVolume(ctx context.Context, sizeBytes int64) (ids.ID, error) {
+	vol := ids.New()
+	seg := repl.Segments{Disks: c.Disks[:]}
+	for off := int64(0); off < sizeBytes; off += repl.SegmentBytes {
+		seg.Map = append(seg.Map, []uint16{0, 1, 2})
+	}
+	return vol, errors.Join(
+		c.put(ctx, repl.Key{Kind: repl.KeyCfg, ID: vol}.Path(), repl.Cfg{SizeBytes: sizeBytes, Copies: 3, MinISR: 1, State: repl.VolumeLive}),
+		c.put(ctx, repl.Key{Kind: repl.KeySeg, ID: vol}.Path(), seg),
+		c.put(ctx, repl.Key{Kind: repl.KeyOwn, ID: vol}.Path(), repl.Own{Generation: repl.Generation{Cluster: 1, Volume: 1}}))
+}
+
+// StorageAddrs makes Cluster a volume.Directory.
+func (c *Cluster) StorageAddrs(node ids.ID) []string {
+	for i, n := range c.Nodes {
+		if n == node {
+			return []string{c.addr(i)}
+		}
+	}
+	return nil
+}
+
+// Writer is what a writer on node i opens a volume with.
+func (c *Cluster) Writer(i int, vol ids.ID) volume.Config {
+	return volume.Config{Cluster: c.cluster, Generation: 1, Node: c.Nodes[i], Guard: ids.New(), Run: ids.New(), Purpose: repl.PurposeServe,
+		Volumes: []ids.ID{vol}, Etcd: c.Etcd, Identity: c.identities[i], Nodes: c, StorageSocket: c.node(i).path("s"), Log: c.log}
+}
+
+// Take opens a volume and takes it once it may.
+func Take(ctx context.Context, cfg volume.Config) (volume.Handle, error) {
+	s, err := volume.Open(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		p, err := s.Prepare(ctx)
+		if err == nil && p.Ready {
+			err = s.Take(ctx, volume.Claim{})
+			if err == nil {
+				return s, nil
+			}
+		}
+		if err != nil {
+			return nil, errors.Join(err, s.Close())
+		}
+	}
+}
+
+// Close ends everything; the files stay.
+func (c *Cluster) Close() error {
+	var err error
+	for i := range c.procs {
+		err = errors.Join(err, c.KillStorage(i))
+	}
+	if c.Etcd != nil {
+		c.Etcd.Close() // its streams end with the member
+	}
+	if c.server != nil {
+		c.server.Close()
+	}
+	return err
+}

@@ -1,0 +1,139 @@
+package cli
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"roseau/internal/base/errs"
+	"roseau/internal/base/version"
+	"roseau/internal/client"
+	"roseau/internal/drill"
+	"roseau/internal/drill/guestimage"
+	"roseau/internal/drill/inlab"
+	"roseau/internal/drill/viaapi"
+	"roseau/internal/lab/labclient"
+)
+
+func newDrillCmd(a *app) *cobra.Command {
+	cmd := &cobra.Command{Use: "drill", Short: "The acceptance tests, on this very cluster"}
+	cmd.AddCommand(
+		&cobra.Command{Use: "list", Short: "List the tests", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+			ts := drill.Tests()
+			return a.show(cmd, ts, func() *table {
+				t := newTable("TEST", "WHAT", "METHOD")
+				for _, d := range ts {
+					t.row(d.Name, d.Summary, d.Method)
+				}
+				return t
+			})
+		}},
+		newDrillRunCmd(a),
+	)
+	return cmd
+}
+
+func newDrillRunCmd(a *app) *cobra.Command {
+	var report, network, labName string
+	cmd := &cobra.Command{Use: "run [TEST...]", Short: "Run tests (default: live-migration, node-failure, disk-failure) and print the table",
+		Long: "Runs acceptance tests on the lab that is up. Each starts a VM of its own, does to the cluster what its name says,\nwatches from outside, reads every acknowledged write back, and cleans up. Exit code 0: every test passed.",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			tests, err := drill.Select(args)
+			if err != nil {
+				return err
+			}
+			env, done, err := a.drillEnv(cmd, labName, network)
+			if err != nil {
+				return err
+			}
+			defer done()
+			rep, err := drill.Run(cmd.Context(), env, tests)
+			if rep == nil {
+				return err
+			}
+			rep.Version = version.String()
+			if report != "" {
+				if e := rep.WriteFiles(report); e != nil {
+					return e
+				}
+			}
+			if e := a.show(cmd, rep, nil); e != nil {
+				return e
+			}
+			if a.output == "" || a.output == "table" {
+				fmt.Fprintln(cmd.OutOrStdout())
+				if e := rep.WriteTable(cmd.OutOrStdout()); e != nil {
+					return e
+				}
+			}
+			if err == nil && !rep.Passed() {
+				err = errs.New(errs.Conflict, "the drill failed")
+			}
+			return err
+		}}
+	cmd.Flags().StringVar(&report, "report", "", "folder for report.json, report.md and report.html")
+	cmd.Flags().StringVar(&network, "network", "lan", "network that the probe VM is plugged into")
+	cmd.Flags().StringVar(&labName, "name", "", "lab (default: the lab of the current context)")
+	return cmd
+}
+
+// drillEnv connects the drill with the cluster and with the lab below it.
+func (a *app) drillEnv(cmd *cobra.Command, labName, network string) (drill.Env, func(), error) {
+	var env drill.Env
+	c, err := a.client()
+	if err != nil {
+		return env, nil, err
+	}
+	if labName == "" {
+		labName = currentLab(a.context)
+	}
+	l, err := labclient.Open(labName)
+	if err != nil {
+		return env, nil, err
+	}
+	if _, err := l.Status(cmd.Context()); err != nil {
+		return env, nil, errs.New(errs.Unavailable, "run a drill: this version cuts power and pulls disks in a lab only: %w", err).WithHint("roseau lab up")
+	}
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return env, nil, err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return env, nil, err
+	}
+	b := guestimage.Builder{CacheDir: filepath.Join(cache, "roseau", "guests"), Probe: filepath.Join(filepath.Dir(self), "roseau-probe")}
+	img, err := b.Build(cmd.Context())
+	if err != nil {
+		return env, nil, err
+	}
+	work, err := os.MkdirTemp("", "roseau-drill-")
+	if err != nil {
+		return env, nil, err
+	}
+	lab := inlab.New(l)
+	var out io.Writer = cmd.ErrOrStderr()
+	env = drill.Env{Cluster: viaapi.New(c), Faults: lab, Vantage: lab, Out: out, Log: slog.New(slog.DiscardHandler), Image: img, WorkDir: work, Network: network}
+	return env, func() { os.RemoveAll(work); l.Close() }, nil
+}
+
+// currentLab is the lab whose context the commands use; a lab says so
+// in its context.
+func currentLab(name string) string {
+	if name == "" {
+		if cs, err := client.LoadContexts(); err == nil {
+			name = cs.Current
+		}
+	}
+	if cs, err := client.LoadContexts(); err == nil {
+		if ctx, ok := cs.Contexts[name]; ok && ctx.Origin != "" {
+			return strings.TrimPrefix(ctx.Origin, "lab ")
+		}
+	}
+	return labclient.DefaultName
+}

@@ -1,0 +1,144 @@
+package cli
+
+import (
+	"fmt"
+	"net/http"
+	"net/url"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"roseau/internal/base/errs"
+	"roseau/internal/base/size"
+	"roseau/internal/core/repl"
+	"roseau/internal/driver/volumectl"
+	"roseau/internal/model"
+	"roseau/internal/svc/volume"
+)
+
+func newVolumeCmd(a *app) *cobra.Command {
+	cmd := &cobra.Command{Use: "volume", Short: "Volumes: mirrored block devices of a pool"}
+	cmd.AddCommand(
+		&cobra.Command{Use: "list", Short: "List volumes", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+			var vs []volume.Info
+			return a.get(cmd, "/v1/volumes", &vs, func() *table { return volumeTable(vs) })
+		}},
+		&cobra.Command{Use: "show VOLUME", Short: "Show a volume and its copies", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+			v := new(volume.Info)
+			return a.get(cmd, "/v1/volumes/"+url.PathEscape(args[0]), v, func() *table { return volumeSheet(v) })
+		}},
+		newVolumeCreateCmd(a),
+		&cobra.Command{Use: "delete VOLUME", Short: "Delete a volume that is nobody's", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+			return a.remove(cmd, "/v1/volumes/"+url.PathEscape(args[0]), "volume "+args[0])
+		}},
+		newVolumeServeCmd(a),
+		&cobra.Command{Use: "unserve VOLUME", Short: "Release a volume that is served", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+			return a.change(cmd, http.MethodDelete, "/v1/volumes/"+url.PathEscape(args[0])+"/writer", nil, nil, func() string { return "volume " + args[0] + " released" })
+		}},
+	)
+	return cmd
+}
+
+func newVolumeCreateCmd(a *app) *cobra.Command {
+	var req volume.CreateRequest
+	var bytes string
+	cmd := &cobra.Command{Use: "create NAME --size SIZE", Short: "Create a volume", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+		var err error
+		req.Name = args[0]
+		if req.Size, err = size.Parse(bytes); err != nil {
+			return err
+		}
+		return a.change(cmd, http.MethodPost, "/v1/volumes", req, nil, nil)
+	}}
+	cmd.Flags().StringVar(&bytes, "size", "", "size, for example 8GiB")
+	cmd.Flags().StringVar(&req.Pool, "pool", "", "pool (default: the only one)")
+	cobra.MarkFlagRequired(cmd.Flags(), "size")
+	return cmd
+}
+
+func newVolumeServeCmd(a *app) *cobra.Command {
+	var node string
+	var req volume.WriterRequest
+	cmd := &cobra.Command{Use: "serve VOLUME", Short: "Serve a volume as an NBD export on a unix socket of a node", Args: cobra.ExactArgs(1),
+		Long: "Serve a volume that no VM uses. The socket is on the node that is asked (or --node); it stays until `roseau volume unserve`.",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if req.Socket != "" {
+				abs, err := filepath.Abs(req.Socket)
+				if err != nil {
+					return errs.New(errs.Invalid, "flag --socket: %w", err)
+				}
+				req.Socket = abs
+			}
+			req.Purpose = repl.PurposeServe
+			where, err := a.nodeOrSelf(cmd, node)
+			if err != nil {
+				return err
+			}
+			st := new(volumectl.Status)
+			path := "/v1/nodes/" + url.PathEscape(where) + "/writers/" + url.PathEscape(args[0])
+			return a.change(cmd, http.MethodPost, path, req, st, func() string { return st.Socket })
+		}}
+	cmd.Flags().StringVar(&req.Socket, "socket", "", "path of the socket (default: in the node's run directory)")
+	cmd.Flags().StringVar(&node, "node", "", "node that serves it (default: the one that is asked)")
+	return cmd
+}
+
+// nodeOrSelf returns node, or the name of the node that answers.
+func (a *app) nodeOrSelf(cmd *cobra.Command, node string) (string, error) {
+	if node != "" {
+		return node, nil
+	}
+	c, err := a.client()
+	if err != nil {
+		return "", err
+	}
+	var self struct {
+		Node string `json:"node"`
+	}
+	if err := c.Get(cmd.Context(), "/v1/self", &self); err != nil {
+		return "", err
+	}
+	return self.Node, nil
+}
+
+func volumeTable(vs []volume.Info) *table {
+	t := newTable("NAME", "SIZE", "POOL", "HEALTH", "COPIES", "WRITER", "OF", "OUT")
+	for _, v := range vs {
+		of := v.Spec.VM
+		if v.Spec.Image != "" {
+			of = "image " + v.Spec.Image
+		}
+		t.row(v.Name, v.Spec.Size, v.Spec.Pool, healthText(&v.Status), v.Status.Copies, v.Status.Writer, of, strings.Join(v.Status.Out, "; "))
+	}
+	return t
+}
+
+func healthText(st *model.VolumeStatus) string {
+	if st.SyncTotal > 0 {
+		return fmt.Sprintf("%s %d%%", st.Health, int64(st.SyncDone)*100/int64(st.SyncTotal))
+	}
+	return string(st.Health)
+}
+
+func volumeSheet(v *volume.Info) *table {
+	t := newSheet().row("name", v.Name).row("id", v.ID).row("size", v.Spec.Size).row("pool", v.Spec.Pool).row("health", healthText(&v.Status)).
+		row("copies in sync", v.Status.Copies).row("writer", v.Status.Writer).row("epoch", v.Status.Epoch).row("segments", v.Segments)
+	if v.Spec.VM != "" {
+		t.row("vm", v.Spec.VM)
+	}
+	if v.Spec.Image != "" {
+		t.row("image", v.Spec.Image)
+	}
+	for _, c := range v.Copies {
+		state := "in sync"
+		if !c.InSync {
+			state = "out"
+			if c.Reason != "" {
+				state += ": " + c.Reason
+			}
+		}
+		t.row("  "+c.Disk, fmt.Sprintf("%s  %d segments  %s", c.Node, c.Segments, state))
+	}
+	return t
+}

@@ -1,0 +1,197 @@
+package guard
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"time"
+
+	"roseau/internal/base/errs"
+	"roseau/internal/base/ids"
+	"roseau/internal/base/paths"
+	"roseau/internal/block/volume"
+	"roseau/internal/core/vmguard"
+	"roseau/internal/driver/guardctl"
+	"roseau/internal/model"
+)
+
+// waitLimit is how long GET /status?after= waits for a change.
+const waitLimit = 10 * time.Second
+
+func conflict(format string, args ...any) error { return errs.New(errs.Conflict, format, args...) }
+
+// serveControl answers on the control socket. Root alone may open it.
+func (g *guard) serveControl(ctx context.Context) error {
+	path := paths.VMControl(g.cfg.VM)
+	g.files.remove(path)
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		return err
+	}
+	if err := os.Chmod(path, 0o600); err != nil {
+		return errors.Join(err, l.Close())
+	}
+	con := newConsole(g.files, g.log)
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /status", g.getStatus)
+	mux.HandleFunc("POST /console", func(w http.ResponseWriter, r *http.Request) { con.attach(ctx, w, r) })
+	handle(mux, g, "POST /stop", func(r guardctl.StopRequest) error {
+		if !g.core.CanStop() {
+			return errs.New(errs.Conflict, "stop vm %s: its migration is being decided", g.cfg.Name).
+				WithHint("ask again in a few seconds")
+		}
+		g.step(vmguard.UserStop{Force: r.Force, Timeout: r.Timeout})
+		return nil
+	})
+	handle(mux, g, "POST /migrate", g.migrate)
+	handle(mux, g, "DELETE /migrate", func(empty) error { g.step(vmguard.UserCancel{}); return nil })
+	handle(mux, g, "POST /reset", g.whileRunning("reset", vmguard.UserReset{}))
+	handle(mux, g, "POST /pause", g.whileRunning("pause", vmguard.UserPause{}))
+	handle(mux, g, "POST /resume", g.whileRunning("resume", vmguard.UserResume{}))
+	mux.HandleFunc("POST /replace-disk", g.replaceDisk)
+	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
+	g.async(func() {
+		defer context.AfterFunc(ctx, func() { srv.Close(); con.close() })()
+		if err := srv.Serve(l); err != nil && ctx.Err() == nil {
+			g.log.Error("control socket ended", "cause", err)
+		}
+	})
+	return nil
+}
+
+type empty struct{}
+
+// handle decodes a request, has f run by the loop, and answers 204 or a problem.
+func handle[T any](mux *http.ServeMux, g *guard, pattern string, f func(T) error) {
+	mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+		var req T
+		if err := decodeBody(w, r, &req); err != nil {
+			refuse(w, err)
+			return
+		}
+		done := make(chan error, 1)
+		g.inLoop(func() { done <- f(req) })
+		select {
+		case err := <-done:
+			if err != nil {
+				refuse(w, err)
+				return
+			}
+			w.WriteHeader(http.StatusNoContent)
+		case <-r.Context().Done():
+		case <-time.After(10 * time.Second):
+			refuse(w, errs.New(errs.Unavailable, "%s vm %s: the guard does not answer", r.URL.Path, g.cfg.Name))
+		}
+	})
+}
+
+// decodeBody reads one JSON value of at most 64 KiB; an empty body is the zero
+// value.
+func decodeBody(w http.ResponseWriter, r *http.Request, v any) error {
+	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<16))
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil && !errors.Is(err, io.EOF) {
+		return errs.New(errs.Invalid, "%s: %w", r.URL.Path, err)
+	}
+	return nil
+}
+
+func refuse(w http.ResponseWriter, err error) {
+	kind, code := "internal", http.StatusInternalServerError
+	if k := errs.Kind(err); k != nil {
+		kind, code = k.Error(), http.StatusConflict
+	}
+	w.Header().Set("Content-Type", "application/problem+json")
+	w.WriteHeader(code)
+	_ = json.NewEncoder(w).Encode(model.Problem{Kind: kind, Text: err.Error(), Hint: errs.Hint(err)}) // the client may be gone
+}
+
+func (g *guard) whileRunning(what string, e vmguard.Event) func(empty) error {
+	return func(empty) error {
+		if phase, _ := g.core.Phase(); phase != vmguard.Running {
+			return conflict("%s vm %s: it is %s", what, g.cfg.Name, phase)
+		}
+		g.step(e)
+		return nil
+	}
+}
+
+// replaceDisk moves the copies of all volumes that lie on one disk to another.
+func (g *guard) replaceDisk(w http.ResponseWriter, r *http.Request) {
+	var req guardctl.ReplaceDiskRequest
+	if err := decodeBody(w, r, &req); err != nil {
+		refuse(w, err)
+		return
+	}
+	ch := make(chan volume.Handle, 1)
+	g.inLoop(func() { ch <- g.vols })
+	var h volume.Handle
+	select {
+	case h = <-ch:
+	case <-r.Context().Done():
+		return
+	}
+	if h == nil {
+		refuse(w, conflict("replace disk %s: vm %s does not hold its volumes", req.Old, g.cfg.Name))
+		return
+	}
+	var all error
+	for _, v := range h.Status().Volumes {
+		node, has := ids.ID{}, false
+		for _, d := range v.Disks {
+			if d.Disk == req.Old {
+				node, has = d.Node, true
+			}
+		}
+		if !req.Node.IsZero() {
+			node = req.Node
+		}
+		if has {
+			all = errors.Join(all, h.ReplaceDisk(r.Context(), volume.Replace{Volume: v.Volume, Old: req.Old, New: req.New, Node: node}))
+		}
+	}
+	if all != nil {
+		refuse(w, all)
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+// getStatus answers at once, or with ?after=REVISION when there is news.
+func (g *guard) getStatus(w http.ResponseWriter, r *http.Request) {
+	if q := r.URL.Query().Get("after"); q != "" {
+		after, err := strconv.ParseUint(q, 10, 64)
+		if err != nil {
+			refuse(w, errs.New(errs.Invalid, "get status: after=%q is no revision", q))
+			return
+		}
+		g.waitFor(r.Context(), after)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(g.snapshot()) // the client may be gone
+}
+
+func (g *guard) waitFor(ctx context.Context, after uint64) {
+	t := time.NewTimer(waitLimit)
+	defer t.Stop()
+	for {
+		g.mu.Lock()
+		rev, changed := g.status.Revision, g.changed
+		g.mu.Unlock()
+		if rev > after {
+			return
+		}
+		select {
+		case <-changed:
+		case <-t.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}

@@ -1,0 +1,470 @@
+package storage
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"roseau/internal/base/errs"
+	"roseau/internal/base/ids"
+	"roseau/internal/base/size"
+	"roseau/internal/block/disk"
+	"roseau/internal/block/wire"
+	"roseau/internal/driver/blockdev"
+	"roseau/internal/driver/storagectl"
+	"roseau/internal/model"
+)
+
+// control is the REST of the node's daemon.
+func (p *process) control() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /devices", func(w http.ResponseWriter, r *http.Request) {
+		list, err := p.devices(r.Context())
+		reply(w, list, err)
+	})
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
+		s, err := p.status(r.Context())
+		reply(w, s, err)
+	})
+	post(mux, "/claim", p.claim)
+	post(mux, "/wipe", func(ctx context.Context, r storagectl.WipeRequest) (any, error) { return nil, p.wipe(ctx, r) })
+	post(mux, "/release", func(ctx context.Context, r storagectl.DiskRequest) (any, error) { return nil, p.release(ctx, r.Disk) })
+	post(mux, "/retry", func(ctx context.Context, r storagectl.DiskRequest) (any, error) { return nil, p.retry(r.Disk) })
+	post(mux, "/delete-volume", func(ctx context.Context, r storagectl.DeleteRequest) (any, error) { return nil, p.deleteVolume(ctx, r) })
+	return mux
+}
+
+// maxRequest bounds the body of a control request.
+const maxRequest = 64 << 10
+
+func post[Q, A any](mux *http.ServeMux, path string, f func(context.Context, Q) (A, error)) {
+	mux.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) {
+		var q Q
+		d := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequest))
+		d.DisallowUnknownFields()
+		if err := d.Decode(&q); err != nil {
+			reply(w, nil, errs.New(errs.Invalid, "%s: %w", strings.TrimPrefix(path, "/"), err))
+			return
+		}
+		a, err := f(r.Context(), q)
+		reply(w, a, err)
+	})
+}
+
+func reply(w http.ResponseWriter, v any, err error) {
+	w.Header().Set("Content-Type", "application/json")
+	if err != nil {
+		pr := storagectl.Problem{Text: err.Error(), Hint: errs.Hint(err)}
+		if k := errs.Kind(err); k != nil {
+			pr.Kind = k.Error()
+		}
+		w.WriteHeader(http.StatusConflict) // the kind is in the body
+		v = pr
+	}
+	json.NewEncoder(w).Encode(v)
+}
+
+func (p *process) serveControl(srv *http.Server, ln net.Listener, fail chan<- error) {
+	if err := srv.Serve(ln); err != nil && !errors.Is(err, http.ErrServerClosed) {
+		fail <- fmt.Errorf("serve control: %w", err)
+	}
+}
+
+// describeLocked describes d as a Device. The process's mu is held.
+func (d *device) describeLocked() storagectl.Device {
+	out := storagectl.Device{Path: d.cfg.Path, ID: d.id, State: d.state, Reason: d.reason}
+	if d.file != nil {
+		out.Size = size.Bytes(d.file.Size())
+	}
+	return out
+}
+
+func (p *process) status(ctx context.Context) (storagectl.Status, error) {
+	s := storagectl.Status{Node: p.node.Node, Session: p.session, Boot: p.boot, Pool: size.Bytes(p.pool.used.Load())}
+	err := p.inLoop(ctx, func() {
+		s.Guards = len(p.conns)
+		now := p.o.Clock.Now()
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		for _, d := range p.disks {
+			ds := storagectl.DiskStatus{Device: d.describeLocked()}
+			if d.core != nil {
+				d.fill(&ds, d.core.Stats())
+				ds.ProbeAgeMS = p.core.ProbeAge(now, d.id).Milliseconds()
+				ds.Open = p.core.HandleCount(d.id)
+			}
+			s.Disks = append(s.Disks, ds)
+		}
+	})
+	return s, err
+}
+
+func (d *device) fill(ds *storagectl.DiskStatus, st disk.Stats) {
+	ds.Data, ds.Used = size.Bytes(int64(st.Slots)*st.SlotBytes), size.Bytes(st.UsedBytes)
+	ds.Errors = int64(st.UnreadableBlocks)
+	ds.Volumes, ds.Slots, ds.FreeSlots = st.Volumes, st.Slots, st.FreeSlots
+	ds.Batches, ds.Syncs = st.Batches, st.Syncs
+	if st.RingBytes > 0 {
+		ds.RingUsed = float64(st.RingUsedBytes) / float64(st.RingBytes)
+	}
+}
+
+// devices lists the claimed disks, and every other disk of the machine.
+func (p *process) devices(ctx context.Context) ([]storagectl.Device, error) {
+	s, err := p.status(ctx)
+	if err != nil {
+		return nil, err
+	}
+	found, err := p.found()
+	if err != nil {
+		return nil, err
+	}
+	list := []storagectl.Device{}
+	claimed := map[string]bool{}
+	for _, d := range s.Disks {
+		claimed[realPath(d.Path)] = true
+		for _, f := range found {
+			if realPath(f.Path) == realPath(d.Path) {
+				d.Model, d.Serial, d.Size = f.Model, f.Serial, max(d.Size, size.Bytes(f.SizeBytes))
+			}
+		}
+		list = append(list, d.Device)
+	}
+	for _, f := range found {
+		if claimed[realPath(f.Path)] {
+			continue
+		}
+		d := storagectl.Device{Path: f.Path, Model: f.Model, Serial: f.Serial, Size: size.Bytes(f.SizeBytes), State: model.DiskFree, Found: &f}
+		if !f.Blank() {
+			d.State, d.Content = model.DiskInUse, strings.Join(f.Uses(), "; ")
+		}
+		list = append(list, d)
+	}
+	return list, nil
+}
+
+func realPath(p string) string {
+	if r, err := filepath.EvalSymlinks(p); err == nil {
+		return r
+	}
+	return p
+}
+
+// found lists the disks that exist. A lab node sees the devices of its host in
+// /sys, which are not its own: there only the lab's disk files count.
+func (p *process) found() ([]blockdev.Device, error) {
+	if !p.o.Lab {
+		return p.o.Host.List()
+	}
+	files, err := filepath.Glob(filepath.Join(p.o.LabDisks, "*"))
+	if err != nil {
+		return nil, err
+	}
+	var list []blockdev.Device
+	for _, f := range files {
+		if st, err := os.Stat(f); err != nil || !st.Mode().IsRegular() {
+			continue
+		}
+		d, err := p.look(f)
+		if err != nil {
+			d = blockdev.Device{Path: f, File: true, Error: err.Error()}
+		}
+		list = append(list, d)
+	}
+	return list, nil
+}
+
+// look describes the disk at path as its opener sees it: what a lab's disk holds
+// is in its fault layer, too.
+func (p *process) look(path string) (blockdev.Device, error) {
+	d, err := p.o.Host.Describe(path)
+	if err != nil || d.InUse() || p.isClaimed(path) {
+		return d, err
+	}
+	f, err := p.o.Open(path)
+	if err != nil {
+		if errors.Is(err, errs.Conflict) {
+			d.Open = true
+			return d, nil
+		}
+		return d, err
+	}
+	defer f.Close()
+	if d.Signatures, err = blockdev.Identify(f, f.Size()); err != nil {
+		return d, err
+	}
+	d.SizeBytes = f.Size()
+	return d, nil
+}
+
+func (p *process) isClaimed(path string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.byPathLocked(path) != nil
+}
+
+func (p *process) byPathLocked(path string) *device {
+	for _, d := range p.disks {
+		if realPath(d.cfg.Path) == realPath(path) {
+			return d
+		}
+	}
+	return nil
+}
+
+// minDiskBytes is the smallest disk that makes sense.
+const minDiskBytes = 64 << 20
+
+// claim formats a blank disk and opens it. A disk that is claimed already is
+// returned as it is, so that a caller who lost the answer may ask again.
+func (p *process) claim(ctx context.Context, r storagectl.ClaimRequest) (any, error) {
+	if !filepath.IsAbs(r.Path) {
+		return nil, errs.New(errs.Invalid, "claim disk %q: want an absolute path", r.Path)
+	}
+	p.claims.Lock()
+	defer p.claims.Unlock()
+	p.mu.Lock()
+	if d := p.byPathLocked(r.Path); d != nil {
+		defer p.mu.Unlock()
+		return d.describeLocked(), nil
+	}
+	p.mu.Unlock()
+	made, err := p.makeFile(r)
+	if err != nil {
+		return nil, err
+	}
+	cfg, err := p.format(r)
+	if err != nil {
+		if made {
+			err = errors.Join(err, os.Remove(r.Path)) // nothing half-made stays
+		}
+		return nil, err
+	}
+	d := newDevice(cfg, p.q, p.log)
+	p.mu.Lock()
+	p.keep(cfg)
+	err = p.cfg.save(p.o.Config)
+	if err == nil {
+		p.disks = append(p.disks, d)
+	} else {
+		p.cfg.Disks = slices.DeleteFunc(p.cfg.Disks, func(x diskConfig) bool { return x.ID == cfg.ID })
+	}
+	p.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	if err := p.open(ctx, d, false); err != nil {
+		p.setState(d, model.DiskFailed, err.Error())
+		return nil, fmt.Errorf("claim disk %s: %w", r.Path, err)
+	}
+	p.log.Info("disk claimed", "disk", cfg.ID, "path", cfg.Path)
+	s, err := p.status(ctx)
+	for _, ds := range s.Disks {
+		if ds.ID == cfg.ID {
+			return ds.Device, nil
+		}
+	}
+	return nil, err
+}
+
+// makeFile makes a file of the size asked for, if there is none.
+func (p *process) makeFile(r storagectl.ClaimRequest) (made bool, err error) {
+	if _, err := os.Stat(r.Path); !errors.Is(err, os.ErrNotExist) || r.SizeBytes == 0 {
+		return false, nil
+	}
+	if r.SizeBytes < minDiskBytes {
+		return false, tooSmall(r.Path, r.SizeBytes)
+	}
+	return true, blockdev.Create(r.Path, r.SizeBytes/blockdev.Align*blockdev.Align)
+}
+
+func tooSmall(path string, n int64) error {
+	return errs.New(errs.Invalid, "claim disk %s: %s is too small", path, size.Bytes(n)).
+		WithHint("a disk needs at least %s", size.Bytes(minDiskBytes))
+}
+
+// format checks that the disk is free, and makes it ours.
+func (p *process) format(r storagectl.ClaimRequest) (diskConfig, error) {
+	found, err := p.look(r.Path)
+	if err != nil {
+		return diskConfig{}, fmt.Errorf("claim disk %s: %w", r.Path, err)
+	}
+	if err := refuse(&found, r.WipeName); err != nil {
+		return diskConfig{}, err
+	}
+	if found.SizeBytes < minDiskBytes {
+		return diskConfig{}, tooSmall(r.Path, found.SizeBytes)
+	}
+	f, err := p.o.Open(r.Path)
+	if err != nil {
+		return diskConfig{}, fmt.Errorf("claim disk %s: %w", r.Path, err)
+	}
+	cfg := diskConfig{ID: ids.New(), Path: r.Path}
+	err = blockdev.Erase(f)
+	if err == nil {
+		err = formatDisk(f, disk.Identity{Cluster: p.node.Cluster, Disk: cfg.ID}, r.WALBytes, p.o.Clock.Wall())
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return diskConfig{}, fmt.Errorf("claim disk %s: %w", r.Path, err)
+	}
+	return cfg, nil
+}
+
+// refuse says why a disk may not be overwritten. wipeName is its path again if
+// the caller wants that in spite of what is on it.
+func refuse(d *blockdev.Device, wipeName string) error {
+	uses := strings.Join(d.Uses(), "; ")
+	switch {
+	case d.Blank():
+		return nil
+	case d.InUse() || d.Error != "":
+		return errs.New(errs.Conflict, "claim disk %s: it is in use: %s", d.Path, uses).
+			WithHint("unmount it, or take it out of its volume group or array, and see that it is none that this machine needs")
+	case wipeName == "":
+		return errs.New(errs.Conflict, "claim disk %s: it is not blank: %s", d.Path, uses).
+			WithHint("if nobody needs what is on it: `roseau disk wipe` destroys it")
+	case wipeName != d.Path:
+		return errs.New(errs.Invalid, "claim disk %s: the name to confirm wiping is %q", d.Path, wipeName)
+	}
+	return nil
+}
+
+// wipe makes a disk blank that is neither claimed nor in use.
+func (p *process) wipe(_ context.Context, r storagectl.WipeRequest) error {
+	if r.Path == "" || r.Confirm != r.Path {
+		return errs.New(errs.Invalid, "wipe disk %q: the name to confirm is %q", r.Path, r.Confirm).
+			WithHint("give the path of the disk twice")
+	}
+	p.claims.Lock()
+	defer p.claims.Unlock()
+	if p.isClaimed(r.Path) {
+		return errs.New(errs.Conflict, "wipe disk %s: it is claimed and may hold copies of volumes", r.Path).
+			WithHint("take it out of its pool first")
+	}
+	found, err := p.look(r.Path)
+	if err != nil {
+		return fmt.Errorf("wipe disk %s: %w", r.Path, err)
+	}
+	if found.InUse() || len(found.Partitions) > 0 && !found.File && len(found.Holders) > 0 {
+		return errs.New(errs.Conflict, "wipe disk %s: it is in use: %s", r.Path, strings.Join(found.Uses(), "; ")).
+			WithHint("unmount it, or take it out of its volume group or array first")
+	}
+	f, err := p.o.Open(r.Path)
+	if err != nil {
+		return fmt.Errorf("wipe disk %s: %w", r.Path, err)
+	}
+	if err := errors.Join(blockdev.Erase(f), f.Close()); err != nil {
+		return fmt.Errorf("wipe disk %s: %w", r.Path, err)
+	}
+	p.log.Warn("disk wiped", "path", r.Path, "held", strings.Join(found.Uses(), "; "))
+	return nil
+}
+
+// release gives a disk back: it leaves the configuration durably, then its
+// guards, then its content.
+func (p *process) release(ctx context.Context, id ids.ID) error {
+	p.claims.Lock()
+	defer p.claims.Unlock()
+	d := p.device(id)
+	if d == nil {
+		return nil // released already
+	}
+	p.mu.Lock()
+	was := slices.Clone(p.cfg.Disks)
+	p.cfg.Disks = slices.DeleteFunc(p.cfg.Disks, func(x diskConfig) bool { return x.ID == id })
+	if err := p.cfg.save(p.o.Config); err != nil {
+		p.cfg.Disks = was
+		p.mu.Unlock()
+		return err
+	}
+	state := d.state
+	p.mu.Unlock()
+	if err := p.inLoop(ctx, func() {
+		p.core.RemoveDisk(id)
+		d.core = nil
+		p.mu.Lock()
+		p.disks = slices.DeleteFunc(p.disks, func(x *device) bool { return x == d })
+		p.mu.Unlock()
+		p.kick()
+	}); err != nil {
+		return err
+	}
+	d.stop()
+	d.wait(ctx)
+	p.log.Info("disk released", "disk", id, "path", d.cfg.Path)
+	if state != model.DiskActive {
+		return nil // it cannot be wiped
+	}
+	f, err := p.o.Open(d.cfg.Path)
+	if err != nil {
+		p.log.Warn("disk is released but not wiped", "path", d.cfg.Path, "err", err)
+		return nil
+	}
+	return errors.Join(blockdev.Erase(f), f.Close())
+}
+
+// retry opens a disk that failed again.
+func (p *process) retry(id ids.ID) error {
+	d := p.device(id)
+	if d == nil {
+		return errs.New(errs.NotFound, "retry disk %s: not claimed by this node", id)
+	}
+	p.mu.Lock()
+	state := d.state
+	p.mu.Unlock()
+	if state != model.DiskFailed {
+		return errs.New(errs.Conflict, "retry disk %s: it is %s", id, state)
+	}
+	p.setState(d, model.DiskMissing, "being opened again")
+	p.revive(d)
+	return nil
+}
+
+// tombstone is what is read of a deletion's record: enough to see that it is
+// one, and that it names the disks [I14].
+type tombstone struct {
+	Disks   []ids.ID  `json:"disks"`
+	Deleted time.Time `json:"deleted"`
+}
+
+// deleteVolume frees what the disks hold of a volume. Without the positive
+// record of its deletion nothing is freed: a missing key proves nothing.
+func (p *process) deleteVolume(ctx context.Context, r storagectl.DeleteRequest) error {
+	var t tombstone
+	if err := json.Unmarshal(r.Record, &t); err != nil || r.Volume.IsZero() || t.Deleted.IsZero() {
+		return errs.New(errs.Invalid, "delete volume %s: no record of its deletion", r.Volume)
+	}
+	for _, id := range r.Disks {
+		if !slices.Contains(t.Disks, id) {
+			return errs.New(errs.Invalid, "delete volume %s: the record of its deletion does not name disk %s", r.Volume, id)
+		}
+	}
+	for _, id := range r.Disks {
+		ch := make(chan wire.Status, 1)
+		err := p.inLoop(ctx, func() {
+			p.nextN++
+			p.drops[p.nextN] = ch
+			p.core.Drop(p.o.Clock.Now(), p.nextN, id, r.Volume)
+		})
+		if err != nil {
+			return err
+		}
+		select {
+		case st := <-ch:
+			if st != wire.OK {
+				return errs.New(errs.Unavailable, "delete volume %s on disk %s: status %d", r.Volume, id, st)
+			}
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,292 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"roseau/internal/base/errs"
+	"roseau/internal/base/ids"
+	"roseau/internal/block/disk"
+	"roseau/internal/driver/blockdev"
+	"roseau/internal/model"
+)
+
+// Workers of a disk. Blocking calls hold a thread each, so few are started
+// before they are needed.
+const (
+	readWorkers  = 16
+	writeWorkers = 12
+)
+
+// device is a claimed disk and the goroutines that do its I/O.
+type device struct {
+	id   ids.ID
+	log  *slog.Logger
+	file blockdev.File
+	core *disk.Core // owned by the loop once it is open
+	q    *queue
+
+	reads  workers
+	writes workers
+	syncs  workers
+
+	// Guarded by the process's mu:
+	cfg    diskConfig
+	state  model.DiskState
+	reason string
+}
+
+// workers is a FIFO of actions and at most max goroutines that take from it.
+type workers struct {
+	max  int
+	do   func(disk.IO)
+	mu   sync.Mutex
+	cond *sync.Cond
+	list []disk.IO
+	idle int
+	n    int
+	stop bool
+	wg   sync.WaitGroup
+}
+
+func (w *workers) init(max int, do func(disk.IO)) {
+	w.max, w.do = max, do
+	w.cond = sync.NewCond(&w.mu)
+}
+
+func (w *workers) add(io disk.IO) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.stop {
+		return
+	}
+	w.list = append(w.list, io)
+	switch {
+	case w.idle > 0:
+		w.cond.Signal()
+	case w.n < w.max:
+		w.n++
+		w.wg.Add(1)
+		go w.run()
+	}
+}
+
+func (w *workers) run() {
+	defer w.wg.Done()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for {
+		for len(w.list) == 0 && !w.stop {
+			w.idle++
+			w.cond.Wait()
+			w.idle--
+		}
+		if w.stop {
+			return
+		}
+		io := w.list[0]
+		w.list[0] = disk.IO{}
+		if w.list = w.list[1:]; len(w.list) == 0 {
+			w.list = nil
+		}
+		w.mu.Unlock()
+		w.do(io)
+		w.mu.Lock()
+	}
+}
+
+// close drops what has not begun. It does not wait: see done.
+func (w *workers) close() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.stop, w.list = true, nil
+	w.cond.Broadcast()
+}
+
+func newDevice(cfg diskConfig, q *queue, log *slog.Logger) *device {
+	d := &device{id: cfg.ID, cfg: cfg, q: q, log: log.With("disk", cfg.ID, "path", cfg.Path), state: model.DiskMissing, reason: "not opened yet"}
+	d.reads.init(readWorkers, d.perform)
+	d.writes.init(writeWorkers, d.perform)
+	d.syncs.init(1, d.perform)
+	return d
+}
+
+// start hands an action of the engine to a worker.
+func (d *device) start(io disk.IO) {
+	switch io.Op {
+	case disk.OpRead:
+		d.reads.add(io)
+	case disk.OpSync:
+		d.syncs.add(io)
+	default:
+		d.writes.add(io)
+	}
+}
+
+func (d *device) perform(io disk.IO) {
+	d.q.push(event{disk: d, io: io.ID, err: perform(d.file, io)})
+}
+
+// perform does one action and waits for it.
+func perform(f blockdev.File, io disk.IO) error {
+	switch io.Op {
+	case disk.OpRead:
+		off := io.Offset
+		for _, b := range io.Bufs {
+			if _, err := f.ReadAt(b, off); err != nil {
+				return err
+			}
+			off += int64(len(b))
+		}
+		return nil
+	case disk.OpWrite:
+		return f.WritevAt(io.Bufs, io.Offset)
+	case disk.OpSync:
+		return f.Datasync()
+	case disk.OpZero:
+		return zero(f, io.Offset, io.Length)
+	}
+	return fmt.Errorf("disk action of kind %d", io.Op)
+}
+
+// zero makes a range read as zeros.
+func zero(f blockdev.File, off, length int64) error {
+	zeros := zeroBytes()
+	for length > 0 {
+		n := min(length, int64(len(zeros)))
+		if err := f.WritevAt([][]byte{zeros[:n]}, off); err != nil {
+			return err
+		}
+		off, length = off+n, length-n
+	}
+	return nil
+}
+
+// zeroBytes is shared, read-only memory.
+var zeroBytes = sync.OnceValue(func() []byte { return mapMemory(4 << 20) })
+
+// stop closes the disk. Workers that hang in the kernel are left behind:
+// they hold the file, and with it its lock, until they return.
+func (d *device) stop() {
+	d.reads.close()
+	d.writes.close()
+	d.syncs.close()
+	if d.file != nil {
+		if err := d.file.Close(); err != nil {
+			d.log.Warn("close disk", "err", err)
+		}
+	}
+}
+
+// wait waits until the workers are gone, or ctx ends.
+func (d *device) wait(ctx context.Context) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		d.reads.wg.Wait()
+		d.writes.wg.Wait()
+		d.syncs.wg.Wait()
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+	}
+}
+
+// gone reports whether an error says that the device was taken away, rather
+// than that it is sick.
+func gone(err error) bool {
+	return errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO) || errors.Is(err, errs.NotFound)
+}
+
+// openRetry is how often an opening that may succeed later is tried.
+const openRetry = 200 * time.Millisecond
+
+// openFile opens the disk, waiting for a predecessor that still holds it: its
+// last write may be under way [S20].
+func openFile(ctx context.Context, open blockdev.Opener, path string, log *slog.Logger) (blockdev.File, error) {
+	for waited := false; ; waited = true {
+		f, err := open(path)
+		if err == nil || !errors.Is(err, errs.Conflict) {
+			return f, err
+		}
+		if !waited {
+			log.Info("disk is held by another process; waiting for it", "err", err)
+		}
+		if err := sleep(ctx, openRetry); err != nil {
+			return nil, err
+		}
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// recoverDisk opens the engine on f and runs its recovery, one action after
+// another, in the caller's goroutine.
+func recoverDisk(ctx context.Context, f blockdev.File, o disk.Options) (*disk.Core, disk.Recovery, error) {
+	o.DeviceBytes = f.Size()
+	c := disk.Open(o)
+	var r disk.Ready
+	for {
+		c.Ready(&r)
+		ios := append([]disk.IO(nil), r.IO...)
+		for _, io := range ios {
+			if ctx.Err() != nil {
+				return nil, disk.Recovery{}, context.Cause(ctx)
+			}
+			c.Done(io.ID, perform(f, io))
+		}
+		rec, ended, err := c.Opened()
+		if err != nil {
+			return nil, rec, err
+		}
+		if ended {
+			return c, rec, nil
+		}
+		if len(ios) == 0 && len(r.Done) == 0 {
+			return nil, rec, errs.New(errs.Corrupt, "recover disk: the engine waits for nothing")
+		}
+	}
+}
+
+// formatDisk makes an empty disk of f.
+func formatDisk(f blockdev.File, id disk.Identity, wal int64, now time.Time) error {
+	if wal == 0 {
+		wal = walBytes(f.Size())
+	}
+	ios, err := disk.Format(id, disk.Geometry{DeviceBytes: f.Size(), WALBytes: wal, UnixTime: now.Unix()})
+	if err != nil {
+		return err
+	}
+	for _, io := range ios {
+		if err := perform(f, io); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkIdentity checks that the disk opened is the one that was claimed.
+func checkIdentity(c *disk.Core, cluster, want ids.ID) error {
+	id := c.Identity()
+	if id.Disk != want || id.Cluster != cluster {
+		return errs.New(errs.Conflict, "open disk: it is disk %s of cluster %s, not %s", id.Disk, id.Cluster, want).
+			WithHint("the path leads to another disk now; connect the claimed one there")
+	}
+	return nil
+}

@@ -1,0 +1,629 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"roseau/internal/base/clock"
+	"roseau/internal/base/errs"
+	"roseau/internal/base/ids"
+	"roseau/internal/base/paths"
+	"roseau/internal/block/disk"
+	"roseau/internal/block/replica"
+	"roseau/internal/block/wire"
+	"roseau/internal/driver/blockdev"
+	"roseau/internal/driver/blockdev/faultdisk"
+	"roseau/internal/model"
+	"roseau/internal/nodeconf"
+	"roseau/internal/pki"
+)
+
+// Options of Run. Zero fields mean the paths of package paths; tests set their
+// own.
+type Options struct {
+	Log   *slog.Logger
+	Clock clock.Clock
+
+	NodeConfig, PKI, Config, BootID string // files
+	Socket, ControlSocket           string
+	Listen                          string          // default ":7444" on all addresses
+	Open                            blockdev.Opener // default OpenDisk
+	Host                            blockdev.Host   // default blockdev.System
+	Lab                             bool            // a node of a lab: only its own disk files exist
+	LabDisks                        string          // directory of the lab's disk files
+	Lease                           time.Duration   // default 3 s
+	Ready                           func()          // called when guards are served
+}
+
+// LabNode reports whether this process runs in a node of a lab.
+func LabNode() bool {
+	_, err := os.Stat(filepath.Dir(faultdisk.Dir))
+	return os.Getenv("ROSEAU_LAB") != "" || err == nil
+}
+
+func (o *Options) defaults() {
+	def := func(s *string, v string) {
+		if *s == "" {
+			*s = v
+		}
+	}
+	def(&o.NodeConfig, paths.NodeConfig)
+	def(&o.PKI, paths.PKI)
+	def(&o.Config, paths.StorageConfig)
+	def(&o.BootID, paths.BootID)
+	def(&o.Socket, paths.StorageSocket)
+	def(&o.ControlSocket, paths.StorageControlSocket)
+	def(&o.Listen, ":"+strconv.Itoa(paths.PortStorage))
+	def(&o.LabDisks, filepath.Join(paths.State, "lab-disks"))
+	if o.Open == nil {
+		o.Open = OpenDisk
+	}
+	if o.Host == (blockdev.Host{}) {
+		o.Host = blockdev.System
+	}
+	if o.Clock == nil {
+		o.Clock = clock.System{}
+	}
+	if o.Ready == nil {
+		o.Ready = func() {}
+	}
+}
+
+// OpenDisk opens the disk at path: through the fault layer if the lab has put
+// one under it.
+func OpenDisk(path string) (blockdev.File, error) {
+	if faultdisk.IsFaultDisk(faultdisk.Dir, path) {
+		return faultdisk.Open(faultdisk.Dir, path)
+	}
+	return blockdev.Open(path)
+}
+
+// process is one run of `roseau storage`.
+type process struct {
+	o       Options
+	log     *slog.Logger
+	node    *nodeconf.Config
+	id      *pki.Identity
+	boot    ids.ID
+	session ids.ID
+	pool    *pool
+	q       *queue
+	reopen  func(d *device) // looks for a disk that is gone until Run ends
+	wg      sync.WaitGroup  // everything but disk workers
+
+	// Owned by the loop:
+	core  *replica.Core
+	conns map[replica.Conn]*conn
+	dirty []*conn
+	drops map[uint64]chan<- wire.Status
+	nextN uint64
+
+	// mu guards the disks and what control requests change. Lock order: claims,
+	// mu. It is never held over I/O.
+	claims sync.Mutex // one claim, wipe or release at a time
+	mu     sync.Mutex
+	cfg    *config
+	disks  []*device
+}
+
+// Run serves until ctx ends. On a machine that is in no cluster yet it waits to
+// become a node.
+func Run(ctx context.Context, o Options) error {
+	o.defaults()
+	p := &process{o: o, log: o.Log, session: ids.New(), pool: new(pool), q: newQueue(),
+		conns: map[replica.Conn]*conn{}, drops: map[uint64]chan<- wire.Status{}}
+	if err := p.identify(ctx); err != nil {
+		return err
+	}
+	var err error
+	if p.boot, err = bootID(o.BootID, o.Lab); err != nil {
+		return err
+	}
+	if p.cfg, err = loadConfig(o.Config); err != nil {
+		return err
+	}
+	p.core = replica.New(replica.Options{
+		Node: p.node.Node, Cluster: p.node.Cluster, Session: p.session, Boot: p.boot, Lease: o.Lease, Pool: p.pool,
+	})
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	p.reopen = func(d *device) { p.spawn(func() { p.keepOpen(ctx, d, true, func() {}) }) }
+	fail := make(chan error, 4)
+	p.spawn(func() { p.loop(ctx) })
+	defer p.shutdown(cancel)
+
+	control, err := listenUnix(ctx, o.ControlSocket)
+	if err != nil {
+		return err
+	}
+	srv := &http.Server{Handler: p.control(), ReadHeaderTimeout: 5 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx }}
+	p.spawn(func() { p.serveControl(srv, control, fail) })
+	defer srv.Close()
+
+	p.openAll(ctx)
+	var listeners []net.Listener
+	for _, l := range []func() (net.Listener, error){
+		func() (net.Listener, error) { return listenTCP(ctx, o.Listen, p.log) },
+		func() (net.Listener, error) { return listenUnix(ctx, o.Socket) },
+	} {
+		ln, err := l()
+		if err != nil {
+			return err
+		}
+		defer ln.Close()
+		listeners = append(listeners, ln)
+	}
+	for _, ln := range listeners {
+		p.spawn(func() { p.accept(ctx, ln, fail) })
+	}
+	p.log.Info("serving", "node", p.node.Node, "session", p.session, "listen", o.Listen)
+	o.Ready()
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-fail:
+		return err
+	}
+}
+
+func (p *process) spawn(f func()) {
+	p.wg.Add(1)
+	go func() {
+		defer p.wg.Done()
+		f()
+	}()
+}
+
+// identifyEvery is how often a machine without a cluster looks whether it has
+// become a node.
+const identifyEvery = 300 * time.Millisecond
+
+func (p *process) identify(ctx context.Context) (err error) {
+	for waited := false; ; waited = true {
+		if p.node, err = nodeconf.Load(p.o.NodeConfig); err == nil {
+			if p.id, err = pki.Load(p.o.PKI); err == nil {
+				return nil
+			}
+		}
+		if !errors.Is(err, errs.NotFound) {
+			return err
+		}
+		if !waited {
+			p.log.Info("waiting until this machine is a node of a cluster")
+		}
+		if err := sleep(ctx, identifyEvery); err != nil {
+			return nil
+		}
+	}
+}
+
+// shutdown closes connections and disks. Disks that hang are left to the
+// kernel, which keeps them locked until their last call returns.
+func (p *process) shutdown(cancel context.CancelFunc) {
+	cancel()
+	done := make(chan struct{})
+	go func() { p.wg.Wait(); close(done) }()
+	select {
+	case <-done:
+	case <-time.After(3 * time.Second):
+		p.log.Warn("a connection or an opening does not end")
+	}
+	ctx, stop := context.WithTimeout(context.Background(), 2*time.Second)
+	defer stop()
+	p.mu.Lock()
+	disks := slices.Clone(p.disks)
+	p.mu.Unlock()
+	for _, d := range disks {
+		d.stop()
+	}
+	for _, d := range disks {
+		d.wait(ctx)
+	}
+	p.log.Info("stopped")
+}
+
+func listenTCP(ctx context.Context, addr string, log *slog.Logger) (net.Listener, error) {
+	for waited := false; ; waited = true {
+		ln, err := net.Listen("tcp", addr)
+		if err == nil {
+			return ln, nil
+		}
+		if !waited {
+			log.Warn("cannot listen yet; trying again", "addr", addr, "err", err)
+		}
+		if sleep(ctx, openRetry) != nil {
+			return nil, fmt.Errorf("listen: %w", err)
+		}
+	}
+}
+
+// listenUnix listens on a socket that only root may use. It takes the place of
+// a predecessor's.
+func listenUnix(ctx context.Context, path string) (net.Listener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, fmt.Errorf("listen: %w", err)
+	}
+	tmp := path + ".new" // bound under another name: nobody finds it before its mode is right
+	for _, f := range []string{tmp} {
+		if err := os.Remove(f); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, fmt.Errorf("listen: %w", err)
+		}
+	}
+	ln, err := new(net.ListenConfig).Listen(ctx, "unix", tmp)
+	if err != nil {
+		return nil, fmt.Errorf("listen: %w", err)
+	}
+	ln.(*net.UnixListener).SetUnlinkOnClose(false)
+	if err := errors.Join(os.Chmod(tmp, 0o600), os.Rename(tmp, path)); err != nil {
+		return nil, errors.Join(fmt.Errorf("listen on %s: %w", path, err), ln.Close())
+	}
+	return ln, nil
+}
+
+// accept greets guards until the listener is closed.
+func (p *process) accept(ctx context.Context, ln net.Listener, fail chan<- error) {
+	stop := context.AfterFunc(ctx, func() { ln.Close() })
+	defer stop()
+	for {
+		nc, err := ln.Accept()
+		if err != nil {
+			if ctx.Err() == nil {
+				fail <- fmt.Errorf("accept guards: %w", err)
+			}
+			return
+		}
+		p.spawn(func() { p.serve(ctx, nc) })
+	}
+}
+
+// serve runs one connection: the handshake, then its reader here and its sender
+// beside.
+func (p *process) serve(ctx context.Context, nc net.Conn) {
+	raw := &gathering{Conn: nc}
+	defer raw.Close()
+	stop := context.AfterFunc(ctx, func() { raw.Close() })
+	defer stop()
+	log := p.log.With("peer", nc.RemoteAddr().String())
+	secure, peer, err := handshake(ctx, raw, p.id, p.node.Node)
+	if err != nil {
+		log.Warn("refuse connection", "err", err)
+		return
+	}
+	var c *conn
+	done := make(chan struct{})
+	p.q.push(event{call: func() {
+		p.nextN++
+		c = newConn(replica.Conn(p.nextN), secure, raw, p.pool, log.With("node", peer))
+		p.conns[c.id] = c
+		p.core.ConnOpened(c.id, peer)
+		close(done)
+	}})
+	select {
+	case <-done:
+	case <-ctx.Done():
+		return
+	}
+	p.spawn(c.send)
+	err = c.read(wire.NewDecoder(secure, p.pool), p.q)
+	c.close()
+	if !quiet(err) {
+		log.Warn("guard's connection ended", "err", err)
+	}
+	p.q.push(event{conn: c.id, closed: true})
+}
+
+// drainRounds bounds how long senders wait under constant load.
+const drainRounds = 4
+
+// loop owns the core until ctx ends.
+func (p *process) loop(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	var batch []event
+	var r replica.Ready
+	for {
+		select {
+		case <-p.q.wake:
+		case <-timer.C:
+		case <-ctx.Done():
+			p.closeConns()
+			return
+		}
+		// Go on for a while as long as something has come meanwhile: its answers
+		// join the batches that are sent together.
+		for range drainRounds {
+			batch = p.q.take(batch)
+			now := p.o.Clock.Now()
+			for i := range batch {
+				p.handle(now, &batch[i])
+			}
+			if now >= p.core.Next() {
+				p.core.Tick(now)
+			}
+			p.core.Ready(now, &r)
+			p.dispatch(&r)
+			if len(batch) == 0 {
+				break
+			}
+		}
+		for i, c := range p.dirty {
+			c.flush()
+			p.dirty[i], c.dirty = nil, false
+		}
+		p.dirty = p.dirty[:0]
+		timer.Reset(max(p.core.Next().Sub(p.o.Clock.Now()), time.Millisecond))
+	}
+}
+
+func (p *process) closeConns() {
+	for _, c := range p.conns {
+		c.close()
+	}
+}
+
+func (p *process) handle(now clock.Instant, e *event) {
+	switch {
+	case e.msg != nil:
+		p.core.Received(now, e.conn, e.msg)
+	case e.closed:
+		p.core.ConnClosed(e.conn)
+		if c := p.conns[e.conn]; c != nil {
+			delete(p.conns, e.conn)
+		}
+	case e.disk != nil:
+		if e.disk.core != nil && p.device(e.disk.id) == e.disk { // not a former opening's
+			p.core.DiskDone(e.disk.id, e.io, e.err)
+		}
+	case e.call != nil:
+		e.call()
+	}
+}
+
+// dispatch does what the core wants.
+func (p *process) dispatch(r *replica.Ready) {
+	for i := range r.IO {
+		if d := p.device(r.IO[i].Disk); d != nil {
+			d.start(r.IO[i].IO)
+		}
+	}
+	for i := range r.Sends {
+		c := p.conns[r.Sends[i].Conn]
+		if c == nil {
+			if m, ok := r.Sends[i].Msg.(*wire.ReadReply); ok {
+				p.pool.Free(m.Data)
+			}
+			continue
+		}
+		if err := c.put(r.Sends[i].Msg); err != nil {
+			c.log.Debug("answer dropped", "err", err)
+		}
+		if !c.dirty {
+			c.dirty = true
+			p.dirty = append(p.dirty, c)
+		}
+	}
+	for _, cl := range r.Closes {
+		if c := p.conns[cl.Conn]; c != nil {
+			c.log.Warn("close connection", "err", cl.Why)
+			c.flush()
+			time.AfterFunc(lastAnswer, c.close)
+		}
+	}
+	for _, e := range r.Events {
+		p.event(e)
+	}
+}
+
+// lastAnswer is how long a connection stays open that is to be closed: its last
+// answer says why.
+const lastAnswer = 50 * time.Millisecond
+
+func (p *process) event(e replica.Event) {
+	switch e.Kind {
+	case replica.DiskDied:
+		p.diskDied(e.Disk, e.Err)
+	case replica.DropDone:
+		if ch := p.drops[e.Token]; ch != nil {
+			delete(p.drops, e.Token)
+			ch <- e.Status
+		}
+	case replica.Promised:
+		p.log.Debug("volume opened", "disk", e.Disk, "vol", e.Volume)
+	}
+}
+
+// inLoop runs f in the loop and waits for it.
+func (p *process) inLoop(ctx context.Context, f func()) error {
+	done := make(chan struct{})
+	p.q.push(event{call: func() { f(); close(done) }})
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (p *process) device(id ids.ID) *device {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, d := range p.disks {
+		if d.id == id {
+			return d
+		}
+	}
+	return nil
+}
+
+func (p *process) setState(d *device, st model.DiskState, reason string) {
+	p.mu.Lock()
+	d.state, d.reason = st, reason
+	p.mu.Unlock()
+}
+
+// settleTime is how long guards are kept waiting for slow disks at the start: a
+// disk that HELLO does not name is put out of the in-sync sets.
+const settleTime = 10 * time.Second
+
+// openAll opens the claimed disks side by side, and returns when each is open
+// or has failed, or after settleTime.
+func (p *process) openAll(ctx context.Context) {
+	p.mu.Lock()
+	settled := make([]chan struct{}, len(p.cfg.Disks))
+	for i, cfg := range p.cfg.Disks {
+		d := newDevice(cfg, p.q, p.log)
+		p.disks = append(p.disks, d)
+		settled[i] = make(chan struct{})
+		p.spawn(func() { p.keepOpen(ctx, d, false, sync.OnceFunc(func() { close(settled[i]) })) })
+	}
+	p.mu.Unlock()
+	timeout := time.After(settleTime)
+	for _, ch := range settled {
+		select {
+		case <-ch:
+		case <-timeout:
+			p.log.Warn("serving although a disk is not open yet")
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// reopenEvery is how often a disk that is missing is looked for.
+const reopenEvery = time.Second
+
+// keepOpen opens d, as soon as it is there. lost: it was open before and lost
+// what it had not flushed.
+func (p *process) keepOpen(ctx context.Context, d *device, lost bool, settled func()) {
+	defer settled()
+	for {
+		err := p.open(ctx, d, lost)
+		if err == nil {
+			return
+		}
+		if ctx.Err() != nil || p.device(d.id) != d {
+			return
+		}
+		st := model.DiskFailed
+		if gone(err) {
+			st, lost = model.DiskMissing, true // away from a machine that runs: its cache had no power
+		}
+		p.setState(d, st, err.Error())
+		d.log.Error("disk cannot be used", "state", st, "err", err)
+		settled()
+		if st == model.DiskFailed {
+			return // until somebody asks for a retry
+		}
+		if sleep(ctx, reopenEvery) != nil {
+			return
+		}
+	}
+}
+
+// open opens the file, recovers the engine and gives it to the core.
+func (p *process) open(ctx context.Context, d *device, lost bool) error {
+	start := p.o.Clock.Now()
+	f, err := openFile(ctx, p.o.Open, d.cfg.Path, d.log)
+	if err != nil {
+		return err
+	}
+	boot, err := p.diskBoot(d, lost)
+	if err != nil {
+		return errors.Join(err, f.Close())
+	}
+	core, rec, err := recoverDisk(ctx, f, disk.Options{Pool: p.pool})
+	if err == nil {
+		err = checkIdentity(core, p.node.Cluster, d.id)
+	}
+	if err != nil {
+		return errors.Join(err, f.Close())
+	}
+	d.file = f
+	d.log.Info("disk opened", "dur", p.o.Clock.Now().Sub(start), "batches", rec.Batches, "records", rec.Records,
+		"dropped_bytes", rec.DroppedBytes, "unverified", rec.Unverified, "damaged", len(rec.DamagedRanges), "superblocks", rec.Superblocks)
+	return p.inLoop(ctx, func() {
+		d.core = core
+		p.core.AddDisk(p.o.Clock.Now(), core, boot)
+		p.setState(d, model.DiskActive, "")
+		p.kick()
+	})
+}
+
+// kick makes the guards connect again, so that HELLO names the disks as they
+// are now. They resume their sessions at once.
+func (p *process) kick() {
+	for _, c := range p.conns {
+		c.close()
+	}
+}
+
+// diskBoot returns the disk's own boot identity, zero for the node's. A new one
+// is drawn, durably, when the disk lost its cache while the node ran on.
+func (p *process) diskBoot(d *device, lost bool) (ids.ID, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !lost && (d.cfg.Boot.IsZero() || d.cfg.NodeBoot == p.boot) {
+		return d.cfg.Boot, nil
+	}
+	d.cfg.Boot, d.cfg.NodeBoot = ids.ID{}, ids.ID{}
+	if lost {
+		d.cfg.Boot, d.cfg.NodeBoot = ids.New(), p.boot
+	}
+	p.keep(d.cfg)
+	return d.cfg.Boot, p.cfg.save(p.o.Config)
+}
+
+// keep puts cfg in the place of the entry of the same disk. mu is held.
+func (p *process) keep(cfg diskConfig) {
+	for i := range p.cfg.Disks {
+		if p.cfg.Disks[i].ID == cfg.ID {
+			p.cfg.Disks[i] = cfg
+			return
+		}
+	}
+	p.cfg.Disks = append(p.cfg.Disks, cfg)
+}
+
+// diskDied runs in the loop. The disk is closed; if it was taken away it is
+// looked for again, if it is sick it waits for an operator.
+func (p *process) diskDied(id ids.ID, cause error) {
+	d := p.device(id)
+	if d == nil {
+		return
+	}
+	st := model.DiskFailed
+	if gone(cause) {
+		st = model.DiskMissing
+	}
+	p.setState(d, st, cause.Error())
+	d.log.Error("disk died", "state", st, "err", cause)
+	d.stop()
+	if st == model.DiskMissing {
+		p.revive(d)
+	}
+}
+
+// revive opens a disk that died again: with new workers, the old ones may hang.
+func (p *process) revive(old *device) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	d := newDevice(old.cfg, p.q, p.log)
+	d.state, d.reason = old.state, old.reason
+	for i := range p.disks {
+		if p.disks[i] == old {
+			p.disks[i] = d
+		}
+	}
+	p.reopen(d)
+}

@@ -1,0 +1,232 @@
+package store_test
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"time"
+
+	"roseau/internal/base/clock"
+	"roseau/internal/base/errs"
+	"roseau/internal/base/ids"
+	"roseau/internal/driver/etcd"
+	"roseau/internal/driver/etcd/etcdtest"
+	"roseau/internal/model"
+	"roseau/internal/store"
+)
+
+func open(t *testing.T) (*store.Store, *etcdtest.Member) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("starts etcd")
+	}
+	m := etcdtest.New(t, 1)
+	return store.New(m.Client, clock.System{}), m
+}
+
+func until(t *testing.T, what string, cond func() bool) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); !cond(); {
+		if time.Now().After(end) {
+			t.Fatalf("never: %s", what)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func newVM(name string) *model.VM {
+	return &model.VM{Meta: model.Meta{Name: name}, Spec: model.VMSpec{CPUs: 1}}
+}
+
+func TestObjects(t *testing.T) {
+	s, _ := open(t)
+	ctx := t.Context()
+	for _, name := range []string{"", "Web", "-a", "a_b", ids.New().String()} {
+		if _, err := store.Create(ctx, s, newVM(name)); !errors.Is(err, errs.Invalid) {
+			t.Errorf("create %q: %v", name, err)
+		}
+	}
+	vm, err := store.Create(ctx, s, newVM("web"))
+	if err != nil || vm.ID.IsZero() || vm.Revision == 0 || vm.Created.IsZero() {
+		t.Fatalf("create: %+v, %v", vm, err)
+	}
+	if _, err := store.Create(ctx, s, newVM("web")); !errors.Is(err, errs.Conflict) || errs.Hint(err) == "" {
+		t.Errorf("create twice: %v", err)
+	}
+	if _, err := store.Create(ctx, s, &model.Volume{Meta: model.Meta{Name: "web"}}); err != nil {
+		t.Errorf("same name, other kind: %v", err)
+	}
+	for _, ref := range []string{"web", vm.ID.String()} {
+		if got, err := store.Get[model.VM](ctx, s, ref); err != nil || got.ID != vm.ID || got.Revision != vm.Revision {
+			t.Errorf("get %s: %+v, %v", ref, got, err)
+		}
+	}
+	if _, err := store.Get[model.VM](ctx, s, "none"); !errors.Is(err, errs.NotFound) {
+		t.Errorf("get none: %v", err)
+	}
+	stale := *vm
+	vm, err = store.Update(ctx, s, vm.ID, func(v *model.VM) error { v.Spec.CPUs = 2; return nil })
+	if err != nil || vm.Spec.CPUs != 2 || vm.Revision == stale.Revision {
+		t.Fatalf("update: %+v, %v", vm, err)
+	}
+	same, err := store.Update(ctx, s, vm.ID, func(v *model.VM) error { v.Spec.CPUs = 2; return nil })
+	if err != nil || same.Revision != vm.Revision {
+		t.Errorf("an update that changes nothing wrote: %d, %d, %v", same.Revision, vm.Revision, err)
+	}
+	if _, err := store.Put(ctx, s, &stale); !errors.Is(err, errs.Conflict) {
+		t.Errorf("put of an old revision: %v", err)
+	}
+	if err := store.Delete(ctx, s, &stale); !errors.Is(err, errs.Conflict) {
+		t.Errorf("delete of an old revision: %v", err)
+	}
+	if err := store.Delete(ctx, s, vm); err != nil {
+		t.Fatal(err)
+	}
+	if err := store.Delete(ctx, s, vm); !errors.Is(err, errs.NotFound) {
+		t.Errorf("delete twice: %v", err)
+	}
+	if _, err := store.Create(ctx, s, newVM("web")); err != nil {
+		t.Errorf("the name is free again: %v", err)
+	}
+}
+
+// TestUpdatesDoNotLoseEachOther adds from several goroutines to one counter.
+func TestUpdatesDoNotLoseEachOther(t *testing.T) {
+	s, _ := open(t)
+	vm, err := store.Create(t.Context(), s, newVM("web"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const writers, each = 3, 5
+	var wg sync.WaitGroup
+	for range writers {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			for range each {
+				if _, err := store.Update(t.Context(), s, vm.ID, func(v *model.VM) error { v.Status.Restarts++; return nil }); err != nil {
+					t.Error(err)
+				}
+			}
+		}()
+	}
+	wg.Wait()
+	if got, _ := store.GetID[model.VM](t.Context(), s, vm.ID); got.Status.Restarts != writers*each {
+		t.Errorf("%d of %d additions", got.Status.Restarts, writers*each)
+	}
+}
+
+func TestRecordsAndTransactions(t *testing.T) {
+	s, _ := open(t)
+	ctx := t.Context()
+	r, err := store.GetRecord[int](ctx, s, "/s/x")
+	if err != nil || r.Revision != 0 {
+		t.Fatalf("no record: %+v, %v", r, err)
+	}
+	rev, err := s.Commit(ctx, store.NewTx().If("/s/x", 0).Put("/s/x", 1).Put("/s/y", 2))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Commit(ctx, store.NewTx().If("/s/x", 0).Put("/s/x", 3)); !errors.Is(err, errs.Conflict) || errors.Is(err, store.ErrUnknown) {
+		t.Errorf("condition that does not hold: %v", err)
+	}
+	if _, err := s.Commit(ctx, store.NewTx().If("/s/x", rev).Delete("/s/y").Put("/s/x", 4)); err != nil {
+		t.Error(err)
+	}
+	all, err := store.ListRecords[int](ctx, s, "/s/")
+	if err != nil || len(all) != 1 || all["/s/x"].Value != 4 {
+		t.Errorf("records %v, %v", all, err)
+	}
+	if _, err := s.Commit(ctx, store.NewTx().Put("/s/z", func() {})); err == nil {
+		t.Error("a value that cannot be encoded was stored")
+	}
+	if _, err := store.GetRecord[string](ctx, s, "/s/x"); !errors.Is(err, errs.Corrupt) {
+		t.Errorf("record of another type: %v", err)
+	}
+}
+
+// TestEtcdAway: changes and strict reads say why, with an outcome that is marked
+// unknown; caches and sessions keep what they had and catch up.
+func TestEtcdAway(t *testing.T) {
+	s, m := open(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	cache, sessions := store.NewCache[model.VM](s), store.NewSessions(s)
+	node := ids.New()
+	for _, run := range []func(context.Context) error{cache.Run, sessions.Run, func(ctx context.Context) error {
+		return s.KeepSession(ctx, store.Session{Node: node})
+	}} {
+		wg.Add(1)
+		go func() { defer wg.Done(); run(ctx) }()
+	}
+	vm, err := store.Create(ctx, s, newVM("web"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	until(t, "seen by cache and sessions", func() bool { return cache.Get(vm.ID) != nil && sessions.Alive(node) })
+	m.Server.Close()
+	if _, err := s.Commit(ctx, store.NewTx().Put("/s/x", 1)); !errors.Is(err, errs.Unavailable) || !errors.Is(err, store.ErrUnknown) || errs.Hint(err) == "" {
+		t.Errorf("change while etcd is away: %v (hint %q)", err, errs.Hint(err))
+	}
+	if _, err := store.Get[model.VM](ctx, s, "web"); !errors.Is(err, errs.Unavailable) {
+		t.Errorf("read while etcd is away: %v", err)
+	}
+	if cache.ByName("web") == nil || !sessions.Alive(node) {
+		t.Error("losing etcd emptied a cache")
+	}
+	again, err := etcd.Start(ctx, m.Config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.Close()
+	until(t, "a change is seen again", func() bool {
+		store.Update(ctx, s, vm.ID, func(v *model.VM) error { v.Spec.CPUs = 7; return nil })
+		v := cache.ByName("web")
+		return v != nil && v.Spec.CPUs == 7 && sessions.Alive(node)
+	})
+	if err := store.Delete(ctx, s, cache.Get(vm.ID)); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the deletion is seen", func() bool { return cache.Get(vm.ID) == nil })
+}
+
+// TestOneOffice: of two candidates one works, and the other follows it.
+func TestOneOffice(t *testing.T) {
+	s, _ := open(t)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	working := make(chan int, 2)
+	stops := make([]context.CancelFunc, 2)
+	for i := range 2 {
+		ctx, cancel := context.WithCancel(t.Context())
+		stops[i] = cancel
+		defer cancel()
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			s.Elect(ctx, "test", ids.New(), func(ctx context.Context) error {
+				working <- i
+				<-ctx.Done()
+				return ctx.Err()
+			})
+		}()
+	}
+	first := <-working
+	select {
+	case other := <-working:
+		t.Fatalf("%d and %d hold the office", first, other)
+	case <-time.After(300 * time.Millisecond):
+	}
+	stops[first]()
+	select {
+	case second := <-working:
+		if second == first {
+			t.Fatal("the one that stopped works again")
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("nobody followed")
+	}
+}
