@@ -238,11 +238,11 @@ func (v *volume) keepSole() {
 		}
 		keep := warm
 		if keep == nil && all && cold > 0 {
-			if v.c.cfg.GuestAlive || v.c.state >= Serving {
-				if s.dirtyWseq > v.flushMark.Wseq || v.c.state < Serving && !v.lossless(s) {
-					v.c.invalid(fmt.Sprintf("volume %s, segment %d: every copy lost power with writes that were acked and not flushed", v.id, i))
-					return
-				}
+			// A disk is in or out as a whole: it must have lost nothing in any of
+			// its segments, not only in this one.
+			if k := v.lostBy(any); k >= 0 {
+				v.c.invalid(fmt.Sprintf("volume %s, segment %d: every copy lost power with writes that were acked and not flushed", v.id, k))
+				return
 			}
 			keep = any
 		}
@@ -251,6 +251,20 @@ func (v *volume) keepSole() {
 			keep.resume()
 		}
 	}
+}
+
+// lostBy returns a segment of m in which a cold m may lack acked writes, or -1.
+func (v *volume) lostBy(m *member) int {
+	if !v.c.cfg.GuestAlive && v.c.state < Serving {
+		return -1 // no guest knows them
+	}
+	for i := range v.segs {
+		s := &v.segs[i]
+		if slices.Contains(s.members, m) && (s.dirtyWseq > v.flushMark.Wseq || v.c.state < Serving && !v.lossless(s)) {
+			return i
+		}
+	}
+	return -1
 }
 
 // txnDone takes the answer to a Commit.

@@ -146,6 +146,7 @@ func (v *volume) settleReconcile() {
 	case rcConfig:
 		if v.allOut() && (v.told() || c.mut.ReadBeforeOut) {
 			rc.phase = rcDone
+			v.config.complete = false // only this CONFIG renews boot identities
 			c.maybeServe()
 		}
 	}
