@@ -74,6 +74,9 @@ func check(r io.ReaderAt, deviceBytes int64, dump io.Writer) (*Report, error) {
 		k.rep.Volumes = append(k.rep.Volumes, *v)
 	}
 	slices.SortFunc(k.rep.Volumes, func(a, b FsckVolume) int { return a.Volume.Compare(b.Volume) })
+	for _, v := range k.rep.Volumes { // table and log together: a young volume is in the log alone
+		k.print("found volume %+v", v)
+	}
 	return k.rep, nil
 }
 
