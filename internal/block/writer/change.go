@@ -53,7 +53,7 @@ func (v *volume) settleMembers() {
 			m.leaving = "" // it was silent for a while only
 			m.catchUp()
 		}
-		if m.leaving != "" && v.pending == m && v.change == nil && v.isOut(m) {
+		if m.leaving != "" && v.pending == m && v.change == nil && v.isOut(m) && !v.c.reopen.unwritten {
 			v.cancelGrow(m)
 		}
 		frozen = frozen || m.leaving != ""
@@ -75,6 +75,8 @@ func (m *member) lostReason() repl.OutReason {
 		return repl.OutRestarted
 	case m.node.lost(c) && m.node.refused:
 		return repl.OutRefused
+	case c.now < c.graceUntil:
+		return ""
 	case m.node.lost(c):
 		return repl.OutLost
 	case m.hung:
