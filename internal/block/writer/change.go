@@ -71,12 +71,12 @@ func (m *member) lostReason() repl.OutReason {
 	switch {
 	case m.failed:
 		return repl.OutDiskFailed
+	case c.now < c.graceUntil:
+		return "" // what the others have to say is not read yet
 	case m.newRun:
 		return repl.OutRestarted
 	case m.node.lost(c) && m.node.refused:
 		return repl.OutRefused
-	case c.now < c.graceUntil:
-		return ""
 	case m.node.lost(c):
 		return repl.OutLost
 	case m.hung:
