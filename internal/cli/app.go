@@ -1,12 +1,16 @@
 package cli
 
 import (
+	"bufio"
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"roseau/internal/base/errs"
 	"roseau/internal/client"
@@ -134,6 +138,44 @@ func (a *app) dryRun(cmd *cobra.Command, c *client.Client, method, path string, 
 // remove is change with DELETE.
 func (a *app) remove(cmd *cobra.Command, path, what string) error {
 	return a.change(cmd, http.MethodDelete, path, nil, nil, func() string { return what + " deleted" })
+}
+
+// destroys adds --confirm to a command that destroys data: what it destroys is
+// named twice, by argument and by flag, or typed again at a terminal.
+func destroys(cmd *cobra.Command) *cobra.Command {
+	cmd.Flags().StringArray("confirm", nil, "the same again: what this destroys is named twice; repeat for more")
+	run := cmd.RunE
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		confirmed, err := cmd.Flags().GetStringArray("confirm")
+		if err != nil {
+			return err
+		}
+		for _, name := range args {
+			if slices.Contains(confirmed, name) {
+				continue
+			}
+			if err := confirmTyped(cmd, name); err != nil {
+				return err
+			}
+		}
+		return run(cmd, args)
+	}
+	return cmd
+}
+
+// confirmTyped lets a person type the name again.
+func confirmTyped(cmd *cobra.Command, name string) error {
+	refusal := errs.New(errs.Invalid, "%s %s: it destroys data and was named once", cmd.CommandPath(), name).WithHint("name it again: --confirm %s", name)
+	in, ok := cmd.InOrStdin().(*os.File)
+	if !ok || !term.IsTerminal(int(in.Fd())) {
+		return refusal
+	}
+	fmt.Fprintf(cmd.ErrOrStderr(), "This destroys the data of %s. Type its name to go on: ", name)
+	line, err := bufio.NewReader(in).ReadString('\n')
+	if err != nil || strings.TrimSpace(line) != name {
+		return refusal
+	}
+	return nil
 }
 
 // follow shows a task until it ends, and returns its error.

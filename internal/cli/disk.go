@@ -32,7 +32,7 @@ func newDiskCmd(a *app) *cobra.Command {
 			})
 		}},
 		newDiskPathsCmd(a, "claim", "Claim blank disks for the cluster"),
-		newDiskPathsCmd(a, "wipe", "Destroy what is on disks that are not in use"),
+		destroys(newDiskPathsCmd(a, "wipe", "Destroy what is on disks that are not in use")),
 	)
 	return cmd
 }

@@ -32,9 +32,9 @@ func newImageCmd(a *app) *cobra.Command {
 			})
 		}},
 		newImageImportCmd(a),
-		&cobra.Command{Use: "delete IMAGE", Short: "Delete an image; VMs made of it stay", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+		destroys(&cobra.Command{Use: "delete IMAGE", Short: "Delete an image; VMs made of it stay", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
 			return a.remove(cmd, "/v1/images/"+url.PathEscape(args[0]), "image "+args[0])
-		}},
+		}}),
 	)
 	return cmd
 }

@@ -36,9 +36,9 @@ func newVMCmd(a *app) *cobra.Command {
 			return a.change(cmd, http.MethodPost, vmPath(args[0])+"/reset", nil, nil, nil)
 		}},
 		newVMMigrateCmd(a),
-		&cobra.Command{Use: "delete VM", Short: "Delete a stopped VM and its volumes", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+		destroys(&cobra.Command{Use: "delete VM", Short: "Delete a stopped VM and its volumes", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
 			return a.remove(cmd, vmPath(args[0]), "vm "+args[0])
-		}},
+		}}),
 		newVMConsoleCmd(a),
 	)
 	return cmd

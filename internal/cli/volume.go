@@ -29,9 +29,9 @@ func newVolumeCmd(a *app) *cobra.Command {
 			return a.get(cmd, "/v1/volumes/"+url.PathEscape(args[0]), v, func() *table { return volumeSheet(v) })
 		}},
 		newVolumeCreateCmd(a),
-		&cobra.Command{Use: "delete VOLUME", Short: "Delete a volume that is nobody's", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+		destroys(&cobra.Command{Use: "delete VOLUME", Short: "Delete a volume that is nobody's", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
 			return a.remove(cmd, "/v1/volumes/"+url.PathEscape(args[0]), "volume "+args[0])
-		}},
+		}}),
 		newVolumeServeCmd(a),
 		&cobra.Command{Use: "unserve VOLUME", Short: "Release a volume that is served", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
 			return a.change(cmd, http.MethodDelete, "/v1/volumes/"+url.PathEscape(args[0])+"/writer", nil, nil, func() string { return "volume " + args[0] + " released" })

@@ -1,7 +1,13 @@
 package sim
 
 import (
+	"slices"
 	"time"
+
+	"roseau/internal/base/ids"
+	"roseau/internal/block/wire"
+	"roseau/internal/block/writer"
+	"roseau/internal/core/repl"
 )
 
 // profile is what a seed does: a random subset of the faults (swarm testing)
@@ -44,6 +50,10 @@ var allFaults = []fault{
 	{"disk_hang", (*world).faultDiskHang},
 	{"disk_dead", (*world).faultDiskDead},
 	{"bit_rot", (*world).faultBitRot},
+	{"power_cut_copies", (*world).faultPowerCutCopies},
+	{"local_disk_hang", (*world).faultLocalDiskHang},
+	{"forgetful", (*world).faultForgetful},
+	{"late_successor", (*world).faultLateSuccessor},
 }
 
 func drawProfile(w *world) profile {
@@ -70,7 +80,46 @@ func drawProfile(w *world) profile {
 			p.faults = append(p.faults, f)
 		}
 	}
+	if w.opt.Bias != nil {
+		w.opt.Bias.apply(&p)
+	}
 	return p
+}
+
+// Bias narrows what a seed does, for a mutant that random faults seldom meet.
+// Zero fields change nothing.
+type Bias struct {
+	Faults  []string      // these and no others; a name given twice is twice as likely
+	Every   time.Duration // mean time between faults
+	Unknown float64       // how often the outcome of a transaction is unknown
+	DiskHi  time.Duration // longest time of a disk action
+	Torn    float64       // how likely a sector survives a power cut
+	Think   time.Duration
+}
+
+func (b *Bias) apply(p *profile) {
+	if len(b.Faults) > 0 {
+		p.faults = nil
+	}
+	for _, name := range b.Faults {
+		i := slices.IndexFunc(allFaults, func(f fault) bool { return f.name == name })
+		p.faults = append(p.faults, allFaults[i])
+	}
+	if b.Every > 0 {
+		p.every = b.Every
+	}
+	if b.Unknown > 0 {
+		p.etcdUnknown = b.Unknown
+	}
+	if b.DiskHi > 0 {
+		p.diskHi = b.DiskHi
+	}
+	if b.Torn > 0 {
+		p.tornLikely = b.Torn
+	}
+	if b.Think > 0 {
+		p.think = b.Think
+	}
 }
 
 // chaos runs the guest's operations with faults among them.
@@ -131,6 +180,35 @@ func (w *world) faultPowerCutAll() {
 	}
 }
 
+// faultPowerCutCopies: every node reboots but the one of the guest, whose own
+// copy is kept out by a dead or slow disk now and then.
+func (w *world) faultPowerCutCopies() {
+	g := w.manager.active
+	if g == nil || g.ended() {
+		return
+	}
+	w.note("power_cut_copies")
+	for _, n := range w.nodes {
+		if n != g.node && n.powered {
+			n.powerCut()
+			w.after(w.between(10*time.Millisecond, time.Second), n.restore)
+		}
+	}
+}
+
+// faultLocalDiskHang: the disks of the guest's node answer nothing for so long
+// that they are put out.
+func (w *world) faultLocalDiskHang() {
+	g := w.manager.active
+	if g == nil || g.ended() || !g.node.serving() {
+		return
+	}
+	w.note("local_disk_hang")
+	for _, d := range g.node.disks {
+		d.hang(w.now.Add(w.between(6*time.Second, 15*time.Second)))
+	}
+}
+
 func (w *world) poweredNodes() int {
 	c := 0
 	for _, n := range w.nodes {
@@ -183,13 +261,101 @@ func (w *world) faultPartition() {
 			w.net.set(i, n.index, true)
 		}
 	}
+	w.isolated(n)
 	w.after(w.between(100*time.Millisecond, 10*time.Second), func() { w.heal(n) })
+}
+
+// isolated: beats and the session of a node that is cut off end after a while.
+func (w *world) isolated(n *node) {
+	w.after(w.between(1500*time.Millisecond, 2500*time.Millisecond), func() {
+		if reach := slices.ContainsFunc(w.nodes, func(o *node) bool { return o != n && w.net.both(n.index, o.index) }); !reach {
+			n.setSeen(false)
+		}
+	})
+}
+
+// faultForgetful: the node of the active guard is cut off while the storage
+// processes of all others restart and forget what they granted, and the manager
+// wants the VM elsewhere at once.
+func (w *world) faultForgetful() {
+	g := w.manager.active
+	if g == nil || g.ended() || !g.leaseHeld() || w.manager.challenger != nil {
+		return
+	}
+	w.note("forgetful")
+	w.tracef("partition %s and restart every other storage process", g.node.name())
+	for i, o := range w.nodes {
+		if o == g.node {
+			continue
+		}
+		w.net.set(g.node.index, i, true)
+		w.net.set(i, g.node.index, true)
+		if o.powered && o.core != nil {
+			o.killStorage()
+			w.after(w.between(time.Millisecond, 20*time.Millisecond), o.startStorage)
+		}
+	}
+	w.isolated(g.node)
+	n := g.node
+	w.after(w.between(100*time.Millisecond, 600*time.Millisecond), func() {
+		if to := w.manager.pick(n); to != nil && to != n {
+			w.manager.challenge(to, w.newID(), 0)
+		}
+	})
+	w.after(w.between(4*time.Second, 10*time.Second), func() { w.heal(n) })
+}
+
+// faultLateSuccessor: a supervisor starts a successor for a guard whose run is
+// history, on the node where the VM runs now.
+func (w *world) faultLateSuccessor() {
+	now := w.manager.active
+	if now == nil || now.ended() || w.guest.run != now.run {
+		return
+	}
+	var old *guard
+	for _, o := range w.guards {
+		if o.run != now.run && o.claimed && o.lastOwn.Epoch > 0 {
+			old = o
+		}
+	}
+	if old == nil {
+		return
+	}
+	w.note("late_successor")
+	g := newGuard(w, now.node, old.run, w.manager.attempt, true)
+	g.ghost = true
+	w.tracef("%s: a late successor of %s", g.name(), old.name())
+	g.onState = func(s writer.State) {
+		switch s {
+		case writer.Serving:
+			w.failf("%s adopted a guest of a run that is history", g.name())
+		case writer.Idle:
+			w.after(0, func() { g.step(writer.Command{Kind: writer.Prepare}) })
+		}
+	}
+	g.onClaim = func(o writer.ClaimOutcome) {
+		if o == writer.Made {
+			g.step(writer.Command{Kind: writer.Activate})
+		}
+	}
+	g.predecessor = wire.PredecessorID{Epoch: old.lastOwn.Epoch, Nonce: old.lastOwn.Nonce, Inc: old.lastOwn.Inc}
+	g.step(writer.Command{Kind: writer.Reopen, Predecessor: g.predecessor})
+	w.after(w.between(time.Second, 8*time.Second), func() {
+		if !g.ended() {
+			g.step(writer.Command{Kind: writer.Stop})
+			g.done = true
+			g.dropLinks()
+		}
+	})
 }
 
 func (w *world) heal(n *node) {
 	for i := range nodeCount {
 		w.net.set(n.index, i, false)
 		w.net.set(i, n.index, false)
+	}
+	if n.powered {
+		n.setSeen(true)
 	}
 }
 
@@ -257,6 +423,10 @@ func (w *world) faultDiskDead() {
 	d := n.disks[w.rng.IntN(len(n.disks))]
 	w.tracef("disk %s of %s dies", d.id.Short(), n.name())
 	d.die()
+	r := w.etcd.records(w.vm, idsOf(w.volume), w.diskIdx)
+	w.oracle.lose(n.index, w.isrByBlock(), func(block int) bool {
+		return slices.Contains(r.Volumes[0].Seg.Row(block*repl.BlockBytes/segmentBytes), d.id)
+	})
 }
 
 // faultBitRot flips bits at rest, on one node only: the atlas of good copies.
@@ -288,7 +458,7 @@ func (w *world) rottenAlone(r *request) bool {
 // serves, every copy is in sync, every block reads as one of its legal values,
 // and all copies are equal.
 func (w *world) settle() {
-	w.calm = true
+	w.calm, w.manager.calmAt = true, w.now
 	w.etcd.up = true
 	for _, n := range w.nodes {
 		w.heal(n)
@@ -306,10 +476,27 @@ func (w *world) settle() {
 	w.repeatReplace()
 	limit := w.now.Add(10 * time.Minute)
 	if !w.run(limit, w.whole) {
+		if w.err == nil && w.onlyDeadCopies() {
+			w.note("waits_for_dead_copy") // and serves nothing older instead
+			return
+		}
 		w.failf("not whole %s after the last fault: %s", 10*time.Minute, w.describe())
 		return
 	}
 	w.verifyAll(limit.Add(10 * time.Minute))
+}
+
+// onlyDeadCopies reports whether every in-sync copy of a segment is on a dead
+// disk: more than the contract promises to survive.
+func (w *world) onlyDeadCopies() bool {
+	r := w.etcd.records(w.vm, idsOf(w.volume), w.diskIdx)
+	for s := range r.Volumes[0].Seg.Map {
+		isr := r.Volumes[0].ISR(s)
+		if !slices.ContainsFunc(isr, func(d ids.ID) bool { return !w.nodeOfDisk(d).diskByID(d).dead }) {
+			return true
+		}
+	}
+	return false
 }
 
 func (w *world) repeatReplace() {

@@ -37,6 +37,8 @@ type guard struct {
 	timer       clock.Instant
 	state       writer.State
 	fenced      bool
+	ghost       bool // see faultLateSuccessor
+	lastOwn     repl.Own
 	invalid     bool
 	handover    *guard // destination of a hand-over under way
 	onState     func(writer.State)
@@ -180,7 +182,10 @@ func (g *guard) effect(e writer.Effect) {
 	case writer.RecordsKnown:
 		g.known, g.hasKnown = e.Records, true
 		own := e.Records.Volumes[0].Own
-		g.node.lastOwn, g.node.lastRecords = own, e.Records
+		g.lastOwn = own
+		if !g.ghost {
+			g.node.lastOwn, g.node.lastRecords = own, e.Records
+		}
 	case writer.Report:
 		w.tracef("%s report %s: %s", g.name(), e.Kind, e.Text)
 		w.note("report_" + string(e.Kind))

@@ -47,9 +47,22 @@ func newGuest(w *world) *guest {
 
 // boot starts a new run, served by g once it serves.
 func (m *guest) boot(g *guard) {
+	m.onlyOne(g)
 	m.die()
 	m.run, m.guard, m.alive, m.paused = g.run, g, true, false
+	m.w.oracle.alive = true
 	m.issue()
+}
+
+// onlyOne: nobody else may run the VM any more when g starts it. A guest whose
+// guard was killed runs on until the lease that the guard had has lapsed.
+func (m *guest) onlyOne(g *guard) {
+	for _, o := range m.w.guards {
+		if m.alive && o.run == m.run && o.run != g.run && o.node != g.node && o.node.powered && o.state == writer.Serving &&
+			!o.fenced && !o.invalid && !o.ghost && o.deadline > m.w.now {
+			m.w.failf("two guests run: %s starts one while %s may run its own for %s yet", g.name(), o.name(), o.deadline.Sub(m.w.now))
+		}
+	}
 }
 
 // attach gives a living guest to the guard's successor: what was not answered
@@ -68,6 +81,7 @@ func (m *guest) die() {
 		return
 	}
 	m.alive = false
+	defer m.w.oracle.guestDied()
 	for _, id := range sortedKeys(m.pending) {
 		switch r := m.pending[id]; r.op {
 		case writer.OpRead:
@@ -163,6 +177,7 @@ func (m *guest) hand(r *request) {
 		wr.Data = make([]byte, wr.Length)
 	}
 	r.handed, r.by = wr, m.guard
+	m.w.tracef("guest: request %d op %d blocks %d+%d fua=%v", r.id, r.op, r.first, r.count, r.fua)
 	m.guard.step(wr)
 }
 
@@ -174,6 +189,7 @@ func (m *guest) completed(g *guard, c writer.Completion) {
 		return
 	}
 	delete(m.pending, r.id)
+	m.w.tracef("guest: request %d done, result %d", r.id, c.Result)
 	if c.Result == writer.IOError && r.op == writer.OpRead && m.w.rottenAlone(r) {
 		m.w.note("io_error_of_last_copy")
 		m.w.oracle.forgetRead(r.id)

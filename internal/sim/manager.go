@@ -21,6 +21,8 @@ type manager struct {
 	attempt    uint64
 	stuckSince clock.Instant
 	lastServed clock.Instant
+	calmAt     clock.Instant // faults have ended; 0 = not yet
+	accepted   *guard        // the operator told it to go on
 }
 
 const managerStep = 250 * time.Millisecond
@@ -32,6 +34,7 @@ func (m *manager) tick() {
 	if m.challenger != nil && m.challenger.ended() {
 		m.challenger = nil
 	}
+	m.operator()
 	switch g := m.active; {
 	case g == nil || g.ended():
 		m.challenge(m.pick(nil), m.w.newID(), 0)
@@ -42,6 +45,29 @@ func (m *manager) tick() {
 	case m.w.now.Sub(m.stuckSince) > m.w.profile.patience:
 		m.challenge(m.pick(g.node), m.w.newID(), 0)
 	}
+}
+
+// operator tells a takeover to go on that waits for a copy which cannot come: it
+// is on a dead disk, and the tails of the others' logs cannot be verified.
+func (m *manager) operator() {
+	const patience = 20 * time.Second
+	g := m.challenger
+	if g == nil || m.accepted == g || m.calmAt == 0 || m.w.now.Sub(m.calmAt) < patience || g.state != writer.Opening || !m.w.anyDiskDead() {
+		return
+	}
+	m.accepted = g
+	m.w.note("tail_accepted")
+	m.w.tracef("the operator tells %s to go on without the dead copy", g.name())
+	g.step(writer.Command{Kind: writer.AcceptUnverified})
+}
+
+func (w *world) anyDiskDead() bool {
+	for _, n := range w.nodes {
+		if slices.ContainsFunc(n.disks, func(d *simDisk) bool { return d.dead }) {
+			return true
+		}
+	}
+	return false
 }
 
 // pick chooses a node that could take the VM, another one than not.

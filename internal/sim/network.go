@@ -45,6 +45,7 @@ type link struct {
 	greeted bool   // HELLO was answered
 	toNode  clock.Instant
 	toGuard clock.Instant
+	syncing map[uint64]uint64 // extent of each SyncWrite under way, by request
 }
 
 // delay draws a transfer time and keeps the order of the direction.
@@ -71,6 +72,7 @@ func (l *link) send(m wire.Message) {
 	if !l.open || l.broken {
 		return
 	}
+	l.observeSend(m)
 	m = recode(l.g.w, m)
 	process := l.node.process
 	l.g.w.after(l.delay(&l.toNode), func() {

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 )
 
@@ -17,6 +18,7 @@ type oracle struct {
 	writes map[uint64]*pendingWrite // issued, not answered
 	reads  map[uint64]*pendingRead
 	flush  map[uint64][]floorMark
+	alive  bool // a guest runs that remembers what was acknowledged: it never sees a loss [S6]
 }
 
 type blockState struct {
@@ -26,6 +28,7 @@ type blockState struct {
 	// lossy: nodes that lost power since the newest unflushed write was
 	// acknowledged. See losePower.
 	lostOn map[int]bool
+	lost   bool   // what is unflushed may be gone once the guest that knows it is
 	seen   uint64 // bumps at each change, to tell whether a read was alone
 }
 
@@ -33,7 +36,8 @@ type pendingWrite struct {
 	first, count int
 	values       []value
 	fua          bool
-	raced        []bool // another write to the block was acknowledged meanwhile: the order is open
+	lostOn       map[int]bool // nodes that lost power since it was issued
+	raced        []bool       // another write to the block was acknowledged meanwhile: the order is open
 }
 
 type pendingRead struct {
@@ -77,7 +81,7 @@ func (o *oracle) touch(b int, v value) {
 
 // issueWrite notes a write of values to consecutive blocks.
 func (o *oracle) issueWrite(id uint64, first int, values []value, fua bool) {
-	o.writes[id] = &pendingWrite{first: first, count: len(values), values: values, fua: fua, raced: make([]bool, len(values))}
+	o.writes[id] = &pendingWrite{first: first, count: len(values), values: values, fua: fua, lostOn: map[int]bool{}, raced: make([]bool, len(values))}
 	for i, v := range values {
 		b := &o.blocks[first+i]
 		b.since = append(b.since, v)
@@ -103,7 +107,7 @@ func (o *oracle) ackWrite(id uint64) {
 		} else {
 			b.now = []value{v}
 		}
-		b.lostOn = map[int]bool{}
+		b.lostOn, b.lost = maps.Clone(w.lostOn), false
 		b.seen++
 		if w.fua {
 			b.floor, b.since = slices.Clone(b.now), o.pendingOn(w.first+i)
@@ -188,7 +192,21 @@ func (o *oracle) forgetFlush(id uint64) { delete(o.flush, id) }
 // of the block's segment as the store has it, of every set that it may be. When
 // each of them has lost power since a write, what was not flushed may be gone.
 func (o *oracle) losePower(node int, isr func(block int) [][]int) {
+	o.lose(node, isr, func(int) bool { return true })
+}
+
+// lose is losePower for some blocks: those that a disk of the node held, if it
+// is the disk that is gone.
+func (o *oracle) lose(node int, isr func(block int) [][]int, held func(block int) bool) {
+	for _, w := range o.writes {
+		if held(w.first) {
+			w.lostOn[node] = true
+		}
+	}
 	for i := range o.blocks {
+		if !held(i) {
+			continue
+		}
 		b := &o.blocks[i]
 		b.lostOn[node] = true
 		for _, set := range isr(i) {
@@ -197,15 +215,35 @@ func (o *oracle) losePower(node int, isr func(block int) [][]int) {
 				all = all && b.lostOn[n]
 			}
 			if all {
-				b.now = slices.Clone(b.floor)
-				for _, v := range b.since {
-					b.now = add(b.now, v)
-				}
-				for _, v := range b.now {
-					o.touch(i, v)
-				}
+				b.lost = true
 				break
 			}
+		}
+	}
+	if !o.alive {
+		o.showLosses()
+	}
+}
+
+// guestDied: what was lost while the guest lived may show now.
+func (o *oracle) guestDied() {
+	o.alive = false
+	o.showLosses()
+}
+
+func (o *oracle) showLosses() {
+	for i := range o.blocks {
+		b := &o.blocks[i]
+		if !b.lost {
+			continue
+		}
+		b.lost = false
+		b.now = slices.Clone(b.floor)
+		for _, v := range b.since {
+			b.now = add(b.now, v)
+		}
+		for _, v := range b.now {
+			o.touch(i, v)
 		}
 	}
 }

@@ -19,7 +19,7 @@ var Sometimes = []string{
 	"takeover", "guard_restart", "resync", "divergent_window", "isr_of_one", "torn_tail", "resync_race",
 	"etcd_unknown", "etcd_lost", "etcd_answer_lost", "etcd_late_commit", "prepare_refused_live", "cold_member",
 	"power_cut", "power_blip", "power_cut_all", "storage_kill", "guard_kill", "guard_freeze", "partition", "one_way",
-	"link_reset", "etcd_down", "false_alarm", "disk_hang", "disk_dead", "bit_rot", "fenced",
+	"link_reset", "etcd_down", "false_alarm", "disk_hang", "disk_dead", "bit_rot", "fenced", "forgetful", "late_successor", "guest_invalid", "power_cut_copies", "local_disk_hang",
 }
 
 // Summary is the outcome of many seeds.
@@ -51,6 +51,7 @@ type Batch struct {
 	Count     int
 	Ops       int
 	Mutations Mutations
+	Bias      *Bias
 	// StopAfter failures; 0 = go on to the end.
 	StopAfter int
 	Progress  io.Writer // a line every few seconds; nil = silent
@@ -77,7 +78,7 @@ func RunBatch(ctx context.Context, b Batch) Summary {
 	for range runtime.GOMAXPROCS(0) {
 		wait.Go(func() {
 			for seed, ok := take(); ok; seed, ok = take() {
-				r := runRecovered(Options{Seed: seed, Ops: b.Ops, Mutations: b.Mutations})
+				r := runRecovered(Options{Seed: seed, Ops: b.Ops, Mutations: b.Mutations, Bias: b.Bias})
 				mu.Lock()
 				sum.add(r)
 				if b.Progress != nil && time.Since(said) > 5*time.Second {

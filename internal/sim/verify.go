@@ -3,6 +3,7 @@ package sim
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	"roseau/internal/base/clock"
 	"roseau/internal/block/wire"
@@ -43,7 +44,17 @@ func (w *world) compareCopies() {
 		from := ""
 		for _, d := range r.Volumes[0].ISR(int(e) * repl.ExtentBytes / segmentBytes) {
 			n := w.nodeOfDisk(d)
+			if n.diskByID(d).dead {
+				continue // it died since
+			}
 			got, err := n.tags(d, w.volume, e)
+			for range 50 {
+				if err == nil || w.err != nil {
+					break
+				}
+				w.run(w.now.Add(100*time.Millisecond), func() bool { return false }) // its table is just being written
+				got, err = n.tags(d, w.volume, e)
+			}
 			if err != nil {
 				w.failf("read the tags of extent %d on %s: %v", e, n.name(), err)
 				return
@@ -99,10 +110,35 @@ func (w *world) describe() string {
 	return b.String()
 }
 
+// observeSend counts live writes into an extent of which a resync is just
+// writing a part.
+func (l *link) observeSend(m wire.Message) {
+	at := int64(-1)
+	switch m := m.(type) {
+	case *wire.SyncWrite:
+		if l.syncing == nil {
+			l.syncing = map[uint64]uint64{}
+		}
+		l.syncing[m.ReqID] = m.Extent
+	case *wire.Write:
+		at = m.Offset / repl.ExtentBytes
+	case *wire.Zero:
+		at = m.Offset / repl.ExtentBytes
+	}
+	for _, e := range l.syncing {
+		if at >= 0 && e == uint64(at) {
+			l.g.w.note("resync_race")
+			return
+		}
+	}
+}
+
 // observe looks at what passes, to count the interesting states.
 func (w *world) observe(g *guard, l *link, m wire.Message) {
 	switch m := m.(type) {
 	case *wire.OpenAck:
+		w.tracef("%s open of %s: status %d cold=%v grant=%d left=%s unverified=%d damaged=%v epoch %d marks %v %v %v", g.name(), l.node.name(), m.Status, m.Cold, m.Grant, m.GrantLeft,
+			m.Unverified, m.Damaged, m.Promised.Epoch, m.DurableMark, m.FlushMark, m.MaxMark)
 		if m.Unverified > 0 {
 			w.note("unverified_tail")
 		}
@@ -114,6 +150,8 @@ func (w *world) observe(g *guard, l *link, m wire.Message) {
 		}
 	case *wire.Window:
 		w.observeWindow(g, l, m)
+	case *wire.Ack:
+		delete(l.syncing, m.ReqID)
 	case *wire.ExtList:
 		w.note("resync")
 	}
@@ -125,6 +163,7 @@ func (w *world) observeWindow(g *guard, l *link, m *wire.Window) {
 		g.windows = map[int]string{}
 	}
 	for _, e := range m.Entries {
+		w.tracef("%s window of %s: %+v", g.name(), l.node.name(), e)
 		g.windows[l.node.index] += fmt.Sprintf("%d/%d/%d/%d.%d ", e.Extent, e.Block, e.Count, e.Mark.Epoch, e.Mark.Wseq)
 	}
 	if !m.Last {

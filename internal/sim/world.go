@@ -20,6 +20,7 @@ type Options struct {
 	Seed      uint64
 	Ops       int // guest operations at least; default 200
 	Mutations Mutations
+	Bias      *Bias             // nil: a random profile
 	Trace     func(line string) // nil: silent
 }
 

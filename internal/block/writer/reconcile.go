@@ -198,6 +198,13 @@ func (c *Core) maybeServe() {
 
 func (v *volume) askWindows(parts []*member) {
 	rc := &v.rc
+	// What a round before asked must not answer for this one: it would end before
+	// every participant has told its window.
+	for i := range v.c.slots {
+		if s := &v.c.slots[i]; s.kind == slotWindow && s.m.v == v {
+			v.c.dropSlot(uint32(i))
+		}
+	}
 	rc.phase, rc.restart, rc.parts = rcWindow, false, parts
 	rc.round++
 	rc.best, rc.runs, rc.next, rc.asked = make(map[rcKey]rcBest), nil, 0, len(parts)

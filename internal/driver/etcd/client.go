@@ -184,6 +184,10 @@ func Classify(err error) error {
 		return errs.New(errs.Unavailable, "%w", errNoAnswer).WithHint(noQuorumHint)
 	case errors.Is(err, rpctypes.ErrNoLeader), errors.Is(err, rpctypes.ErrNotCapable), errors.Is(err, rpctypes.ErrLeaderChanged):
 		return errs.New(errs.Unavailable, "%w", errNoLeader).WithHint(noQuorumHint)
+	case status.Code(err) == codes.Unknown:
+		// A member that is being stopped or removed fails from the inside and has
+		// no code for it ("raft: stopped"): another one knows.
+		return errs.New(errs.Unavailable, "%w", unknown{err}).WithHint("a voter is stopping or being removed: try again")
 	case errors.Is(err, rpctypes.ErrRequestTooLarge), errors.Is(err, rpctypes.ErrTooManyOps):
 		return errs.New(errs.Invalid, "%w", err)
 	case errors.Is(err, rpctypes.ErrNoSpace):

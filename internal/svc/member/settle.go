@@ -173,25 +173,42 @@ func ownsMember(n *model.Node, mem etcd.Member) bool {
 // forget removes a node's object and its seat, and leaves the proof that it was
 // removed on purpose.
 func (m *Server) forget(ctx context.Context, n *model.Node) error {
-	for range 10 {
-		seats, err := store.GetRecord[voters](ctx, m.Store, votersKey)
-		if err != nil {
+	for range forgetTries {
+		if err := m.forgetOnce(ctx, n); !errors.Is(err, errs.Conflict) && !errors.Is(err, store.ErrUnknown) {
 			return err
 		}
-		cur, err := store.GetID[model.Node](ctx, m.Store, n.ID)
-		if errors.Is(err, errs.NotFound) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		seats.Value.Nodes = slices.DeleteFunc(seats.Value.Nodes, func(id ids.ID) bool { return id == n.ID })
-		tx := store.NewTx().If(votersKey, seats.Revision).Put(votersKey, seats.Value).
-			Put(RemovedKey(n.ID), Removed{Name: n.Name, Time: m.Clock.Wall().UTC()})
-		store.TxDelete[model.Node](tx, cur)
-		if _, err = m.Store.Commit(ctx, tx); err == nil || !errors.Is(err, errs.Conflict) {
-			return err
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(forgetPause):
 		}
 	}
 	return errs.New(errs.Conflict, "remove node %s: changed by others again and again", n.Name)
+}
+
+// The member that has just left may be asked once more before it is gone, and
+// others may change the seats at the same time.
+const (
+	forgetTries = 20
+	forgetPause = 250 * time.Millisecond
+)
+
+func (m *Server) forgetOnce(ctx context.Context, n *model.Node) error {
+	seats, err := store.GetRecord[voters](ctx, m.Store, votersKey)
+	if err != nil {
+		return err
+	}
+	cur, err := store.GetID[model.Node](ctx, m.Store, n.ID)
+	if errors.Is(err, errs.NotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	seats.Value.Nodes = slices.DeleteFunc(seats.Value.Nodes, func(id ids.ID) bool { return id == n.ID })
+	tx := store.NewTx().If(votersKey, seats.Revision).Put(votersKey, seats.Value).
+		Put(RemovedKey(n.ID), Removed{Name: n.Name, Time: m.Clock.Wall().UTC()})
+	store.TxDelete[model.Node](tx, cur)
+	_, err = m.Store.Commit(ctx, tx)
+	return err
 }
