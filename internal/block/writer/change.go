@@ -53,7 +53,7 @@ func (v *volume) settleMembers() {
 			m.leaving = "" // it was silent for a while only
 			m.catchUp()
 		}
-		if m.leaving != "" && v.pending == m && v.change == nil && v.isOut(m) {
+		if m.leaving != "" && v.pending == m && v.change == nil && v.isOut(m) && !v.c.reopen.unwritten {
 			v.cancelGrow(m)
 		}
 		frozen = frozen || m.leaving != ""
@@ -71,6 +71,8 @@ func (m *member) lostReason() repl.OutReason {
 	switch {
 	case m.failed:
 		return repl.OutDiskFailed
+	case c.now < c.graceUntil:
+		return "" // what the others have to say is not read yet
 	case m.newRun:
 		return repl.OutRestarted
 	case m.node.lost(c) && m.node.refused:

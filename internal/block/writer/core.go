@@ -20,8 +20,9 @@ type Core struct {
 	out   Ready // being filled
 	spare Ready // returned last; its memory is used again
 
-	state State
-	since clock.Instant // of state
+	state      State
+	since      clock.Instant // of state
+	graceUntil clock.Instant // after a pause of our own, nobody is judged by the clock
 
 	recs     repl.Records
 	haveRecs bool
@@ -103,7 +104,7 @@ func (s State) owned() bool { return s >= Opening && s <= Releasing }
 
 // Step takes one event at time now, which never goes back.
 func (c *Core) Step(now clock.Instant, ev Event) {
-	c.now = now
+	c.advance(now)
 	if c.state.final() {
 		return
 	}
@@ -130,10 +131,28 @@ func (c *Core) Step(now clock.Instant, ev Event) {
 	c.settle()
 }
 
+// advance notes the time. If this process itself was frozen, the answers of the
+// others are waiting to be read: nobody is judged by the clock before that.
+func (c *Core) advance(now clock.Instant) {
+	if c.now != 0 && now.Sub(c.now) > c.t.Heartbeat+ownPause {
+		c.graceUntil = now.Add(c.t.ReconnectWait)
+		for _, n := range c.nodes {
+			if n.waitsAt != 0 {
+				n.waitsAt = now
+			}
+		}
+	}
+	c.now = now
+}
+
+// ownPause is how much later than a heartbeat is due this process may be called
+// before it counts as having been frozen.
+const ownPause = 500 * time.Millisecond
+
 // Tick lets time pass; call it at NextDeadline at the latest. Calling it
 // earlier, or more often, does no harm.
 func (c *Core) Tick(now clock.Instant) {
-	c.now = now
+	c.advance(now)
 	if c.state.final() {
 		return
 	}
@@ -252,6 +271,7 @@ func (c *Core) NextDeadline() clock.Instant {
 		v.deadlines(&d)
 	}
 	d.later(c.lease)
+	d.later(c.graceUntil)
 	if d.at != 0 && d.at <= c.now {
 		d.at = c.now + 1
 	}

@@ -186,7 +186,9 @@ func (c *Core) maybeServe() {
 	}
 	c.setState(Serving, "")
 	for _, v := range c.vols {
-		v.dropStalePending()
+		if !c.reopen.unwritten { // else a grow of the predecessor may yet be committed
+			v.dropStalePending()
+		}
 		v.admit()
 	}
 	if c.reopen.unwritten {

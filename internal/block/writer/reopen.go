@@ -241,11 +241,15 @@ func (c *Core) reopened(recs repl.Records) {
 		v.layout(recs.Volumes[i], recs.Disks)
 	}
 	c.effect(RecordsKnown{Records: recs})
-	c.beginOpening()
-	for _, v := range c.vols {
+	pending := make([]ids.ID, len(c.vols))
+	for i, v := range c.vols {
 		told, _ := v.newestTold()
+		pending[i] = told.Pending
+	}
+	c.beginOpening() // forgets the answers
+	for i, v := range c.vols {
 		for _, m := range v.members {
-			if m.disk == told.Pending && v.isOut(m) && r.unwritten {
+			if m.disk == pending[i] && v.isOut(m) && r.unwritten {
 				m.counted = true
 				v.pending = m
 			}
