@@ -182,6 +182,10 @@ func (c *Core) refused(m *member, st wire.Status, by repl.Promise) {
 		}
 		if mine := m.v.promise(); by == mine && st != wire.Released {
 			return // a late answer to a message of an older handle
+		} else if by == mine && c.state == Releasing {
+			// Our own release, heard of by a heartbeat before its answer came.
+			m.released, m.releasing, m.v.dirty = true, false, true
+			return
 		}
 		c.fence(by, st)
 	case wire.BadHandle:

@@ -95,7 +95,7 @@ func (c *Core) openAck(n *node, a *wire.OpenAck) {
 			c.reopen.learn(m, p)
 		}
 	case wire.StaleEpoch, wire.Released:
-		c.fence(a.Promised, a.Status)
+		c.refused(m, a.Status, a.Promised)
 	case wire.OtherNonce, wire.OtherGeneration:
 		c.stop("open volume " + m.v.id.String() + " on disk " + m.disk.String() + ": it promised another history of the same epoch")
 	case wire.DiskFailed:
