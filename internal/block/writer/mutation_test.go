@@ -1,42 +1,46 @@
 package writer
 
 import (
+	"flag"
 	"testing"
 )
 
+var flagMutants = flag.Int("mutants", 0, "schedules to try on the mutants that need many")
+
 // Each rule that a mutation switch takes away must be missed by some schedule:
-// otherwise the schedules would not see its loss.
+// otherwise the schedules would not see its loss. The scenarios kill ReadBeforeOut,
+// IgnoreCold, ShrinkToOneForLostLink and ClaimWithoutPrepare.
 func TestMutantsDie(t *testing.T) {
-	seeds := uint64(250)
-	if testing.Short() {
-		t.Skip("random schedules")
-	}
 	for _, c := range []struct {
 		name string
 		mut  Mutations
+		many bool // rare: tried only with -mutants, and reported
 	}{
-		{"ack before the shrink is known", Mutations{AckBeforeShrinkKnown: true}},
-		{"own watermark", Mutations{OwnWatermark: true}},
-		{"grow without count", Mutations{GrowWithoutCount: true}},
-		{"read before out", Mutations{ReadBeforeOut: true}},
-		{"adopt without run", Mutations{AdoptWithoutRun: true}},
-		{"no sync lock", Mutations{NoSyncLock: true}},
-		{"ignore cold", Mutations{IgnoreCold: true}},
-		{"release before config", Mutations{ReleaseBeforeConfig: true}},
-		{"keep winner on holder", Mutations{KeepWinnerOnHolder: true}},
-		{"shrink to one for a lost link", Mutations{ShrinkToOneForLostLink: true}},
-		{"claim without prepare", Mutations{ClaimWithoutPrepare: true}},
+		{"ack before the shrink is known", Mutations{AckBeforeShrinkKnown: true}, false},
+		{"own watermark", Mutations{OwnWatermark: true}, false},
+		{"keep winner on holder", Mutations{KeepWinnerOnHolder: true}, false},
+		{"grow without count", Mutations{GrowWithoutCount: true}, true},
+		{"adopt without run", Mutations{AdoptWithoutRun: true}, true},
+		{"release before config", Mutations{ReleaseBeforeConfig: true}, true},
+		{"no sync lock", Mutations{NoSyncLock: true}, true},
 	} {
-		died := uint64(0)
-		for seed := uint64(1); seed <= seeds && died == 0; seed++ {
-			if runSeed(t, seed, c.mut, false).failed {
+		seeds := 400
+		if c.many {
+			seeds = *flagMutants
+		}
+		died := 0
+		for seed := 1; seed <= seeds && died == 0; seed++ {
+			if runSeed(t, uint64(seed), c.mut, false).failed {
 				died = seed
 			}
 		}
-		if died == 0 {
-			t.Logf("%-32s SURVIVES %d schedules", c.name, seeds)
-		} else {
+		switch {
+		case died != 0:
 			t.Logf("%-32s dies in schedule %d", c.name, died)
+		case c.many:
+			t.Logf("%-32s survives %d schedules", c.name, seeds)
+		default:
+			t.Errorf("%-32s survives %d schedules", c.name, seeds)
 		}
 	}
 }

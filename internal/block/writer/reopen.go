@@ -16,7 +16,6 @@ type reopen struct {
 	txn       *repl.Txn
 	next      repl.Records
 	id        uint64
-	retryAt   clock.Instant
 	unwritten bool // inc is promised by the members but not in etcd yet
 	same      bool // the epoch was reopened: wseq needs the gap
 }
