@@ -79,7 +79,8 @@ type soakProbe struct {
 	*probeVM
 	mac    net.HardwareAddr
 	before probe.Status // at the begin of the round
-	placed model.VM
+	placed model.VM     // then
+	acked  int          // until then
 	mu     sync.Mutex
 	heard  sightings
 }
@@ -217,6 +218,7 @@ func (s *Soak) begin(ctx context.Context, p *soakProbe) (err error) {
 	p.mu.Lock()
 	p.heard = sightings{}
 	p.mu.Unlock()
+	p.acked = p.acks.count()
 	p.acks.watch()
 	return p.waitAcks(ctx, 20)
 }
@@ -339,7 +341,7 @@ func (s *Soak) audit(ctx context.Context, p *soakProbe, r Round, res *RoundResul
 	p.mu.Lock()
 	twice := p.heard.twice()
 	p.mu.Unlock()
-	res.Acked, res.Lost = res.Acked+acked, res.Lost+lost
+	res.Acked, res.Lost = res.Acked+acked-p.acked, res.Lost+lost
 	wrong(lost == 0, "%d of %d acknowledged writes lost", lost, acked)
 	wrong(bad == 0, "%d of %d MiB of random data read back wrong", bad, soakChunks)
 	wrong(after.IOErrors == 0, "%d I/O errors (%s)", after.IOErrors, after.LastError)
