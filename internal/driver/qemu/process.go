@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"roseau/internal/base/errs"
+	"roseau/internal/driver/cgroup"
 )
 
 // Program is QEMU's name in $PATH.
@@ -210,6 +211,9 @@ func KillAll(ctx context.Context, pids []int) error {
 			continue
 		}
 		p.Signal(unix.SIGKILL)
+		if err := cgroup.ThawProcess(pid); err != nil { // a frozen one ends when it is thawed
+			return fmt.Errorf("kill qemu %d: %w", pid, err)
+		}
 		select {
 		case <-p.Done():
 		case <-ctx.Done():
