@@ -109,6 +109,7 @@ type guard struct {
 	dst      *receiver // of a migration to here
 	progress *guardctl.Progress
 	migrated clock.Instant // when the last migration was asked for
+	haltedAt time.Time     // of the last STOP, by QEMU's clock
 	trimmed  clock.Instant // when the console's log was looked at
 
 	pinging bool          // the writers' loop was asked for a sign of life

@@ -160,6 +160,15 @@ type node struct {
 	cmd  *exec.Cmd
 	done chan struct{}
 	ctl  *guardctl.Client
+	net  *netSpace // nil: that of the test
+}
+
+// address is where the node's guard listens.
+func (n *node) address() string {
+	if n.net != nil {
+		return n.net.address
+	}
+	return "127.0.0.1"
 }
 
 func (w *world) node(name string) *node {
@@ -226,7 +235,7 @@ func (n *node) startAgain() {
 	n.cmd = exec.Command(os.Args[0], "vmguard", n.w.vm.String(), filepath.Join(n.w.dir, "world"))
 	n.cmd.Env = append(os.Environ(), "ROSEAU_ROOT="+filepath.Join(n.w.dir, n.name))
 	n.cmd.Stdout, n.cmd.Stderr = log, log
-	if err := n.cmd.Start(); err != nil {
+	if err := n.net.within(n.cmd.Start); err != nil {
 		n.w.t.Fatal(err)
 	}
 	n.done = make(chan struct{})
@@ -529,12 +538,19 @@ func freePort(t *testing.T) int {
 
 // migrateTo prepares b and asks a.
 func (n *node) migrateTo(b *node) guardctl.Status {
+	return n.migrateAs(b, func(*guardctl.Config) {})
+}
+
+// migrateAs changes the destination's configuration first.
+func (n *node) migrateAs(b *node, change func(*guardctl.Config)) guardctl.Status {
 	t := n.w.t
 	t.Helper()
 	s := n.running()
-	b.start(b.incoming(n, s))
+	cfg := b.incoming(n, s)
+	change(&cfg)
+	b.start(cfg)
 	in := b.until("ready", func(s guardctl.Status) bool { return s.Incoming != nil && s.Incoming.Ready })
-	err := n.ctl.Migrate(t.Context(), guardctl.MigrateRequest{Target: b.id, TargetName: b.name, Addresses: []string{"127.0.0.1"},
+	err := n.ctl.Migrate(t.Context(), guardctl.MigrateRequest{Target: b.id, TargetName: b.name, Addresses: []string{b.address()},
 		Port: in.Incoming.Port, Why: "the test says so"})
 	if err != nil {
 		t.Fatal(err)

@@ -212,6 +212,9 @@ func (g *guard) monitor(ctx context.Context, mon *qmp.Client) {
 					if g.mon != mon {
 						return
 					}
+					if e.Name == "STOP" {
+						g.haltedAt = e.Time
+					}
 					if st, ok := ev.(vmguard.StreamStatus); ok {
 						g.streamEvent(st)
 						return
