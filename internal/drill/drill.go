@@ -51,6 +51,12 @@ type Cluster interface {
 	ReturnDisk(ctx context.Context, disk model.Disk) error
 }
 
+// VMDisk is a further disk of a VM.
+type VMDisk struct {
+	Image string
+	Size  size.Bytes
+}
+
 // VMRequest describes the probe VM.
 type VMRequest struct {
 	Name     string
@@ -59,6 +65,7 @@ type VMRequest struct {
 	CPUs     int
 	Memory   size.Bytes
 	DiskSize size.Bytes
+	More     []VMDisk
 }
 
 // Faults does to machines what the tests need.
@@ -102,6 +109,8 @@ type Env struct {
 	Image   string    // path of the unconfigured probe image
 	WorkDir string    // for files of this run
 	Network string    // the bridged network to plug the probe into
+	// Database is the path of a database guest's second disk; "": none is made.
+	Database string
 
 	report *TestReport
 }
