@@ -47,7 +47,7 @@ e2e: setup build ## the lab under go test
 	ROSEAU_E2E=1 $(GO) test -count=1 -timeout 40m -v ./test/e2e/...
 
 soak: setup build ## random faults on a lab for MINUTES (restartable: goes on after the last round)
-	@scripts/soak.sh soak --minutes $(MINUTES)
+	@scripts/soak.sh soak --minutes $(MINUTES) --database
 
 faults: setup build ## RUNS rounds of random faults, and as many of the control plane alone (restartable)
 	@scripts/soak.sh faults --rounds $(RUNS)
