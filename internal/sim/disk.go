@@ -139,18 +139,19 @@ func (d *simDisk) losePower(rng *rand.Rand, keep float64) {
 	d.cache = nil
 }
 
-// rot flips a bit of a page at rest.
-func (d *simDisk) rot(rng *rand.Rand) bool {
+// rot flips a bit of a page at rest and returns where.
+func (d *simDisk) rot(rng *rand.Rand) (offset int64, ok bool) {
 	if len(d.durable) == 0 || d.dead || d.rotten > 20 {
-		return false
+		return 0, false
 	}
 	pages := make([]int64, 0, len(d.durable))
 	for p := range d.durable {
 		pages = append(pages, p)
 	}
 	slices.Sort(pages)
-	page := d.durable[pages[rng.IntN(len(pages))]]
-	page[rng.IntN(4096)] ^= 1 << rng.IntN(8)
+	at := pages[rng.IntN(len(pages))]
+	in := rng.IntN(4096)
+	d.durable[at][in] ^= 1 << rng.IntN(8)
 	d.rotten++
-	return true
+	return at*4096 + int64(in), true
 }

@@ -435,8 +435,10 @@ func (w *world) faultBitRot() {
 	if w.profile.rotNode == w.profile.failingNode || len(n.disks) == 0 {
 		return
 	}
-	if n.disks[w.rng.IntN(len(n.disks))].rot(w.rng) {
+	d := n.disks[w.rng.IntN(len(n.disks))]
+	if at, ok := d.rot(w.rng); ok {
 		w.note("bit_rot")
+		w.tracef("disk %s of %s: a bit at %d rots", d.id.Short(), n.name(), at)
 	}
 }
 
@@ -475,7 +477,7 @@ func (w *world) settle() {
 	}
 	w.repeatReplace()
 	limit := w.now.Add(10 * time.Minute)
-	if !w.run(limit, w.whole) {
+	if !w.run(limit, func() bool { return w.ops >= w.opt.Ops && w.whole() }) {
 		if w.err == nil && w.onlyDeadCopies() {
 			w.note("waits_for_dead_copy") // and serves nothing older instead
 			return

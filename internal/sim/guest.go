@@ -26,6 +26,7 @@ type guest struct {
 	pending map[uint64]*request
 	served  ids.ID // newest run that got an answer
 	issuing bool
+	retired bool // the verifier has taken over: no request of its own any more
 }
 
 // request is one request of the guest, whoever serves it.
@@ -106,7 +107,7 @@ func (m *guest) guardEnded(g *guard) {
 
 // issue keeps the queue filled.
 func (m *guest) issue() {
-	if m.issuing {
+	if m.issuing || m.retired {
 		return
 	}
 	m.issuing = true

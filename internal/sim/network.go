@@ -73,6 +73,7 @@ func (l *link) send(m wire.Message) {
 		return
 	}
 	l.observeSend(m)
+	l.traceMessage("to", m)
 	m = recode(l.g.w, m)
 	process := l.node.process
 	l.g.w.after(l.delay(&l.toNode), func() {
@@ -88,6 +89,7 @@ func (l *link) answer(m wire.Message) {
 	if l.broken || !l.open {
 		return
 	}
+	l.traceMessage("from", m)
 	m = recode(l.g.w, m)
 	l.g.w.after(l.delay(&l.toGuard), func() {
 		if l.broken || !l.open {

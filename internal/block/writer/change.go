@@ -350,12 +350,21 @@ func (v *volume) changed(ch *change) {
 		disks := append(slices.Clone(c.recs.Disks), repl.DiskNode{Disk: ch.replace.New, Node: ch.replace.NewNode})
 		slices.SortFunc(disks, func(a, b repl.DiskNode) int { return a.Disk.Compare(b.Disk) })
 		v.layout(ch.next, disks)
+		v.restartSync(ch.replace.New)
 		c.wantNodes()
 		c.effect(Replaced{Replace: ch.replace, OK: true})
 	}
 	v.config.serial++
 	v.syncRecords()
 	c.effect(RecordsKnown{Records: c.recs})
+}
+
+// restartSync begins the join of a disk anew that has just been given more
+// segments: what it has listed and copied so far knows nothing of them.
+func (v *volume) restartSync(disk ids.ID) {
+	if i := slices.IndexFunc(v.members, func(m *member) bool { return m.disk == disk }); i >= 0 {
+		v.members[i].abortSync("it was given more segments")
+	}
 }
 
 // putOut counts the exclusion for the back-off of the next join.

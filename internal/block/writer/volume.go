@@ -170,11 +170,12 @@ func (v *volume) layout(rec repl.VolumeRecord, disks []repl.DiskNode) {
 			m.drop()
 		}
 	}
+	was := slices.Clone(v.segs)
 	v.segs = slices.Grow(v.segs[:0], len(rec.Seg.Map))
 	for i, row := range rec.Seg.Map {
 		s := segment{}
-		if i < cap(v.segs) && i < len(v.segs) {
-			s.dirtyWseq = v.segs[i].dirtyWseq
+		if i < len(was) {
+			s.dirtyWseq = was[i].dirtyWseq
 		}
 		for _, d := range row {
 			s.members = append(s.members, v.members[d])
