@@ -335,7 +335,7 @@ func (w *world) faultLateSuccessor() {
 	}
 	g.onClaim = func(o writer.ClaimOutcome) {
 		if o == writer.Made {
-			g.step(writer.Command{Kind: writer.Activate})
+			g.later(writer.Command{Kind: writer.Activate})
 		}
 	}
 	g.predecessor = wire.PredecessorID{Epoch: old.lastOwn.Epoch, Nonce: old.lastOwn.Nonce, Inc: old.lastOwn.Inc}
@@ -482,6 +482,10 @@ func (w *world) settle() {
 			w.note("waits_for_dead_copy") // and serves nothing older instead
 			return
 		}
+		if w.err == nil && w.onlyRottenCopies() {
+			w.note("waits_for_rotten_copy") // as above: the last good copy of something is gone
+			return
+		}
 		w.failf("not whole %s after the last fault: %s", 10*time.Minute, w.describe())
 		return
 	}
@@ -495,6 +499,25 @@ func (w *world) onlyDeadCopies() bool {
 	for s := range r.Volumes[0].Seg.Map {
 		isr := r.Volumes[0].ISR(s)
 		if !slices.ContainsFunc(isr, func(d ids.ID) bool { return !w.nodeOfDisk(d).diskByID(d).dead }) {
+			return true
+		}
+	}
+	return false
+}
+
+// onlyRottenCopies reports whether all that is left in sync of a segment, dead
+// disks aside, is on the node whose disks rot.
+func (w *world) onlyRottenCopies() bool {
+	if w.counts["bit_rot"] == 0 {
+		return false
+	}
+	r := w.etcd.records(w.vm, idsOf(w.volume), w.diskIdx)
+	for s := range r.Volumes[0].Seg.Map {
+		sound := func(d ids.ID) bool {
+			n := w.nodeOfDisk(d)
+			return n.index != w.profile.rotNode && !n.diskByID(d).dead
+		}
+		if !slices.ContainsFunc(r.Volumes[0].ISR(s), sound) {
 			return true
 		}
 	}

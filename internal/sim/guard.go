@@ -40,7 +40,6 @@ type guard struct {
 	ghost       bool // see faultLateSuccessor
 	lastOwn     repl.Own
 	invalid     bool
-	handover    *guard // destination of a hand-over under way
 	onState     func(writer.State)
 	onClaim     func(writer.ClaimOutcome)
 	onDrained   func()
@@ -75,6 +74,9 @@ func (g *guard) step(ev writer.Event) {
 	g.core.Step(g.w.now, ev)
 	g.drainReady()
 }
+
+// later gives an order from within an effect: the core's other effects come first.
+func (g *guard) later(c writer.Command) { g.w.after(0, func() { g.step(c) }) }
 
 func (g *guard) drainReady() {
 	for range 10000 {
@@ -309,7 +311,7 @@ func (g *guard) prepared(p writer.Prepared) {
 	if g.adopting {
 		claim.ExpectRun = g.run
 	}
-	g.step(writer.Command{Kind: writer.DoClaim, Claim: claim})
+	g.later(writer.Command{Kind: writer.DoClaim, Claim: claim})
 }
 
 // freeze and thaw are SIGSTOP and SIGCONT of the guard alone.

@@ -37,7 +37,6 @@ type request struct {
 	count  int
 	fua    bool
 	value  []value
-	data   []byte
 	handed *writer.Request
 	by     *guard
 }

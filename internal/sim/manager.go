@@ -20,7 +20,6 @@ type manager struct {
 	challenger *guard
 	attempt    uint64
 	stuckSince clock.Instant
-	lastServed clock.Instant
 	calmAt     clock.Instant // faults have ended; 0 = not yet
 	accepted   *guard        // the operator told it to go on
 }
@@ -119,7 +118,7 @@ func (m *manager) follow(g *guard, serving func()) {
 	g.onClaim = func(o writer.ClaimOutcome) {
 		switch o {
 		case writer.Made:
-			g.step(writer.Command{Kind: writer.Activate})
+			g.later(writer.Command{Kind: writer.Activate})
 		case writer.NotMade:
 			g.claimed = false
 			if g == m.challenger {

@@ -71,6 +71,8 @@ func (m *member) lostReason() repl.OutReason {
 	switch {
 	case m.failed:
 		return repl.OutDiskFailed
+	case m.suspect():
+		return repl.OutDamaged
 	case c.now < c.graceUntil:
 		return "" // what the others have to say is not read yet
 	case m.newRun:
@@ -87,6 +89,14 @@ func (m *member) lostReason() repl.OutReason {
 		}
 	}
 	return ""
+}
+
+// suspect reports whether m was found damaged when the epoch was opened: a
+// durable part of its log is lost and nobody knows which blocks that concerns.
+// It is put out, and every object compared when it joins again. Damage that
+// shows while it serves is found by reads, block by block.
+func (m *member) suspect() bool {
+	return m.damaged && m.ack.Damaged && !m.v.c.acceptTail && !m.v.c.mut.TrustDamaged
 }
 
 // retireReads asks another member for what m was asked.
@@ -225,7 +235,7 @@ func (v *volume) keepSole() {
 			if !m.counted || v.isOut(m) {
 				continue
 			}
-			if why := m.lostReason(); m.open != opened || why != "" && why != repl.OutRestarted {
+			if why := m.lostReason(); m.open != opened || why != "" && why != repl.OutRestarted || m.newRun && m.ack.Damaged && !v.c.acceptTail {
 				all = false
 				continue
 			}
