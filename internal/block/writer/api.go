@@ -59,6 +59,10 @@ type Mutations struct {
 	ShrinkToOneForLostLink bool // the sick-link rule is off
 	ClaimWithoutPrepare    bool // the CAS is made without PREPARE
 	TrustDamaged           bool // a damaged copy stays in sync at takeover
+	ServeBeforeConfig      bool // a takeover serves before its CONFIG is durable
+	TrustEtcd              bool // replicas that know more than etcd are not listened to
+	FlushWhileReconciling  bool // the flush mark moves before a takeover has rewritten every window
+	KeepSyncOnReplace      bool // a disk that is given more segments goes on joining as it was
 }
 
 // Op is the kind of a client request.

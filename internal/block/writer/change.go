@@ -372,7 +372,7 @@ func (v *volume) changed(ch *change) {
 // restartSync begins the join of a disk anew that has just been given more
 // segments: what it has listed and copied so far knows nothing of them.
 func (v *volume) restartSync(disk ids.ID) {
-	if i := slices.IndexFunc(v.members, func(m *member) bool { return m.disk == disk }); i >= 0 {
+	if i := slices.IndexFunc(v.members, func(m *member) bool { return m.disk == disk }); i >= 0 && !v.c.mut.KeepSyncOnReplace {
 		v.members[i].abortSync("it was given more segments")
 	}
 }
