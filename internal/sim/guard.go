@@ -17,9 +17,9 @@ type guard struct {
 	id     ids.ID
 	run    ids.ID
 	core   *writer.Core
-	links  [nodeCount]*link
-	wanted [nodeCount]bool
-	downAs [nodeCount]int // what was last reported: 0 nothing, 1 lost, 2 refused, 3 up
+	links  [maxNodes]*link
+	wanted [maxNodes]bool
+	downAs [maxNodes]int // what was last reported: 0 nothing, 1 lost, 2 refused, 3 up
 
 	windows     map[int]string // what each node answered to WINDOW, see observeWindow
 	divergent   bool
@@ -38,6 +38,8 @@ type guard struct {
 	state       writer.State
 	fenced      bool
 	ghost       bool // see faultLateSuccessor
+	buried      bool // its guest was seen dead, killed by the supervisor
+	lastBoot    ids.ID
 	lastOwn     repl.Own
 	invalid     bool
 	onState     func(writer.State)
@@ -50,7 +52,7 @@ func (g *guard) ended() bool { return g.killed || g.done }
 
 // newGuard starts a writer on a node.
 func newGuard(w *world, n *node, run ids.ID, attempt uint64, alive bool) *guard {
-	g := &guard{w: w, node: n, id: w.newID(), run: run, attempt: attempt, adopting: alive}
+	g := &guard{w: w, node: n, id: w.newID(), run: run, attempt: attempt, adopting: alive, lastBoot: n.boot}
 	g.core = writer.New(writer.Config{
 		Node: n.id, Run: run, Purpose: repl.PurposeVM, VM: w.vm, Attempt: attempt, Nonce: w.newID(),
 		Volumes: []ids.ID{w.volume}, SegmentBytes: segmentBytes, GuestAlive: alive, Mutations: w.opt.Mutations.Writer,
@@ -145,6 +147,7 @@ func (g *guard) effect(e writer.Effect) {
 		g.wantNodes(e.Nodes)
 	case writer.LeaseChanged:
 		g.deadline = e.Deadline
+		w.onlyOneRuns(g)
 	case writer.StateChanged:
 		w.tracef("%s writer: %v %s", g.name(), e.State, e.Text)
 		g.state = e.State
@@ -230,7 +233,7 @@ func (g *guard) dropLinks() {
 }
 
 func (g *guard) wantNodes(want []ids.ID) {
-	var set [nodeCount]bool
+	var set [maxNodes]bool
 	for _, id := range want {
 		set[g.w.nodeByID(id).index] = true
 	}

@@ -11,7 +11,7 @@ import (
 // a cut loses what is under way.
 type network struct {
 	w   *world
-	cut [nodeCount][nodeCount]bool // cut[a][b]: nothing from a reaches b
+	cut [maxNodes][maxNodes]bool // cut[a][b]: nothing from a reaches b
 }
 
 func newNetwork(w *world) network { return network{w: w} }
@@ -90,6 +90,7 @@ func (l *link) answer(m wire.Message) {
 		return
 	}
 	l.traceMessage("from", m)
+	l.g.w.checkAnswer(l, m)
 	m = recode(l.g.w, m)
 	l.g.w.after(l.delay(&l.toGuard), func() {
 		if l.broken || !l.open {

@@ -42,11 +42,12 @@ const (
 	diskBytes  = 96 << 20 // sparse
 	ringBytes  = 1 << 20
 	tableBytes = 16 << 10
+	ringOffset = 2 << 20 // where disk.Format puts the log
 )
 
 func newNode(w *world, index int) *node {
 	n := &node{w: w, index: index, id: w.newID()}
-	for range disksPerNode {
+	for i := 0; i < w.profile.disks && index < storageNodes; i++ {
 		d := newSimDisk(w.newID())
 		n.disks = append(n.disks, d)
 		w.diskIdx = append(w.diskIdx, repl.DiskNode{Disk: d.id, Node: n.id})
@@ -126,7 +127,7 @@ func (n *node) powerCut() {
 	n.guards = nil
 	n.lastRecords, n.lastOwn = repl.Records{}, repl.Own{}
 	for _, d := range n.disks {
-		d.losePower(n.w.rng, n.w.profile.tornLikely)
+		d.losePower(n.w.rng, n.w.survival(n))
 	}
 	n.w.oracle.losePower(n.index, n.w.isrByBlock())
 	process := n.process
@@ -238,7 +239,7 @@ func (n *node) perform(d *simDisk, io disk.IO, done func(error)) {
 		}
 		d.flying = append(d.flying, fly)
 	}
-	n.w.after(d.delay(n.w), func() {
+	d.schedule(n.w, io.Op, func() {
 		if n.boot != boot || !n.powered {
 			return // see simDisk.losePower
 		}
@@ -342,21 +343,30 @@ func (n *node) receive(l *link, m wire.Message) {
 // on until they are there. Each question has a token of its own: a late answer
 // to an earlier one must not pass for it.
 func (n *node) tags(d, volume ids.ID, extent uint64) ([]wire.Tag, error) {
+	c, err := n.ask(d, func(eng *disk.Core, token uint64) { eng.Tags(token, volume, extent, 0) })
+	if err != nil {
+		return nil, err
+	}
+	return c.Tags, statusError(c.Status)
+}
+
+// ask puts a question to the engine of a disk.
+func (n *node) ask(d ids.ID, put func(eng *disk.Core, token uint64)) (disk.Completion, error) {
 	eng := n.engines[d]
 	if eng == nil {
-		return nil, fmt.Errorf("disk %s is not open", d.Short())
+		return disk.Completion{}, fmt.Errorf("disk %s is not open", d.Short())
 	}
 	n.w.seq++
 	token := tagsToken | n.w.seq
 	var answer *disk.Completion
 	n.onTags[token] = func(c disk.Completion) { answer = &c }
-	eng.Tags(token, volume, extent, 0)
+	put(eng, token)
 	n.core.DiskDone(d, nudge, nil)
 	n.pump()
 	if !n.w.run(n.w.now.Add(20*time.Second), func() bool { return answer != nil }) {
-		return nil, fmt.Errorf("no answer")
+		return disk.Completion{}, fmt.Errorf("no answer")
 	}
-	return answer.Tags, statusError(answer.Status)
+	return *answer, nil
 }
 
 // tapped is an engine whose replica does not see the answers to the verifier.

@@ -53,6 +53,9 @@ func (w *world) compareCopies() {
 			if got == nil {
 				got = make([]wire.Tag, repl.ExtentBlocks)
 			}
+			if w.scrubCopy(n, d, e, got); w.err != nil {
+				return
+			}
 			if want == nil {
 				want, from = got, n.name()
 				continue
@@ -143,6 +146,8 @@ func (w *world) observe(g *guard, l *link, m wire.Message) {
 		w.observeWindow(g, l, m)
 	case *wire.Ack:
 		delete(l.syncing, m.ReqID)
+	case *wire.ExtTags:
+		w.note("sync_tags")
 	case *wire.ExtList:
 		w.note("resync")
 	}
@@ -161,7 +166,7 @@ func (w *world) observeWindow(g *guard, l *link, m *wire.Window) {
 		return
 	}
 	g.windows[l.node.index] += "."
-	for i := range nodeCount {
+	for i := range w.nodes {
 		if o, ok := g.windows[i]; ok && strings.HasSuffix(o, ".") && o != g.windows[l.node.index] && !g.divergent {
 			g.divergent = true
 			w.note("divergent_window")
