@@ -42,6 +42,9 @@ type Mutations struct {
 	OpenBeforeDurable bool // OPEN is answered before the promise is durable
 	UnknownAsLapsed   bool // grants that may have been forgotten are reported as lapsed
 	NoReservation     bool // a PREPARE stops no renewal
+	NoLiveSet         bool // sync data wipes what live writes changed
+	AbsenceWipesLive  bool // a synced absence does
+	KeepOldHandles    bool // a new promise leaves older handles valid
 }
 
 // Disk is what the core needs of a disk engine; *disk.Core has it.
