@@ -190,7 +190,7 @@ func TestThreeNodes(t *testing.T) {
 		t.Fatal(err)
 	}
 	eventually(t, 5*time.Second, "three nodes alive", func() error { return allAlive(n3, 3) })
-	if got := n3.status().Quorum.Text; !strings.Contains(got, "any 1 of them can fail next") {
+	if got := n3.status().Quorum.Text; !strings.Contains(got, "Any 1 of n1, n2 and n3 can fail next") {
 		t.Errorf("quorum in words: %q", got)
 	}
 	eventually(t, 5*time.Second, "beats from both others", func() error {
@@ -284,7 +284,7 @@ func checkNoQuorum(t *testing.T, n1, n2, n3 *machine) {
 		if err := m.c.Get(t.Context(), "/v1/nodes", &nodes); err != nil || len(nodes) != 3 {
 			t.Errorf("read on %s without quorum: %d nodes, %v", m.name, len(nodes), err)
 		}
-		if got := m.status().Quorum; got.Healthy || got.Answer != 1 || !strings.Contains(got.Text, "no quorum") {
+		if got := m.status().Quorum; got.Healthy || got.Answer != 1 || !strings.Contains(got.Text, "No quorum") {
 			t.Errorf("status on %s without quorum: %+v", m.name, got)
 		}
 	}
