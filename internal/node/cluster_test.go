@@ -18,6 +18,7 @@ import (
 	"roseau/internal/base/clock"
 	"roseau/internal/base/errs"
 	"roseau/internal/client"
+	"roseau/internal/core/quorum"
 	"roseau/internal/model"
 	"roseau/internal/svc/member"
 )
@@ -27,9 +28,16 @@ import (
 const daemonEnv = "ROSEAU_TEST_DAEMON"
 
 func TestMain(m *testing.M) {
-	if os.Getenv(daemonEnv) != "" {
+	if dir := os.Getenv(witnessEnv); dir != "" || os.Getenv(daemonEnv) != "" {
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
-		err := Run(ctx, Options{Version: "test", Clock: clock.System{}, Log: slog.New(slog.NewTextHandler(os.Stderr, nil))})
+		var err error
+		if dir != "" {
+			err = witnessMain(ctx, dir)
+		} else {
+			// What takes minutes of silence takes seconds here; the order of events stays.
+			timers := quorum.Timers{VoterDead: 4 * time.Second, WitnessSteady: 3 * time.Second}
+			err = Run(ctx, Options{Version: "test", Clock: clock.System{}, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)), Timers: timers})
+		}
 		stop()
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)

@@ -105,7 +105,12 @@ func (m *Server) sweepOnce(ctx context.Context) error {
 func (m *Server) undoJoin(ctx context.Context, node ids.ID) error {
 	n, err := store.GetID[model.Node](ctx, m.Store, node)
 	if errors.Is(err, errs.NotFound) {
-		return nil
+		w, err := store.GetID[model.Witness](ctx, m.Store, node)
+		if err != nil || w.Spec.Version != "" {
+			return nil // none, or one that came
+		}
+		m.Events.Emit(event.Warn, "witness "+w.Name, "its join was never finished and has been undone")
+		return store.Delete(ctx, m.Store, w)
 	}
 	if err != nil || !n.Status.Reported.IsZero() || n.Spec.Voter {
 		return err
