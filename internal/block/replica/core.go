@@ -179,8 +179,11 @@ type slot struct {
 	stalled bool          // the holder said so in its last heartbeat
 	known   bool          // this process made the promise in force: it cannot have forgotten grants
 	wanted  repl.Promise  // highest promise that OPEN asked for; lower ones are not renewed
-	// reservedUntil: a PREPARE found the grant lapsed or stalled.
+	// reservedUntil: a PREPARE for reservedFor found no grant, or a lapsed or
+	// stalled one.
+	// A promise of a lower epoch, of a taker that is slower, does not end it.
 	reservedUntil clock.Instant
+	reservedFor   uint64    // epoch
 	flushMark     repl.Mark // last told to the disk
 }
 
