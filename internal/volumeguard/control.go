@@ -32,7 +32,7 @@ func (p *proc) serveControl(ctx context.Context, l net.Listener) {
 			refuse(w, errs.New(errs.Invalid, "replace disk: %w", err))
 			return
 		}
-		err := p.set.ReplaceDisk(r.Context(), volume.Replace{Volume: p.cfg.Volume, Old: req.Old, New: req.New, Node: req.Node})
+		err := p.set.ReplaceDisk(r.Context(), volume.Replace{Volume: p.cfg.Volume, Old: req.Old, New: req.New, Node: req.Node, Segments: req.Segments, Live: req.Live})
 		if err != nil {
 			refuse(w, err)
 			return

@@ -47,7 +47,7 @@ func (c *Core) Append(token uint64, in Record) {
 		c.startRepair(r, e, in.Expect)
 		return
 	}
-	live := in.Kind != KindSync
+	live := in.Kind != KindSync && in.Kind != KindSyncTombstone
 	if live && e.nospc != (repl.Mark{}) {
 		if e.nospc.Less(r.Mark) {
 			c.refuse(r, wire.NoSpace)
@@ -84,7 +84,7 @@ func (c *Core) newRecord(token uint64, in Record) *rec {
 		r.Type, r.Block, r.Count, r.CRC = recWrite, uint16(in.Block), uint16(in.Count), in.CRC
 	case KindZero:
 		r.Type, r.Block, r.Count = recZero, uint16(in.Block), uint16(in.Count)
-	case KindTombstone:
+	case KindTombstone, KindSyncTombstone:
 		r.Type, r.Count = recTombstone, uint16(c.sb.ExtentBlocks)
 	case KindSync:
 		r.Type, r.Blocks = recSync, in.Blocks

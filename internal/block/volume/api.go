@@ -236,10 +236,12 @@ const (
 
 // Replace names the disks of ReplaceDisk.
 type Replace struct {
-	Volume ids.ID
-	Old    ids.ID
-	New    ids.ID
-	Node   ids.ID // of New
+	Volume   ids.ID
+	Old      ids.ID
+	New      ids.ID   // zero: Old, which was to take the place of another copy, leaves
+	Node     ids.ID   // of New
+	Segments []uint32 // empty: all of Old's
+	Live     bool     // Old may be in sync, and stays until New is
 }
 
 // Status is a snapshot for people and reconcilers.
@@ -329,8 +331,9 @@ type Handle interface {
 	// closed; it closes l. The export's name is the volume's id, or empty.
 	Serve(ctx context.Context, vol ids.ID, l net.Listener) error
 
-	// ReplaceDisk puts the disk new (on the same node's or another's storage
-	// process) in the place of old and starts the rebuild onto it.
+	// ReplaceDisk gives the disk new (on the same node's or another's storage
+	// process) segments that lie on old, and starts the copying. Conflict: another
+	// change of the volume is under way, or it cannot be.
 	ReplaceDisk(ctx context.Context, r Replace) error
 	// MoveRefused ends the wait that EventAskMove announced: no other node can
 	// take the VM, so the set goes on with the copy that it has.

@@ -392,7 +392,7 @@ func (s *Set) Release(ctx context.Context) error {
 	return nil
 }
 
-// ReplaceDisk puts a new disk in the place of an old one.
+// ReplaceDisk gives a disk segments of another one.
 func (s *Set) ReplaceDisk(ctx context.Context, r Replace) error {
 	index := -1
 	for _, d := range s.vols {
@@ -403,10 +403,10 @@ func (s *Set) ReplaceDisk(ctx context.Context, r Replace) error {
 	if index < 0 {
 		return errs.New(errs.NotFound, "replace disk of volume %s: it is not in this set", r.Volume)
 	}
-	want := writer.Replace{Volume: index, Old: r.Old, New: r.New, NewNode: r.Node}
+	want := writer.Replace{ID: s.replaces.Add(1), Volume: index, Old: r.Old, New: r.New, NewNode: r.Node, Segments: r.Segments, Live: r.Live}
 	err := s.command(ctx, onReplaced, false, s.do(writer.Command{Kind: writer.ReplaceDisk, Replace: want}), func() (error, bool) {
 		e := s.lastReplaced
-		if e.Replace != want {
+		if e.Replace.ID != want.ID {
 			return nil, false
 		}
 		if !e.OK {

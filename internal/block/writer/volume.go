@@ -75,7 +75,8 @@ type member struct {
 // segment is a row of the placement.
 type segment struct {
 	members   []*member
-	dirtyWseq uint64 // newest committed write that was not written through
+	filling   []*member // of members: in sync elsewhere, being given this segment
+	dirtyWseq uint64    // newest committed write that was not written through
 }
 
 // volume is one volume of the group.
@@ -132,9 +133,41 @@ func (v *volume) epoch() uint64 { return v.rec.Own.Epoch }
 
 func (v *volume) mark(wseq uint64) repl.Mark { return repl.Mark{Epoch: v.epoch(), Wseq: wseq} }
 
+// isOut reports whether m is outside the in-sync set of all of its segments. One
+// that is outside for some counts as in sync, but see segment.lacks.
 func (v *volume) isOut(m *member) bool {
-	_, out := v.rec.Own.Out[m.disk]
-	return out
+	o, out := v.rec.Own.Out[m.disk]
+	return out && !o.Partial
+}
+
+// isPartial reports whether m is in sync, and is being given more segments.
+func (v *volume) isPartial(m *member) bool {
+	o, out := v.rec.Own.Out[m.disk]
+	return out && o.Partial
+}
+
+// lacks reports whether m is being given this segment while it is in sync for
+// others: nothing is read from it here, and its acks do not count.
+func (s *segment) lacks(m *member) bool {
+	return len(s.filling) > 0 && slices.Contains(s.filling, m)
+}
+
+// holds reports whether m is a copy of the segment as far as own says.
+func (s *segment) holds(m *member) bool {
+	return slices.Contains(s.members, m) && !s.lacks(m)
+}
+
+// refill notes which members are being given which segments.
+func (v *volume) refill() {
+	for i := range v.segs {
+		s := &v.segs[i]
+		s.filling = s.filling[:0]
+		for _, m := range s.members {
+			if o, out := v.rec.Own.Out[m.disk]; out && o.Partial && o.Fills(i) && !v.c.mut.FillCounts {
+				s.filling = append(s.filling, m)
+			}
+		}
+	}
 }
 
 func (v *volume) piggyback() wire.Piggyback {
@@ -165,29 +198,38 @@ func (v *volume) layout(rec repl.VolumeRecord, disks []repl.DiskNode) {
 	for i, m := range v.members {
 		m.index = i
 	}
+	if cap(v.segs) < len(rec.Seg.Map) {
+		v.segs = slices.Grow(v.segs, len(rec.Seg.Map)-len(v.segs))
+	}
+	for i, row := range rec.Seg.Map {
+		// Ops point to their segment: it keeps its place.
+		if i == len(v.segs) {
+			v.segs = append(v.segs, segment{})
+		}
+		s := &v.segs[i]
+		s.members = nil
+		for _, d := range row {
+			s.members = append(s.members, v.members[d])
+		}
+	}
+	v.segs = v.segs[:len(rec.Seg.Map)]
+	if !slices.Equal(old, v.members) {
+		v.rc.restart = true // its windows name members by their place
+	}
+	v.rec = rec
+	v.refill()
 	for _, m := range old {
 		if !slices.Contains(v.members, m) {
 			m.drop()
 		}
 	}
-	v.segs = slices.Grow(v.segs[:0], len(rec.Seg.Map))
-	for i, row := range rec.Seg.Map {
-		s := segment{}
-		if i < cap(v.segs) && i < len(v.segs) {
-			s.dirtyWseq = v.segs[i].dirtyWseq
-		}
-		for _, d := range row {
-			s.members = append(s.members, v.members[d])
-		}
-		v.segs = append(v.segs, s)
-	}
-	v.rec = rec
 }
 
 // drop ends a member that is no longer in the placement.
 func (m *member) drop() {
 	m.abortSync("replaced")
-	m.v.c.forget(m, func(slot) {})
+	m.v.retireReads(m)
+	m.v.release(m)
 	n := m.node
 	n.members = slices.DeleteFunc(n.members, func(o *member) bool { return o == m })
 }
@@ -202,7 +244,7 @@ func (m *member) usable() bool {
 func (s *segment) rest() int {
 	n := 0
 	for _, m := range s.members {
-		if m.counted && m.leaving == "" && !m.v.isOut(m) {
+		if m.counted && m.leaving == "" && !m.v.isOut(m) && !s.lacks(m) {
 			n++
 		}
 	}

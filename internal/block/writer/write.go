@@ -17,7 +17,7 @@ func (v *volume) startWrite(o *op) {
 	o.cum = v.cumIssued
 	v.inflight.push(o)
 	for _, m := range o.seg.members {
-		if !m.counted && !m.live {
+		if !m.live && (!m.counted || o.seg.lacks(m) && v.pending != m) {
 			continue
 		}
 		o.targets = append(o.targets, target{m: m})
@@ -104,14 +104,15 @@ func (c *Core) writeAck(n *node, a *wire.Ack) {
 func (v *volume) tryCommit(o *op) {
 	for i := range o.targets {
 		t := &o.targets[i]
-		if !t.acked && v.needs(t.m) {
+		if !t.acked && v.needs(t.m) && (v.pending == t.m || !o.seg.lacks(t.m)) {
 			return
 		}
 	}
 	v.commit(o)
 }
 
-// needs reports whether acks and flushes wait for m.
+// needs reports whether flushes, and acks in the segments that it holds, wait
+// for m.
 func (v *volume) needs(m *member) bool {
 	if v.c.mut.AckBeforeShrinkKnown && m.leaving != "" {
 		return false
@@ -206,6 +207,34 @@ func (v *volume) release(m *member) {
 	}
 	v.dirty = true
 	v.c.wake = true
+}
+
+// releaseFill ends what m gets only because it is being given segments.
+func (v *volume) releaseFill(m *member) {
+	m.live = false
+	for i := range v.c.slots {
+		if s := &v.c.slots[i]; s.kind == slotWrite && s.m == m && s.op.seg.lacks(m) {
+			v.c.dropSlot(uint32(i))
+		}
+	}
+	for o := v.zombies.head; o != nil; {
+		next := o.next
+		if t := o.target(m); t != nil && !t.acked && o.seg.lacks(m) {
+			m.zombies--
+			o.removeTarget(m)
+			v.endZombie(o)
+		}
+		o = next
+	}
+	for o := v.inflight.head; o != nil; {
+		next := o.next
+		if o.seg.lacks(m) {
+			o.removeTarget(m)
+			v.tryCommit(o)
+		}
+		o = next
+	}
+	v.dirty, v.c.wake = true, true
 }
 
 // noSpace notes that m refused o. Nothing new is sent in that extent until the

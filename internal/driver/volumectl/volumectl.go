@@ -51,8 +51,12 @@ type Config struct {
 // Replace names a disk and its successor.
 type Replace struct {
 	Old  ids.ID `json:"old"`
-	New  ids.ID `json:"new"`
-	Node ids.ID `json:"node"` // of New
+	New  ids.ID `json:"new,omitzero"`  // zero: Old leaves, its move is cancelled
+	Node ids.ID `json:"node,omitzero"` // of New
+	// Segments to be moved; empty: all of Old's.
+	Segments []uint32 `json:"segments,omitempty"`
+	// Live: Old may be in sync; it stays until New is.
+	Live bool `json:"live,omitempty"`
 }
 
 // Peer is a node of the cluster.
