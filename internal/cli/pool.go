@@ -22,6 +22,10 @@ func newPoolCmd(a *app) *cobra.Command {
 			return a.get(cmd, "/v1/pools/"+url.PathEscape(args[0]), &p, func() *table { return poolSheet(&p) })
 		}},
 		newPoolCreateCmd(a),
+		newPoolSetCmd(a),
+		&cobra.Command{Use: "add POOL [DISK...]", Short: "Add claimed disks to a pool (default: all that are in none); copies move onto them by themselves", Args: cobra.MinimumNArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+			return a.change(cmd, http.MethodPost, "/v1/pools/"+url.PathEscape(args[0])+"/disks", pool.AddRequest{Disks: args[1:]}, nil, nil)
+		}},
 		&cobra.Command{Use: "delete POOL", Short: "Delete an empty pool", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
 			return a.remove(cmd, "/v1/pools/"+url.PathEscape(args[0]), "pool "+args[0])
 		}},
@@ -35,9 +39,20 @@ func newPoolCreateCmd(a *app) *cobra.Command {
 		req.Name = args[0]
 		return a.change(cmd, http.MethodPost, "/v1/pools", req, nil, nil)
 	}}
-	cmd.Flags().IntVar(&req.Copies, "copies", 3, "copies of every block, on as many nodes: 1 to 3")
+	cmd.Flags().IntVar(&req.Copies, "copies", 3, "copies of every block, in as many failure domains: 1 to 3")
+	cmd.Flags().StringVar(&req.Domain, "domain", "node", "failure domain, of which no two copies share one: disk, node, chassis, rack or site")
+	cmd.Flags().StringVar(&req.RebuildAfter, "rebuild-after", "", "how long a node must be down before its copies are rebuilt on others (default 15m)")
 	cmd.Flags().IntVar(&req.MinISR, "min-isr", 1, "copies below which writing stops: 1 or 2")
 	cmd.Flags().StringSliceVar(&req.Disks, "disk", nil, "names of claimed disks (default: all that are in no pool)")
+	return cmd
+}
+
+func newPoolSetCmd(a *app) *cobra.Command {
+	var req pool.ChangeRequest
+	cmd := &cobra.Command{Use: "set POOL", Short: "Change a pool", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+		return a.change(cmd, http.MethodPatch, "/v1/pools/"+url.PathEscape(args[0]), req, new(pool.Info), func() string { return "pool " + args[0] + " set" })
+	}}
+	cmd.Flags().StringVar(&req.RebuildAfter, "rebuild-after", "", "how long a node must be down before its copies are rebuilt on others: 15m")
 	return cmd
 }
 

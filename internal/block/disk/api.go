@@ -88,12 +88,12 @@ type Kind uint8
 
 // The kinds of records that change blocks.
 const (
-	KindWrite     Kind = iota + 1 // Count blocks from Block, Data and CRC
-	KindZero                      // Count blocks from Block read as zeros
-	KindTombstone                 // the whole extent reads as zeros, its slot is freed
-	KindSync                      // Blocks as at the source; no order check
-	KindRepair                    // one block, if its tag is still Expect; no order check
-	KindSyncTombstone             // as KindTombstone, from the source of a sync; no order check
+	KindWrite         Kind = iota + 1 // Count blocks from Block, Data and CRC
+	KindZero                          // Count blocks from Block read as zeros
+	KindTombstone                     // the whole extent reads as zeros, its slot is freed
+	KindSync                          // Blocks as at the source; no order check
+	KindRepair                        // one block, if its tag is still Expect; no order check
+	KindSyncTombstone                 // as KindTombstone, from the source of a sync; no order check
 )
 
 // Writer names the right under which a record is appended; both must equal the

@@ -277,15 +277,16 @@ type VolumeStatus struct {
 
 // DiskStatus is a copy of a volume.
 type DiskStatus struct {
-	Disk      ids.ID `json:"disk"`
-	Node      ids.ID `json:"node"`
-	InSync    bool   `json:"in_sync"`
-	Connected bool   `json:"connected"`
-	Reason    string `json:"reason,omitempty"`     // why it is out
-	Syncing   bool   `json:"syncing,omitempty"`    // a resync or rebuild is running
-	SyncDone  uint64 `json:"sync_done,omitempty"`  // objects compared or copied
-	SyncTotal uint64 `json:"sync_total,omitempty"` // objects known to be stale
-	SyncBytes uint64 `json:"sync_bytes,omitempty"` // copied
+	Disk      ids.ID        `json:"disk"`
+	Node      ids.ID        `json:"node"`
+	InSync    bool          `json:"in_sync"`
+	Connected bool          `json:"connected"`
+	Reason    string        `json:"reason,omitempty"`       // why it is out
+	Syncing   bool          `json:"syncing,omitempty"`      // a resync or rebuild is running
+	SyncDone  uint64        `json:"sync_done,omitempty"`    // objects compared or copied
+	SyncTotal uint64        `json:"sync_total,omitempty"`   // objects known to be stale
+	SyncBytes uint64        `json:"sync_bytes,omitempty"`   // copied
+	SyncLeft  time.Duration `json:"sync_left_ns,omitempty"` // about how long yet; 0: not known
 }
 
 // Opener is what a guard needs of this package; Open satisfies it. Guards take

@@ -291,6 +291,7 @@ type (
 	Replaced struct {
 		Replace Replace
 		OK      bool
+		Busy    bool // not OK: another change is under way; ask again
 		Text    string
 	}
 	// Fenced is final: another promise ended this epoch. The shell decides by
@@ -425,5 +426,6 @@ type MemberHealth struct {
 	Syncing   bool
 	SyncDone  uint64 // objects
 	SyncTotal uint64
-	SyncBytes uint64 // bytes sent
+	SyncBytes uint64        // bytes sent
+	SyncLeft  time.Duration // about how long yet; 0: not known
 }

@@ -230,7 +230,7 @@ func (c *Core) replaceDisk(r Replace) {
 	}
 	v := c.vols[r.Volume]
 	if v.change != nil || v.pending != nil || v.frozenSince != 0 || !v.told() || c.reopen.unwritten {
-		deny("another change of the volume is under way")
+		c.effect(Replaced{Replace: r, Busy: true, Text: "another change of the volume is under way"})
 		return
 	}
 	txn, next, err := r.transition(v.rec)
@@ -288,7 +288,7 @@ func (c *Core) Health() Health {
 			mh := MemberHealth{Disk: m.disk, Node: m.node.id, InSync: !out, Connected: m.node.up && m.node.lostAt == 0, Reason: v.rec.Own.Out[m.disk].Reason}
 			if m.sync != nil {
 				mh.Syncing = true
-				mh.SyncDone, mh.SyncTotal, mh.SyncBytes = m.sync.progress()
+				mh.SyncDone, mh.SyncTotal, mh.SyncBytes, mh.SyncLeft = m.sync.progress()
 			}
 			vh.Members = append(vh.Members, mh)
 		}

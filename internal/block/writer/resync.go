@@ -4,7 +4,9 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"time"
 
+	"roseau/internal/base/clock"
 	"roseau/internal/block/wire"
 	"roseau/internal/core/repl"
 )
@@ -29,6 +31,7 @@ type syncJob struct {
 	m        *member
 	phase    syncPhase
 	base     repl.Mark
+	began    clock.Instant // the copying
 	joinWseq uint64
 	lists    int
 	src      []*member // per segment: whose list counts
@@ -369,7 +372,7 @@ func (j *syncJob) listed() {
 		return cmp.Or(cmp.Compare(a.prio, b.prio), cmp.Compare(a.ext, b.ext), cmp.Compare(a.object, b.object), cmp.Compare(src(a), src(b)))
 	})
 	j.objects = slices.CompactFunc(j.objects, func(a, b syncObject) bool { return a.ext == b.ext && a.object == b.object })
-	j.phase = syncCopy
+	j.phase, j.began = syncCopy, j.m.v.c.now
 	j.pump()
 }
 
@@ -687,6 +690,10 @@ func (j *syncJob) flushedTo(upto uint64) {
 	j.flushing = false
 }
 
-func (j *syncJob) progress() (done, total, bytes uint64) {
-	return j.done, uint64(len(j.objects)), j.bytes
+// progress: left is 0 as long as nothing can be said.
+func (j *syncJob) progress() (done, total, bytes uint64, left time.Duration) {
+	if j.done > 0 {
+		left = time.Duration(float64(j.m.v.c.now.Sub(j.began)) / float64(j.done) * float64(uint64(len(j.objects))-j.done))
+	}
+	return j.done, uint64(len(j.objects)), j.bytes, left
 }

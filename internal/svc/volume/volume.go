@@ -124,10 +124,10 @@ func (s *Service) List(ctx context.Context) ([]Info, error) {
 
 // mergeLive adds what only the writer knows: the progress of a sync.
 func mergeLive(st *model.VolumeStatus, live *model.VolumeStatus) {
-	if live == nil || live.SyncTotal == 0 || st.Health == model.Healthy || st.Health == model.Waiting {
+	if live == nil || live.SyncTotal == 0 || st.Health == model.Waiting || len(st.Out) == 0 {
 		return
 	}
-	st.SyncDone, st.SyncTotal = live.SyncDone, live.SyncTotal
+	st.SyncDone, st.SyncTotal, st.SyncLeft = live.SyncDone, live.SyncTotal, live.SyncLeft
 	if st.Health == model.Degraded {
 		st.Health = model.Syncing
 	}
@@ -246,7 +246,7 @@ func (s *Service) Check(ctx context.Context, v *model.Volume) error {
 	if err := view.Fits(p, "create volume "+v.Name, v.Spec.Size); err != nil {
 		return err
 	}
-	_, _, err = place.Segments(p.Name, ids.ID{}, 1, p.Spec.Copies, ids.ID{}, view.Disks[p.ID])
+	_, _, err = place.Segments(pool.Rule(p), ids.ID{}, 1, ids.ID{}, view.Disks[p.ID])
 	return err
 }
 
@@ -277,7 +277,7 @@ func (s *Service) Create(ctx context.Context, v *model.Volume, o Owner) (*model.
 		return nil, err
 	}
 	count := int((v.Spec.Size + place.SegmentBytes - 1) / place.SegmentBytes)
-	disks, rows, err := place.Segments(p.Name, v.ID, count, p.Spec.Copies, o.Prefer, view.Disks[p.ID])
+	disks, rows, err := place.Segments(pool.Rule(p), v.ID, count, o.Prefer, view.Disks[p.ID])
 	if err != nil {
 		return nil, err
 	}
