@@ -1,12 +1,14 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
 	"net/http"
 	"net/url"
 
 	"github.com/spf13/cobra"
 
+	"roseau/internal/model"
 	"roseau/internal/svc/pool"
 )
 
@@ -57,18 +59,33 @@ func newPoolSetCmd(a *app) *cobra.Command {
 }
 
 func poolTable(ps []pool.Info) *table {
-	t := newTable("NAME", "COPIES", "DISKS", "SIZE", "USED", "PROMISED", "VOLUMES")
+	t := newTable("NAME", "COPIES", "DOMAIN", "DISKS", "RAW", "SIZE", "USED", "FULL", "RESERVE", "PROMISED", "VOLUMES", "STATE")
 	for _, p := range ps {
-		t.row(p.Name, p.Spec.Copies, p.Status.Disks, p.Status.Size, p.Status.Used, p.Status.Promised, p.Volumes)
+		t.row(p.Name, p.Spec.Copies, domainOf(&p), p.Status.Disks, p.Raw, p.Status.Size, p.Status.Used, fullText(&p), p.Reserve, p.Status.Promised, p.Volumes, p.Copies)
 	}
 	return t
 }
 
+func domainOf(p *pool.Info) model.Domain { return cmp.Or(p.Spec.Domain, model.DomainNode) }
+
+func fullText(p *pool.Info) string { return fmt.Sprintf("%d%% %s", p.Percent, p.Level) }
+
+// promisedText says when volumes are promised more than there is.
+func promisedText(p *pool.Info) string {
+	if p.Status.Promised <= p.Status.Size {
+		return p.Status.Promised.String()
+	}
+	return fmt.Sprintf("%s: more than it can hold (thin); machines pause when it is full", p.Status.Promised)
+}
+
 func poolSheet(p *pool.Info) *table {
-	t := newSheet().row("name", p.Name).row("id", p.ID).row("copies", p.Spec.Copies).row("size", p.Status.Size).row("used", p.Status.Used).
-		row("promised", p.Status.Promised).row("kept for rebuilds", fmt.Sprintf("%s raw", p.Reserve)).row("volumes", p.Volumes).row("disks", len(p.Members))
+	t := newSheet().row("name", p.Name).row("id", p.ID).row("copies", p.Spec.Copies).row("failure domain", domainOf(p)).
+		row("rebuild after", fmt.Sprintf("%s without a node", cmp.Or(p.Spec.RebuildAfter, model.DefaultRebuildAfter))).
+		row("raw", fmt.Sprintf("%s, %s allocated, %s kept for rebuilds", p.Raw, p.RawUsed, p.Reserve)).
+		row("size", p.Status.Size).row("used", p.Status.Used).row("full", fullText(p)).
+		row("promised", promisedText(p)).row("state", p.Copies).row("volumes", p.Volumes).row("disks", len(p.Members))
 	for _, m := range p.Members {
-		t.row("  "+m.Name, fmt.Sprintf("%s  %s  %s of %s", m.Node, m.State, m.Used, m.Data))
+		t.row("  "+m.Name, fmt.Sprintf("%s  %s  %s of %s (%s for guests)", m.Node, m.State, m.Used, m.Data, m.Limit))
 	}
 	return t
 }

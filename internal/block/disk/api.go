@@ -124,6 +124,7 @@ type Record struct {
 	Data   []byte
 
 	Durable bool // FUA: answer after an fdatasync that covers it
+	Reserve bool // KindWrite: may use slots above the limit; every kind but KindWrite may
 	Resent  bool // a duplicate of a record that is still in the window is answered OK
 }
 

@@ -353,6 +353,7 @@ func (v *volume) changed(ch *change) {
 		m.counted = true
 		m.sync = nil
 		if ch.putsSeg() { // the copies that it takes the place of leave
+			v.discardMoved(v.rec.Own.Out[m.disk].Fill)
 			v.layout(ch.next, c.recs.Disks)
 			c.wantNodes()
 		} else {

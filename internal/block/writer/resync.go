@@ -115,26 +115,6 @@ func (v *volume) settleSync() {
 	}
 }
 
-// mayJoin reports whether a join of m may begin now.
-func (v *volume) mayJoin(m *member) bool {
-	c := v.c
-	switch {
-	case !m.node.up, m.absent, m.failed, c.now < m.rejoinAt, c.reopen.unwritten, v.change != nil, c.state != Serving:
-		return false
-	case v.isPartial(m):
-		return m.counted && m.usable() && v.pending == nil
-	}
-	return !m.counted && v.isOut(m) && m.open != opening
-}
-
-// reopen asks m for OPEN again on the same connection: unanswered questions are
-// forgotten, as if it had been lost and found.
-func (m *member) reopen() {
-	c := m.v.c
-	m.open, m.retryAt, m.resumed, m.telling, m.releasing, m.flushSent = closed, 0, false, false, false, false
-	c.forget(m, func(s slot) { m.v.lostSlot(m, s) })
-}
-
 // opened: the joining disk has answered OPEN.
 func (j *syncJob) opened() {
 	m := j.m
@@ -302,11 +282,6 @@ func (j *syncJob) rereadLost() {
 	}
 }
 
-// wants reports whether a join of m has to bring this segment.
-func (s *segment) wants(m *member) bool {
-	return slices.Contains(s.members, m) && (!m.v.isPartial(m) || s.lacks(m))
-}
-
 // list asks the sources and the joining disk for what is newer than BASE.
 // Every segment of the disk needs a source: without one nothing would look stale.
 func (j *syncJob) list() {
@@ -463,30 +438,6 @@ func (j *syncJob) copyObject(i int) {
 	if o.unsent == 0 && !j.sendMark(i) {
 		j.endObject(i)
 	}
-}
-
-// sendMark tells the joining disk how new an object is of which it has all
-// blocks: blocks that were taken away here leave no tag. A copy that was away
-// longer may have them, and may join from this one (I12). It reports whether
-// there was anything to tell.
-func (j *syncJob) sendMark(i int) bool {
-	o := &j.objects[i]
-	if !o.had.Less(o.mark) {
-		return false
-	}
-	w := &wire.SyncWrite{Handle: j.m.handle, Extent: o.ext, Object: o.object, Mark: o.mark}
-	if len(o.have) == 0 {
-		w.Tombstone = true
-	} else if b := slices.Index(o.want, wire.Tag{}); b >= 0 {
-		w.Blocks = []wire.SyncBlock{{Block: uint16(b)}}
-	} else {
-		return false // every block is there, with the tag of its newest write
-	}
-	o.had = o.mark
-	o.unsent++
-	w.ReqID = j.slot(j.m, askWrite, i)
-	j.m.v.c.send(j.m.node, w)
-	return true
 }
 
 func (j *syncJob) endObject(i int) {

@@ -96,6 +96,7 @@ type volume struct {
 	extents    map[int64]*extent
 	held       requestList // requests that wait for Serving
 	blocked    opList      // writes that wait for window space
+	refused    int         // extents in which a write waits for space
 	reads      opList      // reads that wait for a lease or a member
 
 	flush     flushState
@@ -138,36 +139,6 @@ func (v *volume) mark(wseq uint64) repl.Mark { return repl.Mark{Epoch: v.epoch()
 func (v *volume) isOut(m *member) bool {
 	o, out := v.rec.Own.Out[m.disk]
 	return out && !o.Partial
-}
-
-// isPartial reports whether m is in sync, and is being given more segments.
-func (v *volume) isPartial(m *member) bool {
-	o, out := v.rec.Own.Out[m.disk]
-	return out && o.Partial
-}
-
-// lacks reports whether m is being given this segment while it is in sync for
-// others: nothing is read from it here, and its acks do not count.
-func (s *segment) lacks(m *member) bool {
-	return len(s.filling) > 0 && slices.Contains(s.filling, m)
-}
-
-// holds reports whether m is a copy of the segment as far as own says.
-func (s *segment) holds(m *member) bool {
-	return slices.Contains(s.members, m) && !s.lacks(m)
-}
-
-// refill notes which members are being given which segments.
-func (v *volume) refill() {
-	for i := range v.segs {
-		s := &v.segs[i]
-		s.filling = s.filling[:0]
-		for _, m := range s.members {
-			if o, out := v.rec.Own.Out[m.disk]; out && o.Partial && o.Fills(i) && !v.c.mut.FillCounts {
-				s.filling = append(s.filling, m)
-			}
-		}
-	}
 }
 
 func (v *volume) piggyback() wire.Piggyback {

@@ -43,6 +43,9 @@ func (c *Core) sendWrite(o *op, m *member, flags wire.WriteFlags) {
 		flags |= wire.WriteFUA
 	}
 	v := o.v
+	if o.rc || !m.counted || o.seg.lacks(m) {
+		flags |= wire.WriteReserve // else a full pool could not be repaired
+	}
 	id := c.newSlot(slotWrite, m, o, 0)
 	if o.kind == opWrite {
 		c.send(m.node, &wire.Write{
@@ -210,34 +213,6 @@ func (v *volume) release(m *member) {
 	v.c.wake = true
 }
 
-// releaseFill ends what m gets only because it is being given segments.
-func (v *volume) releaseFill(m *member) {
-	m.live = false
-	for i := range v.c.slots {
-		if s := &v.c.slots[i]; s.kind == slotWrite && s.m == m && s.op.seg.lacks(m) {
-			v.c.dropSlot(uint32(i))
-		}
-	}
-	for o := v.zombies.head; o != nil; {
-		next := o.next
-		if t := o.target(m); t != nil && !t.acked && o.seg.lacks(m) {
-			m.zombies--
-			o.removeTarget(m)
-			v.endZombie(o)
-		}
-		o = next
-	}
-	for o := v.inflight.head; o != nil; {
-		next := o.next
-		if o.seg.lacks(m) {
-			o.removeTarget(m)
-			v.tryCommit(o)
-		}
-		o = next
-	}
-	v.dirty, v.c.wake = true, true
-}
-
 // noSpace notes that m refused o. Nothing new is sent in that extent until the
 // refused writes have been taken, in their order.
 func (v *volume) noSpace(o *op, m *member, t *target, st wire.Status) {
@@ -249,7 +224,9 @@ func (v *volume) noSpace(o *op, m *member, t *target, st wire.Status) {
 		return
 	}
 	if !e.refused {
-		v.c.report(ReportNoSpace, v.id, m.disk, "a write waits for space")
+		if v.refused++; v.refused == 1 {
+			v.c.report(ReportNoSpace, v.id, m.disk, "writes wait for space on a disk")
+		}
 	}
 	e.refused, o.refused, t.nospc, t.sent = true, true, true, false
 	if m.nospcAt == 0 {
@@ -309,6 +286,8 @@ func (v *volume) clearRefused(ext int64, e *extent) {
 		}
 	}
 	e.refused = false
-	v.c.report(ReportSpaceBack, v.id, ids.ID{}, "no write waits for space")
+	if v.refused--; v.refused == 0 {
+		v.c.report(ReportSpaceBack, v.id, ids.ID{}, "no write waits for space")
+	}
 	v.startWaiting(e, e.head)
 }

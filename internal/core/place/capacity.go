@@ -60,7 +60,8 @@ func (c Capacity) Percent() int {
 // largest disk of the pool. Each disk keeps its part of that by its size: what a
 // lost disk held then fits into the reserves of the others exactly. Nothing is
 // kept where nothing could be rebuilt: on a node with one disk, and in a pool
-// whose domains are disks and that has no more of them than copies.
+// whose domains are disks and that has no more of them than copies. A lost disk
+// that is not replaced yet has used its node's reserve: that is what it is for.
 func Limits(copies int, disks []Disk) map[ids.ID]size.Bytes {
 	reserve := reserves(copies, disks)
 	sum := map[ids.ID]size.Bytes{}
@@ -87,8 +88,12 @@ func reserves(copies int, disks []Disk) map[ids.ID]size.Bytes {
 	var nodes []ids.ID
 	var top size.Bytes
 	usable := 0
+	lost := map[ids.ID]size.Bytes{}
 	for _, d := range disks {
 		if d.Unusable != "" {
+			lost[d.Node] += d.Data
+			largest[d.Node] = max(largest[d.Node], d.Data)
+			top = max(top, d.Data)
 			continue
 		}
 		if count[d.Node] == 0 {
@@ -110,6 +115,7 @@ func reserves(copies int, disks []Disk) map[ids.ID]size.Bytes {
 		if count[n] > 1 {
 			out[n] = min(largest[n], budget)
 			budget -= out[n]
+			out[n] = max(0, out[n]-lost[n])
 		}
 	}
 	return out

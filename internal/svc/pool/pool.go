@@ -32,9 +32,18 @@ func New(env *svc.Env) *Service { return &Service{env: env} }
 // Info is a pool with its disks.
 type Info struct {
 	model.Pool
-	Reserve size.Bytes `json:"reserve"` // raw bytes kept free for rebuilds
-	Members []Member   `json:"members"`
-	Volumes int        `json:"volumes"`
+	Raw     size.Bytes `json:"raw"`      // of all disks
+	RawUsed size.Bytes `json:"raw_used"` // allocated on them, all copies
+	Reserve size.Bytes `json:"reserve"`  // raw bytes kept free for rebuilds
+	// Percent is how full it is: as a whole, or its fullest disk, whichever is more;
+	// at 100 writes that need new space wait.
+	Percent int         `json:"percent"`
+	Level   place.Level `json:"level"`
+	// Copies says in one line what is being copied: balanced, moving, rebuilding,
+	// degraded.
+	Copies  string   `json:"copies"`
+	Members []Member `json:"members"`
+	Volumes int      `json:"volumes"`
 }
 
 // Member is a disk of a pool.
@@ -44,6 +53,7 @@ type Member struct {
 	State model.DiskState `json:"state"`
 	Data  size.Bytes      `json:"data"`
 	Used  size.Bytes      `json:"used"`
+	Limit size.Bytes      `json:"limit"` // of Data, for guests; the rest is for rebuilds
 }
 
 // CreateRequest is the body of POST /v1/pools.
@@ -193,19 +203,31 @@ func (v *View) Pool(name string) (*model.Pool, error) {
 	return nil, errs.New(errs.NotFound, "read pool %s: not found", name).WithHint("`roseau pool list` shows what there is")
 }
 
-// Capacity computes what a pool can hold, over the disks that are not failed: a
-// node that is down for a while takes nothing away.
+// Capacity computes what a pool can hold.
 func (v *View) Capacity(p *model.Pool) place.Capacity {
+	return place.PoolCapacity(p.Spec.Copies, v.standing(p))
+}
+
+// standing lists the disks of a pool without those that are retired; a node that
+// is down for a while takes nothing away.
+func (v *View) standing(p *model.Pool) []place.Disk {
 	var ds []place.Disk
 	for _, d := range v.Disks[p.ID] {
 		switch d.Unusable {
-		case string(model.DiskFailed), string(model.DiskMissing), string(model.DiskRetired):
+		case string(model.DiskRetired):
 			continue
+		case string(model.DiskFailed), string(model.DiskMissing):
+		default:
+			d.Unusable = ""
 		}
-		d.Unusable = ""
 		ds = append(ds, d)
 	}
-	return place.PoolCapacity(p.Spec.Copies, ds)
+	return ds
+}
+
+// Limits returns how much guests may use of each disk of a pool.
+func (v *View) Limits(p *model.Pool) map[ids.ID]size.Bytes {
+	return place.Limits(p.Spec.Copies, v.standing(p))
 }
 
 // Fits refuses a new volume that can never be filled.
@@ -224,10 +246,11 @@ func (v *View) Fits(p *model.Pool, what string, b size.Bytes) error {
 
 func (v *View) info(p *model.Pool, volumes []*model.Volume) Info {
 	c := v.Capacity(p)
-	i := Info{Pool: *p, Reserve: c.Reserve, Members: []Member{}}
+	i := Info{Pool: *p, Raw: c.Raw, RawUsed: c.RawUsed, Reserve: c.Reserve, Percent: c.Percent(), Level: place.LevelOf(c.Percent()), Copies: v.copying(p), Members: []Member{}}
+	limits := v.Limits(p)
 	i.Status = model.PoolStatus{Disks: len(v.members[p.ID]), Size: c.Usable, Used: c.Used}
 	for _, d := range v.members[p.ID] {
-		i.Members = append(i.Members, Member{Name: d.Name, Node: v.Names.NodeName(d.Spec.Node), State: d.Status.State, Data: d.Status.Data, Used: d.Status.Used})
+		i.Members = append(i.Members, Member{Name: d.Name, Node: v.Names.NodeName(d.Spec.Node), State: d.Status.State, Data: d.Status.Data, Used: d.Status.Used, Limit: limits[d.ID]})
 	}
 	for _, vol := range volumes {
 		if vol.Spec.Pool == p.Name {

@@ -12,6 +12,8 @@ import (
 	"roseau/internal/base/clock"
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
+	"roseau/internal/base/size"
+	"roseau/internal/core/place"
 	"roseau/internal/core/repl"
 	"roseau/internal/driver/guardctl"
 	"roseau/internal/driver/volumectl"
@@ -42,13 +44,42 @@ func (s *Service) Run(ctx context.Context) error {
 	defer stop()
 	go func() {
 		done <- s.env.Store.Elect(rctx, "repair", s.env.Node, func(ctx context.Context) error {
-			p := &planner{s: s, dead: map[ids.ID]clock.Instant{}, down: map[ids.ID]clock.Instant{}, asked: map[string]clock.Instant{}}
+			p := &planner{s: s, dead: map[ids.ID]clock.Instant{}, down: map[ids.ID]clock.Instant{}, asked: map[string]clock.Instant{}, level: map[ids.ID]place.Level{}}
 			return s.env.Loop(ctx, "repair", repairInterval, nil, p.round)
 		})
 	}()
+	limits, stray := make(chan error, 1), make(chan error, 1)
+	go func() { limits <- s.env.Loop(rctx, "limits", limitInterval, nil, s.setLimits) }()
+	go func() { stray <- s.env.Loop(rctx, "stray copies", strayInterval, nil, s.freeStray) }()
 	err := s.env.Loop(ctx, "free", freeInterval, nil, s.freeDead)
 	stop()
-	return errors.Join(err, <-done)
+	return errors.Join(err, <-done, <-limits, <-stray)
+}
+
+// limitInterval is how often the storage process is told how much of its disks is
+// for guests: one that restarted has forgotten it.
+const limitInterval = 2 * time.Second
+
+func (s *Service) setLimits(ctx context.Context) error {
+	view, err := pool.ReadView(ctx, s.env.Store)
+	if err != nil {
+		return err
+	}
+	mine := map[ids.ID]size.Bytes{}
+	for _, p := range view.Pools {
+		for id, b := range view.Limits(p) {
+			if view.Names.DiskNode[id] == s.env.Node {
+				mine[id] = b
+			}
+		}
+	}
+	if len(mine) == 0 {
+		return nil
+	}
+	if err := s.storage.SetLimits(ctx, mine); err != nil {
+		return fmt.Errorf("tell the disks how much guests may use: %w", err)
+	}
+	return nil
 }
 
 // planner remembers between rounds what it saw and asked.
@@ -58,6 +89,7 @@ type planner struct {
 	down  map[ids.ID]clock.Instant // since when a node is down
 	asked map[string]clock.Instant
 	told  map[string]bool // alarms given
+	level map[ids.ID]place.Level
 }
 
 func (p *planner) round(ctx context.Context) error {
@@ -81,6 +113,7 @@ func (p *planner) round(ctx context.Context) error {
 	w := &world{view: view, disks: disks, alive: alive, dead: p.deadNow(view, disks), keep: keep}
 	list := plan(w)
 	p.alarm(ctx, list)
+	p.watermarks(view)
 	rebuilds, moves := running(view)
 	started := maintained(view, alive)
 	var all error
@@ -172,6 +205,23 @@ func (p *planner) alarm(ctx context.Context, list []repair) {
 		}
 	}
 	p.told = now
+}
+
+// watermarks tells when a pool passes 75, 85 and 95 % of what it can hold, up or
+// down. A new holder of the office tells of a pool that is above one.
+func (p *planner) watermarks(view *pool.View) {
+	for _, x := range view.Pools {
+		c := view.Capacity(x)
+		now := place.LevelOf(c.Percent())
+		was := cmp.Or(p.level[x.ID], place.LevelOK)
+		p.level[x.ID] = now
+		if now == was {
+			continue
+		}
+		level := map[place.Level]string{place.LevelOK: "info", place.LevelFilling: "info", place.LevelHigh: "warn", place.LevelCritical: "error"}[now]
+		p.s.env.Events.Emit(level, "pool "+x.Name, fmt.Sprintf("is %d %% full (%s): %s of %s used, the fullest disk at %d %% of what guests may use; at 100 %% machines are paused until there is space",
+			c.Percent(), now, c.Used, c.Usable, c.Fullest))
+	}
 }
 
 // maintained counts the maintenance writers that are at work.

@@ -8,6 +8,7 @@ import (
 	"roseau/internal/base/size"
 	"roseau/internal/core/place"
 	"roseau/internal/core/repl"
+	"roseau/internal/driver/storagectl"
 	"roseau/internal/driver/volumectl"
 	"roseau/internal/model"
 	"roseau/internal/store"
@@ -181,5 +182,35 @@ func TestAdmit(t *testing.T) {
 	}
 	if got := admit(list[9:], 0, 0); len(got) != 1 {
 		t.Errorf("a move while nothing is rebuilt: %+v", got)
+	}
+}
+
+func TestStrays(t *testing.T) {
+	v := volumeOn(201, 5, 11, 21, 31)
+	v.Own.CfgVersion = 9
+	vols := map[ids.ID]*repl.VolumeRecord{v.ID: v}
+	old := storagectl.Copy{Disk: tid(12), Volume: v.ID, Promise: repl.Promise{Epoch: 4}, CfgVersion: 8}
+	change := func(f func(*storagectl.Copy)) storagectl.Copy { c := old; f(&c); return c }
+	for _, c := range []struct {
+		name string
+		copy storagectl.Copy
+		want int
+	}{
+		{"lies elsewhere", old, 1},
+		{"named by a segment", change(func(c *storagectl.Copy) { c.Disk = tid(11) }), 0},
+		{"of a volume that etcd does not know", change(func(c *storagectl.Copy) { c.Volume = tid(999) }), 0},
+		{"was told what etcd has forgotten", change(func(c *storagectl.Copy) { c.CfgVersion = 10 }), 0},
+		{"was told just this", change(func(c *storagectl.Copy) { c.CfgVersion = 9 }), 0},
+		{"promised an epoch that etcd does not know", change(func(c *storagectl.Copy) { c.Promise.Epoch = 6 }), 0},
+		{"another generation", change(func(c *storagectl.Copy) { c.Promise.Generation.Volume = 1 }), 0},
+		{"another holder of this epoch", change(func(c *storagectl.Copy) { c.Promise.Epoch, c.Promise.Nonce = 5, tid(77) }), 0},
+	} {
+		if got := strays([]storagectl.Copy{c.copy}, vols); len(got) != c.want {
+			t.Errorf("%s: %v", c.name, got)
+		}
+	}
+	v.Cfg.State = repl.VolumeDeleting
+	if got := strays([]storagectl.Copy{old}, vols); len(got) != 0 {
+		t.Errorf("a tomb says what goes: %v", got)
 	}
 }
