@@ -43,10 +43,12 @@ type syncJob struct {
 	barrier  uint64
 	flushing bool
 	flushed  bool
-	ready    bool  // complete; waits until step 1 of grow may begin
-	orphan   bool  // a source went away with a question: begin again
-	lost     bool  // a source went away: chunks that wait must be read elsewhere
-	ops      []*op // chunks that hold or wait for their range
+	ready    bool          // complete; waits until step 1 of grow may begin
+	orphan   bool          // a source went away with a question: begin again
+	lost     bool          // a source went away: chunks that wait must be read elsewhere
+	ops      []*op         // chunks that hold or wait for their range
+	waiting  []int         // objects that wait for the pace
+	again    clock.Instant // when they may go on
 }
 
 // syncObject is one extent of one object that may differ.
@@ -248,6 +250,7 @@ func (j *syncJob) settle() {
 			j.list()
 		}
 	case syncCopy:
+		j.resumeWaiting()
 		j.pump()
 	case syncEnd:
 		if j.ready {
@@ -408,6 +411,9 @@ func (j *syncJob) copyObject(i int) {
 		o.block, o.have, o.had = repl.ExtentBlocks, nil, o.mark
 		return
 	}
+	if o.block < repl.ExtentBlocks && !j.mayCopy(i) {
+		return
+	}
 	for o.block < repl.ExtentBlocks {
 		first := o.block
 		last := -1
@@ -423,6 +429,7 @@ func (j *syncJob) copyObject(i int) {
 		if last < 0 {
 			continue
 		}
+		v.c.pace.sent(v.c.now, int64(last-first+1)*repl.BlockBytes)
 		p := v.c.newOp(opSync, v, int64(o.ext), first, last-first+1)
 		p.job, p.arg = j, i
 		j.ops = append(j.ops, p)

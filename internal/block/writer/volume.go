@@ -278,6 +278,9 @@ func (v *volume) deadlines(d *deadline) {
 		if !m.counted && m.sync == nil && m.node.up {
 			d.later(m.rejoinAt)
 		}
+		if m.sync != nil && len(m.sync.waiting) > 0 {
+			d.later(m.sync.again)
+		}
 	}
 	v.flushDeadlines(d)
 	v.changeDeadlines(d)

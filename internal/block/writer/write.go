@@ -13,7 +13,7 @@ import (
 func (v *volume) startWrite(o *op) {
 	c := v.c
 	v.wseq++
-	o.wseq = v.wseq
+	o.wseq, o.began = v.wseq, c.now
 	v.cumIssued += o.length()
 	o.cum = v.cumIssued
 	v.inflight.push(o)
@@ -148,6 +148,7 @@ func (v *volume) commit(o *op) {
 		v.rc.running--
 	}
 	if o.req != nil {
+		c.pace.write(c.now, c.now.Sub(o.began))
 		c.endPart(o.req)
 		o.req = nil
 	}
