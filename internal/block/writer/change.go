@@ -76,6 +76,8 @@ func (m *member) lostReason() repl.OutReason {
 	switch {
 	case m.failed:
 		return repl.OutDiskFailed
+	case m.suspect():
+		return repl.OutDamaged
 	case c.now < c.graceUntil:
 		return "" // what the others have to say is not read yet
 	case m.newRun:
@@ -92,6 +94,14 @@ func (m *member) lostReason() repl.OutReason {
 		}
 	}
 	return ""
+}
+
+// suspect reports whether m was found damaged when the epoch was opened: a
+// durable part of its log is lost and nobody knows which blocks that concerns.
+// It is put out, and every object compared when it joins again. Damage that
+// shows while it serves is found by reads, block by block.
+func (m *member) suspect() bool {
+	return m.damaged && m.ack.Damaged && !m.v.c.acceptTail && !m.v.c.mut.TrustDamaged
 }
 
 // retireReads asks another member for what m was asked.
@@ -230,7 +240,7 @@ func (v *volume) keepSole() {
 			if !m.counted || v.isOut(m) || s.lacks(m) {
 				continue
 			}
-			if why := m.lostReason(); m.open != opened || why != "" && why != repl.OutRestarted {
+			if why := m.lostReason(); m.open != opened || why != "" && why != repl.OutRestarted || m.newRun && m.ack.Damaged && !v.c.acceptTail {
 				all = false
 				continue
 			}
@@ -362,9 +372,7 @@ func (v *volume) changed(ch *change) {
 		}
 		c.report(ReportHealth, v.id, m.disk, "in sync")
 	case changeReplace:
-		if m := v.memberOf(ch.replace.New); m != nil {
-			m.abortSync("it is given more") // begun again with everything
-		}
+		v.restartSync(ch.replace.New)
 		// layout searches disks by halves: the new one must stand in its place.
 		if !ch.replace.New.IsZero() && !slices.ContainsFunc(c.recs.Disks, func(d repl.DiskNode) bool { return d.Disk == ch.replace.New }) {
 			c.recs.Disks = append(slices.Clone(c.recs.Disks), repl.DiskNode{Disk: ch.replace.New, Node: ch.replace.NewNode})
@@ -377,6 +385,14 @@ func (v *volume) changed(ch *change) {
 	v.config.serial++
 	v.syncRecords()
 	c.effect(RecordsKnown{Records: c.recs})
+}
+
+// restartSync begins the join of a disk anew that has just been given more
+// segments: what it has listed and copied so far knows nothing of them.
+func (v *volume) restartSync(disk ids.ID) {
+	if i := slices.IndexFunc(v.members, func(m *member) bool { return m.disk == disk }); i >= 0 && !v.c.mut.KeepSyncOnReplace {
+		v.members[i].abortSync("it was given more segments")
+	}
 }
 
 // putOut counts the exclusion for the back-off of the next join.

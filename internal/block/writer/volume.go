@@ -47,6 +47,7 @@ type member struct {
 	newRun  bool           // its storage process is not the one that has our unflushed writes
 	failed  bool           // its storage reports failure
 	hung    bool           // probe writes are not finished
+	damaged bool           // it was damaged when the epoch was opened, see suspect
 	resumed bool           // opened in the present session, unanswered writes sent again
 
 	lease      clock.Instant
