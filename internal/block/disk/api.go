@@ -178,7 +178,10 @@ type Recovery struct {
 }
 
 // LSNRange is a part of the log; an LSN is a byte position in the endless log.
-type LSNRange struct{ From, To uint64 }
+type LSNRange struct {
+	From uint64 `json:"from"`
+	To   uint64 `json:"to"`
+}
 
 // Stats are counters and gauges.
 type Stats struct {
