@@ -264,6 +264,9 @@ func (k *checker) record(d *descriptor) {
 	case recDrop:
 		delete(k.names, k.index[d.Index])
 	case recWrite, recZero, recTombstone, recSync, recRepair:
+		if d.Flags&flagNote != 0 && d.Type != recTombstone {
+			break // it was applied before it became a note
+		}
 		k.touched[extKey{k.index[d.Index], d.Extent}] = true
 	}
 }
