@@ -42,10 +42,7 @@ var killCases = []killCase{
 
 func runProcessKill(ctx context.Context, e *Env) error {
 	return e.withProbe(ctx, smallDisk, func(ctx context.Context, p *probeVM) error {
-		if err := p.startLoad(ctx, 2*time.Millisecond); err != nil {
-			return err
-		}
-		before, err := p.status(ctx)
+		before, _, err := p.begin(ctx, 2*time.Millisecond)
 		if err != nil {
 			return err
 		}
@@ -173,10 +170,7 @@ const outage = 60 * time.Second
 
 func runControlPlane(ctx context.Context, e *Env) error {
 	return e.withProbe(ctx, smallDisk, func(ctx context.Context, p *probeVM) (err error) {
-		if err := p.startLoad(ctx, 5*time.Millisecond); err != nil {
-			return err
-		}
-		before, err := p.status(ctx)
+		before, _, err := p.begin(ctx, 5*time.Millisecond)
 		if err != nil {
 			return err
 		}
@@ -188,6 +182,15 @@ func runControlPlane(ctx context.Context, e *Env) error {
 			return errs.New(errs.Unavailable, "the test needs three nodes, the cluster has %d", len(nodes))
 		}
 		stopped := nodes[1:3]
+		if free, _, err := e.Cluster.Outlook(ctx); err != nil {
+			return err
+		} else if free >= 2 {
+			witnessBack, err := withoutWitness(ctx, e)
+			if err != nil {
+				return err
+			}
+			defer witnessBack()
+		}
 		defer func() {
 			back, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Minute)
 			defer cancel()
@@ -225,6 +228,21 @@ func runControlPlane(ctx context.Context, e *Env) error {
 	})
 }
 
+// withoutWitness ends the witness, which would keep the majority that the test
+// is to take away. The function returned brings it back.
+func withoutWitness(ctx context.Context, e *Env) (back func(), err error) {
+	const machine, service = "witness", "witness"
+	e.say("stopping the witness")
+	if err := e.Faults.StopService(ctx, machine, service); err != nil {
+		return nil, err
+	}
+	return func() {
+		if err := e.Faults.StartService(context.WithoutCancel(ctx), machine, service); err != nil {
+			e.say("the witness was not started again: %v", err)
+		}
+	}, nil
+}
+
 // endureOutage watches the writes during the outage and tries a change in it.
 func endureOutage(ctx context.Context, e *Env, p *probeVM) error {
 	if err := p.post(ctx, "/reset"); err != nil {
@@ -259,14 +277,7 @@ var isolation = Test{
 
 func runIsolation(ctx context.Context, e *Env) error {
 	return e.withProbe(ctx, smallDisk, func(ctx context.Context, p *probeVM) (err error) {
-		if err := p.startLoad(ctx, 2*time.Millisecond); err != nil {
-			return err
-		}
-		before, err := p.status(ctx)
-		if err != nil {
-			return err
-		}
-		vm, err := p.vmNode(ctx)
+		before, vm, err := p.begin(ctx, 2*time.Millisecond)
 		if err != nil {
 			return err
 		}

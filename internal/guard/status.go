@@ -21,7 +21,8 @@ func (g *guard) publish() {
 	now := g.clock.Now()
 	s := guardctl.Status{VM: g.cfg.VM, Node: g.cfg.Node, Attempt: g.cfg.Attempt, Phase: guardctl.Phase(phase), Reason: reason,
 		Run: g.core.Run(), PortOpen: g.core.PortOpen(now), Instance: g.instance, Restarts: g.core.Restarts(),
-		Adoptions: g.rec.Adoptions, Accel: g.rec.Accel.Name, AccelReason: g.rec.Accel.Reason, Started: g.rec.PoweredOn}
+		Adoptions: g.rec.Adoptions, Accel: g.rec.Accel.Name, AccelReason: g.rec.Accel.Reason, Started: g.rec.PoweredOn,
+		Confinement: g.confine}
 	for _, p := range g.core.Pauses() {
 		s.Pauses = append(s.Pauses, string(p))
 	}
@@ -46,6 +47,9 @@ func (g *guard) publish() {
 	}
 	if phase.Final() {
 		g.writeOutcome(s)
+		if g.proc == nil && !g.starting {
+			g.removeGroup()
+		}
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -174,14 +178,18 @@ func (g *guard) summary(v volume.VolumeStatus) model.VolumeStatus {
 		if d.InSync {
 			continue
 		}
-		if out.Health == model.Healthy {
+		lost := v.CopiesInSync < v.Copies // else a copy is moving
+		if out.Health == model.Healthy && lost {
 			out.Health = model.Degraded
 		}
 		out.Out = append(out.Out, fmt.Sprintf("%s (%s)", d.Disk.Short(), d.Reason))
 		if d.Syncing {
-			out.Health = model.Syncing
+			if lost {
+				out.Health = model.Syncing
+			}
 			out.SyncDone += size.Bytes(d.SyncDone) * repl.ExtentBytes // objects are extents
 			out.SyncTotal += size.Bytes(d.SyncTotal) * repl.ExtentBytes
+			out.SyncLeft = max(out.SyncLeft, d.SyncLeft)
 		}
 	}
 	switch {

@@ -131,7 +131,9 @@ func (c *Core) promise(now clock.Instant, cn *conn, s *slot, info *disk.VolumeIn
 	if info.Promise.Epoch == 0 || info.Promise.Run != m.Promise.Run || info.Boot.IsZero() {
 		ctl.Boot = s.disk.boot // the first promise for this run
 	}
-	c.endHandle(s)
+	if !c.o.Mutations.KeepOldHandles {
+		c.endHandle(s)
+	}
 	if info.Promise != m.Promise {
 		// The grant of the promise in force has run out, or its holder is gone.
 		s.granted, s.stalled, s.known = 0, false, true
