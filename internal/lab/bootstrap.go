@@ -232,11 +232,14 @@ func makePool(ctx context.Context, c *client.Client, st labclient.Status, say fu
 	if there, err := exists(ctx, c, "/v1/pools", PoolName); err != nil || there {
 		return err
 	}
-	copies := min(3, len(st.Nodes))
-	if err := task(ctx, c, "/v1/pools", map[string]any{"name": PoolName, "copies": copies}); err != nil {
+	copies, domain, on := min(3, len(st.Nodes)), model.DomainNode, fmt.Sprintf("%d nodes", len(st.Nodes))
+	if len(st.Nodes) == 1 { // as a mirror of two local disks
+		copies, domain, on = min(2, len(st.Nodes[0].Disks)), model.DomainDisk, fmt.Sprintf("%d disks of one node", len(st.Nodes[0].Disks))
+	}
+	if err := task(ctx, c, "/v1/pools", map[string]any{"name": PoolName, "copies": copies, "domain": domain}); err != nil {
 		return err
 	}
-	say(fmt.Sprintf("pool %s made: %d copies on %d nodes", PoolName, copies, len(st.Nodes)))
+	say(fmt.Sprintf("pool %s made: %d copies on %s", PoolName, copies, on))
 	return nil
 }
 
