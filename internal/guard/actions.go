@@ -49,6 +49,7 @@ func (g *guard) carryOut(ctx context.Context, a vmguard.Action) {
 			if err := g.net.Announce(); err != nil {
 				g.log.Warn("announce", "cause", err)
 			}
+			g.log.Debug("announced")
 		})
 	case vmguard.StartQEMU:
 		g.startQEMU(ctx, a.Incoming)
