@@ -41,7 +41,7 @@ func (g *guard) carryOut(ctx context.Context, a vmguard.Action) {
 	case vmguard.Port:
 		g.port(a)
 	case vmguard.LinkUp:
-		if err := g.net.SetUp(true); err != nil {
+		if err := g.linkUp(); err != nil {
 			g.log.Error("bring ports up", "cause", err)
 		}
 	case vmguard.Announce:

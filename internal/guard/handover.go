@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"sync"
 	"time"
@@ -35,8 +36,8 @@ const (
 	quiet = 100 * time.Millisecond
 	// handoverPoll bounds the wait for a frame.
 	handoverPoll = 20 * time.Millisecond
-	// linkUpLimit is how long the destination waits for its own tap to come up.
-	linkUpLimit = 3 * time.Second
+	// upLimit is how long a source may take from its connection to the switch-over.
+	upLimit = 2 * time.Hour
 	// firstTap is the number of the first tap's file in QEMU; see vmplan.NIC.
 	firstTap = 3
 )
@@ -51,7 +52,7 @@ func (g *guard) handOver(s *source, p *qemu.Process) {
 	dialed := make(chan *link, 1)
 	var ports sync.WaitGroup
 	for i, port := range g.net.Ports {
-		h, err := openHandover(i, port.Tap, p)
+		h, err := openHandover(i, port, p)
 		if err != nil {
 			g.log.Warn("hand frames over", "port", port.Tap, "cause", err)
 			continue
@@ -87,22 +88,27 @@ func (g *guard) handOver(s *source, p *qemu.Process) {
 type handover struct {
 	port  int
 	name  string
-	tap   *bridge.Tap // keeps the queue, also when QEMU is gone
+	mac   net.HardwareAddr // of the guest: what it says of itself everywhere is no news to it
+	tap   *bridge.Tap      // keeps the queue, also when QEMU is gone
 	seen  *sightings
 	taken []bridge.Frame // out of the queue, for a guest that stays
 	sent  int
 }
 
-func openHandover(port int, name string, p *qemu.Process) (*handover, error) {
-	fd, err := p.File(firstTap + port)
+func openHandover(i int, port bridge.Port, p *qemu.Process) (*handover, error) {
+	mac, err := net.ParseMAC(port.MAC)
 	if err != nil {
 		return nil, err
 	}
-	h := &handover{port: port, name: name}
+	fd, err := p.File(firstTap + i)
+	if err != nil {
+		return nil, err
+	}
+	h := &handover{port: i, name: port.Tap, mac: mac}
 	if h.tap, err = bridge.NewTap(fd); err != nil {
 		return nil, err
 	}
-	sock, err := bridge.OpenSocket(name, true)
+	sock, err := bridge.OpenSocket(port.Tap, true)
 	if err != nil {
 		return nil, errors.Join(err, h.tap.Close())
 	}
@@ -162,7 +168,9 @@ func (h *handover) next(wait time.Duration) (frames []bridge.Frame, err error) {
 	h.seen.sock.Wait(wait)
 	more, err := h.seen.sock.Seen()
 	for _, m := range more {
-		frames = append(frames, m.Frame)
+		if !bytes.Equal(m.Frame.Source(), h.mac) {
+			frames = append(frames, m.Frame)
+		}
 	}
 	return frames, err
 }
@@ -323,6 +331,13 @@ func (g *guard) receiveFrames(ctx context.Context, l *link) error {
 			g.log.Info("frames taken over", "count", count)
 		}
 	}()
+	select { // the word to take frames has another connection
+	case <-g.dst.up:
+	case <-ctx.Done():
+		return nil
+	case <-time.After(upLimit):
+		return errs.New(errs.Unavailable, "take frames over: the ports did not come up")
+	}
 	for {
 		port, f, err := bridge.ReadFrame(l.r)
 		if errors.Is(err, errs.Invalid) {
@@ -339,22 +354,9 @@ func (g *guard) receiveFrames(ctx context.Context, l *link) error {
 				return err
 			}
 		}
-		if err := sendWhenUp(ctx, socks[port], f); err != nil {
+		if err := socks[port].Send(f); err != nil {
 			return fmt.Errorf("take a frame over: %w", err)
 		}
 		count++
-	}
-}
-
-// sendWhenUp waits for the tap to come up: the word to do so has another
-// connection.
-func sendWhenUp(ctx context.Context, s *bridge.Socket, f bridge.Frame) error {
-	ctx, cancel := context.WithTimeout(ctx, linkUpLimit)
-	defer cancel()
-	for {
-		err := s.Send(f)
-		if !errors.Is(err, errs.Unavailable) || !sleep(ctx, qemu.Poll/2) {
-			return err
-		}
 	}
 }

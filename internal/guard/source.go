@@ -399,7 +399,7 @@ func (g *guard) migrate(r guardctl.MigrateRequest) error {
 		return conflict("migrate vm %s: %s", g.cfg.Name, why)
 	}
 	g.progress = &guardctl.Progress{Active: true, MigrationStatus: model.MigrationStatus{
-		From: g.cfg.NodeName, To: r.TargetName, Why: r.Why}}
+		From: g.cfg.NodeName, To: r.TargetName, Why: r.Why, Started: g.clock.Wall()}}
 	g.migrated = g.clock.Now()
 	g.report("info", fmt.Sprintf("migration to %s asked for", r.TargetName))
 	g.step(vmguard.UserMigrate{DowntimeLimit: r.DowntimeLimit, Target: vmguard.Peer{Node: r.Target,

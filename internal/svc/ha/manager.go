@@ -139,9 +139,7 @@ func (m *Manager) queueStatuses() {
 		}
 		st := m.status(vm, mem)
 		shown := st
-		if shown.Migration == nil {
-			shown.Migration = vm.Status.Migration
-		}
+		shown.Migration = st.Migration.Newer(vm.Status.Migration)
 		if same(shown, vm.Status) {
 			continue
 		}
@@ -200,9 +198,7 @@ func (m *Manager) writeStatuses(ctx context.Context) {
 		for id, st := range todo {
 			uctx, cancel := context.WithTimeout(ctx, txnTimeout)
 			_, err := store.Update(uctx, m.env.Store, id, func(vm *model.VM) error {
-				if st.Migration == nil { // no guard speaks of one: the last one's figures stay
-					st.Migration = vm.Status.Migration
-				}
+				st.Migration = st.Migration.Newer(vm.Status.Migration)
 				vm.Status = st
 				return nil
 			})
