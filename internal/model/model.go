@@ -74,6 +74,9 @@ type NodeSpec struct {
 	// Uplinks names the physical interface of each bridged network.
 	Uplinks map[string]string `json:"uplinks,omitempty"`
 	Voter   bool              `json:"voter"`
+	// ReplacedBy names the node that takes over its copies: the machine is gone for
+	// good, nobody waits for it.
+	ReplacedBy ids.ID `json:"replaced_by,omitzero"`
 	// Where it stands: failure domains that contain it. Empty: not said.
 	Chassis string `json:"chassis,omitempty"`
 	Rack    string `json:"rack,omitempty"`

@@ -175,7 +175,7 @@ func followGeneration(ctx context.Context, conf *nodeconf.Config) error {
 			if err != nil {
 				return err
 			}
-			c.Generation, c.Etcd = conf.Generation, []string{etcd.ClientURL(conf.ClusterAddresses()[0])}
+			c.Generation, c.Etcd = conf.Generation, conf.Endpoints
 			if err := errors.Join(guardctl.WriteConfig(c), units.Kill(ctx, u.Name, int(syscall.SIGKILL))); err != nil {
 				return fmt.Errorf("bring the guard of VM %s along: %w", c.Name, err)
 			}
