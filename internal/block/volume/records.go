@@ -73,8 +73,8 @@ func (s *Set) records(ctx context.Context) (repl.Records, error) {
 		if r.OwnRev == 0 || r.CfgRev == 0 || r.SegRev == 0 {
 			return out, errs.New(errs.NotFound, "read records of volume %s: it does not exist", v)
 		}
-		if err := r.Supported(); err != nil {
-			return out, err
+		if err := errors.Join(r.Supported(), r.Seg.Check()); err != nil {
+			return out, fmt.Errorf("read records of volume %s: %w", v, err)
 		}
 		out.Volumes = append(out.Volumes, r)
 	}
