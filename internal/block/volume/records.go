@@ -176,7 +176,7 @@ func (s *Set) loadCache() (repl.Records, bool) {
 		return repl.Records{}, false
 	}
 	for i, v := range s.cfg.Volumes {
-		if r.Volumes[i].ID != v {
+		if r.Volumes[i].ID != v || r.Volumes[i].Seg.Check() != nil || r.Volumes[i].Supported() != nil {
 			return repl.Records{}, false
 		}
 	}
