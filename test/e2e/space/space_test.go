@@ -194,7 +194,7 @@ func TestStoppedMachinesAreRepaired(t *testing.T) {
 // One machine is a mirror of its own disks: a lost disk is rebuilt onto disks that
 // hold other segments of the same volume, and the data is what it was.
 func TestOneMachine(t *testing.T) {
-	l := up(t, "--nodes", "1", "--disks", "3", "--disk-size", "2GiB")
+	l := up(t, "--nodes", "1", "--disks", "3", "--disk-size", "4GiB")
 	l.must(time.Minute, "volume", "create", "data", "--size", "3GiB")
 	s := l.serve("data", "n1")
 	l.mustIO("n1", s, "write -P 1 0 100M", "write -P 2 1G 100M", "write -P 3 2G 100M", "flush")
@@ -273,7 +273,7 @@ func (l *lab) pool() poolInfo {
 // A dead node's copies are rebuilt on a new one, which takes its place; what lay
 // on the old one is read from there.
 func TestNodeReplace(t *testing.T) {
-	l := up(t, "--nodes", "4", "--disks", "1", "--disk-size", "2GiB")
+	l := up(t, "--nodes", "4", "--disks", "1", "--disk-size", "4GiB")
 	l.must(time.Minute, "volume", "create", "data", "--size", "3GiB")
 	s := l.serve("data", "n1")
 	l.mustIO("n1", s, "write -P 1 0 100M", "write -P 2 1G 100M", "write -P 3 2G 100M", "flush")
