@@ -23,6 +23,7 @@ type simDisk struct {
 	dead     bool                  // every I/O fails from now on
 	hungTill clock.Instant
 	rotten   int
+	lies     lies
 }
 
 type cached struct {
@@ -58,9 +59,12 @@ func (d *simDisk) delay(w *world) time.Duration {
 }
 
 // do performs an action at its completion.
-func (d *simDisk) do(io disk.IO) error {
+func (d *simDisk) do(w *world, io disk.IO) error {
 	if d.dead {
 		return errDead
+	}
+	if io.Op == disk.OpWrite && d.lieWrite(w, io) || io.Op == disk.OpRead && d.lieRead(w, io) {
+		return nil
 	}
 	switch io.Op {
 	case disk.OpWrite:
@@ -96,6 +100,7 @@ func (d *simDisk) settle(n int) {
 }
 
 func (d *simDisk) store(offset int64, sector []byte) {
+	d.overwritten(offset)
 	p := d.durable[offset/4096]
 	if p == nil {
 		p = new([4096]byte)
@@ -124,9 +129,10 @@ func (d *simDisk) read(b []byte, offset int64) {
 
 // losePower keeps a random subset of the sectors that no fdatasync covered.
 // Writes in flight are among them.
-func (d *simDisk) losePower(rng *rand.Rand, keep float64) {
+func (d *simDisk) losePower(w *world, keep float64) {
+	rng := w.rng
 	for _, f := range d.flying {
-		d.do(f.io)
+		d.do(w, f.io)
 	}
 	d.flying = nil
 	for _, c := range d.cache {

@@ -54,6 +54,10 @@ var allFaults = []fault{
 	{"local_disk_hang", (*world).faultLocalDiskHang},
 	{"forgetful", (*world).faultForgetful},
 	{"late_successor", (*world).faultLateSuccessor},
+	{"lost_write", (*world).faultLostWrite},
+	{"misdirected_write", (*world).faultMisdirectedWrite},
+	{"stale_read", (*world).faultStaleRead},
+	{"scrub", (*world).faultScrub},
 }
 
 func drawProfile(w *world) profile {
@@ -443,7 +447,7 @@ func (w *world) faultBitRot() {
 // rottenAlone: every in-sync copy of one of the request's blocks is on the node
 // whose disks rot, the only case in which a read may fail (C5).
 func (w *world) rottenAlone(r *request) bool {
-	if w.counts["bit_rot"] == 0 {
+	if !w.lied() {
 		return false
 	}
 	for b := r.first; b < r.first+r.count; b++ {
@@ -480,10 +484,16 @@ func (w *world) settle() {
 			w.note("waits_for_dead_copy") // and serves nothing older instead
 			return
 		}
+		if w.err == nil && w.onlyRottenCopies() {
+			w.note("waits_for_rotten_copy") // the last good copy was destroyed: see scrub.go
+			return
+		}
 		w.failf("not whole %s after the last fault: %s", 10*time.Minute, w.describe())
 		return
 	}
-	w.verifyAll(limit.Add(10 * time.Minute))
+	if w.scrubAll() {
+		w.verifyAll(w.now.Add(10 * time.Minute))
+	}
 }
 
 // onlyDeadCopies reports whether every in-sync copy of a segment is on a dead

@@ -55,7 +55,7 @@ func newNode(w *world, index int) *node {
 			return n
 		}
 		for _, io := range list {
-			if err := d.do(io); err != nil {
+			if err := d.do(w, io); err != nil {
 				w.failf("format: %v", err)
 			}
 		}
@@ -125,7 +125,7 @@ func (n *node) powerCut() {
 	n.guards = nil
 	n.lastRecords, n.lastOwn = repl.Records{}, repl.Own{}
 	for _, d := range n.disks {
-		d.losePower(n.w.rng, n.w.profile.tornLikely)
+		d.losePower(n.w, n.w.profile.tornLikely)
 	}
 	n.w.oracle.losePower(n.index, n.w.isrByBlock())
 	process := n.process
@@ -243,9 +243,9 @@ func (n *node) perform(d *simDisk, io disk.IO, done func(error)) {
 		}
 		d.landed(fly)
 		if n.process == process {
-			done(d.do(io))
+			done(d.do(n.w, io))
 		} else if io.Op == disk.OpWrite {
-			d.do(fly.io)
+			d.do(n.w, fly.io)
 		}
 	})
 }
@@ -355,7 +355,7 @@ func (n *node) tags(d, volume ids.ID, extent uint64) ([]wire.Tag, error) {
 			}
 		}
 		for _, io := range r.IO {
-			eng.Done(io.ID, sd.do(io)) // nothing else runs now: no time need pass
+			eng.Done(io.ID, sd.do(n.w, io)) // nothing else runs now: no time need pass
 		}
 		if len(r.IO) == 0 && len(r.Done) == 0 {
 			break

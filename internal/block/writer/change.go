@@ -81,6 +81,8 @@ func (m *member) lostReason() repl.OutReason {
 		return repl.OutLost
 	case m.hung:
 		return repl.OutHung
+	case m.suspect():
+		return repl.OutDamaged
 	case m.node.up && m.node.lostAt == 0:
 		if at := c.oldest(m); at != 0 && c.now >= at.Add(c.t.HardLimit) && m.nospcAt == 0 {
 			return repl.OutHung

@@ -40,6 +40,8 @@ func (v *volume) lostSlot(m *member, s slot) {
 		s.op.unsent(m)
 	case slotWindow:
 		v.rc.restart = true
+	case slotScrub:
+		v.scrubLost(s)
 	case slotSync:
 		if j := v.members[s.arg>>56].sync; j != nil && j.m != m {
 			j.orphan = true

@@ -110,6 +110,9 @@ type volume struct {
 	windowLimit                         int64         // WindowBytes of the tightest member
 	frozenSince                         clock.Instant // since when a member is leaving
 
+	scrub *scrubJob
+	heals healQueue
+
 	rc    reconcile
 	sick  bool // the sick-link rule holds a shrink back
 	dirty bool // something changed that settle must look at
@@ -243,6 +246,8 @@ func (v *volume) settle() {
 	v.settleNoSpace()
 	v.settleReconcile()
 	v.settleSync()
+	v.settleScrub()
+	v.settleHeals()
 	v.settleFlush()
 	v.settleRelease()
 }
@@ -265,6 +270,9 @@ func (v *volume) deadlines(d *deadline) {
 		if !m.counted && m.sync == nil && m.node.up {
 			d.later(m.rejoinAt)
 		}
+	}
+	if j := v.scrub; j != nil && j.health.Running {
+		d.later(j.retryAt)
 	}
 	v.flushDeadlines(d)
 	v.changeDeadlines(d)
