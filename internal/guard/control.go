@@ -17,6 +17,7 @@ import (
 	"roseau/internal/block/volume"
 	"roseau/internal/core/vmguard"
 	"roseau/internal/driver/guardctl"
+	"roseau/internal/driver/volumectl"
 	"roseau/internal/model"
 )
 
@@ -54,6 +55,7 @@ func (g *guard) serveControl(ctx context.Context) error {
 	handle(mux, g, "POST /pause", g.whileRunning("pause", vmguard.UserPause{}))
 	handle(mux, g, "POST /resume", g.whileRunning("resume", vmguard.UserResume{}))
 	mux.HandleFunc("POST /replace-disk", g.replaceDisk)
+	mux.HandleFunc("POST /scrub", g.scrub)
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
 	g.async(func() {
 		defer context.AfterFunc(ctx, func() { srv.Close(); con.close() })()
@@ -119,6 +121,47 @@ func (g *guard) whileRunning(what string, e vmguard.Event) func(empty) error {
 		g.step(e)
 		return nil
 	}
+}
+
+// scrub starts or stops the comparison of a volume's copies, and tells how it is.
+func (g *guard) scrub(w http.ResponseWriter, r *http.Request) {
+	var req volumectl.ScrubRequest
+	if err := decodeBody(w, r, &req); err != nil {
+		refuse(w, err)
+		return
+	}
+	ch := make(chan volume.Handle, 1)
+	g.inLoop(func() { ch <- g.vols })
+	var h volume.Handle
+	select {
+	case h = <-ch:
+	case <-r.Context().Done():
+		return
+	}
+	if h == nil {
+		refuse(w, conflict("scrub volume %s: vm %s does not hold its volumes", req.Volume, g.cfg.Name))
+		return
+	}
+	if req.Action != volumectl.ScrubShow {
+		if err := h.Scrub(r.Context(), req.Volume, req.Action == volumectl.ScrubStop); err != nil {
+			refuse(w, err)
+			return
+		}
+	}
+	for _, v := range h.Status().Volumes {
+		if v.Volume == req.Volume {
+			w.Header().Set("Content-Type", "application/json")
+			_ = json.NewEncoder(w).Encode(scrubStatus(v)) // the client may be gone
+			return
+		}
+	}
+	refuse(w, errs.New(errs.NotFound, "scrub volume %s: vm %s does not have it", req.Volume, g.cfg.Name))
+}
+
+func scrubStatus(v volume.VolumeStatus) volumectl.ScrubStatus {
+	s := v.Scrub
+	return volumectl.ScrubStatus{Running: s.Running, Runs: s.Runs, Done: s.Done, Total: s.Total, Skipped: s.Skipped,
+		Differ: s.Differ, Repaired: s.Repaired, Healing: v.Healing}
 }
 
 // replaceDisk moves the copies of all volumes that lie on one disk to another.

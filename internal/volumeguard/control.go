@@ -39,6 +39,22 @@ func (p *proc) serveControl(ctx context.Context, l net.Listener) {
 		}
 		w.WriteHeader(http.StatusNoContent)
 	})
+	mux.HandleFunc("POST /scrub", func(w http.ResponseWriter, r *http.Request) {
+		var req volumectl.ScrubRequest
+		d := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<16))
+		d.DisallowUnknownFields()
+		if err := d.Decode(&req); err != nil {
+			refuse(w, errs.New(errs.Invalid, "scrub: %w", err))
+			return
+		}
+		if req.Action != volumectl.ScrubShow {
+			if err := p.set.Scrub(r.Context(), p.cfg.Volume, req.Action == volumectl.ScrubStop); err != nil {
+				refuse(w, err)
+				return
+			}
+		}
+		answer(w, p.status().Scrub)
+	})
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
 	defer context.AfterFunc(ctx, func() { srv.Close() })()
 	if err := srv.Serve(l); err != nil && ctx.Err() == nil {
@@ -72,12 +88,19 @@ func (p *proc) status() volumectl.Status {
 	}
 	v := st.Volumes[0]
 	out.Waiting = v.Waiting
+	out.Scrub = scrubStatus(v)
 	out.State = Summary(v)
 	out.State.Writer = fmt.Sprintf("node %s, %s", p.cfg.Node.Short(), p.cfg.Purpose)
 	for _, d := range v.Disks {
 		out.Disks = append(out.Disks, volumectl.DiskStatus(d))
 	}
 	return out
+}
+
+func scrubStatus(v volume.VolumeStatus) volumectl.ScrubStatus {
+	s := v.Scrub
+	return volumectl.ScrubStatus{Running: s.Running, Runs: s.Runs, Done: s.Done, Total: s.Total, Skipped: s.Skipped,
+		Differ: s.Differ, Repaired: s.Repaired, Healing: v.Healing}
 }
 
 // Summary is a volume's status as the API shows it.

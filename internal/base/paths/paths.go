@@ -31,6 +31,9 @@ var (
 	Etcd                 = State + "/etcd"
 	StorageConfig        = State + "/storage.json" // claimed disks of this node
 	Uploads              = State + "/uploads"
+	DiskCare             = State + "/disk-care.json" // bad blocks and scrub passes of this node's disks
+	Evidence             = State + "/evidence"       // blocks of copies that differed
+	LabHealth            = State + "/lab-health"     // what a lab says of its disks
 )
 
 // Ports of a node. All speak mutual TLS.

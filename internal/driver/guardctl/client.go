@@ -16,6 +16,7 @@ import (
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
 	"roseau/internal/base/paths"
+	"roseau/internal/driver/volumectl"
 	"roseau/internal/model"
 )
 
@@ -93,6 +94,12 @@ func (c *Client) CancelMigration(ctx context.Context) error {
 // ReplaceDisk starts a rebuild; progress is in Status.Volumes.
 func (c *Client) ReplaceDisk(ctx context.Context, r ReplaceDiskRequest) error {
 	return c.call(ctx, http.MethodPost, "/replace-disk", r, nil)
+}
+
+// Scrub starts or stops the comparison of a volume's copies, and tells how it is.
+func (c *Client) Scrub(ctx context.Context, r volumectl.ScrubRequest) (volumectl.ScrubStatus, error) {
+	var s volumectl.ScrubStatus
+	return s, c.call(ctx, http.MethodPost, "/scrub", r, &s)
 }
 
 // Console attaches to the serial console: first the kept log, then the live
