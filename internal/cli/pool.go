@@ -22,6 +22,7 @@ func newPoolCmd(a *app) *cobra.Command {
 			return a.get(cmd, "/v1/pools/"+url.PathEscape(args[0]), &p, func() *table { return poolSheet(&p) })
 		}},
 		newPoolCreateCmd(a),
+		newPoolScrubCmd(a),
 		&cobra.Command{Use: "delete POOL", Short: "Delete an empty pool", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
 			return a.remove(cmd, "/v1/pools/"+url.PathEscape(args[0]), "pool "+args[0])
 		}},
@@ -52,6 +53,9 @@ func poolTable(ps []pool.Info) *table {
 func poolSheet(p *pool.Info) *table {
 	t := newSheet().row("name", p.Name).row("id", p.ID).row("copies", p.Spec.Copies).row("size", p.Status.Size).row("used", p.Status.Used).
 		row("promised", p.Status.Promised).row("kept for rebuilds", fmt.Sprintf("%s raw", p.Reserve)).row("volumes", p.Volumes).row("disks", len(p.Members))
+	if s := p.Scrub; s != nil {
+		t.row("scrub", scrubLine(s))
+	}
 	for _, m := range p.Members {
 		t.row("  "+m.Name, fmt.Sprintf("%s  %s  %s of %s", m.Node, m.State, m.Used, m.Data))
 	}
