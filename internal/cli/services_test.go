@@ -56,9 +56,9 @@ func TestServiceTables(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	want := `NODE  PATH      SIZE  MODEL  STATE   HEALTH                                NAME   POOL  USED          CONTENT
+	want := `NODE  PATH      SIZE  MODEL  STATE   HEALTH                                  NAME   POOL  USED          CONTENT
 n1    /dev/sdb  8GiB  -      active  ok 38C, slow, 17 bad blocks, retire it  n1-d1  p     1GiB of 7GiB  -
-n2    /dev/sdc  1GiB  -      in-use  -                                     -      -     -             ext4 mounted on /srv
+n2    /dev/sdc  1GiB  -      in-use  -                                       -      -     -             ext4 mounted on /srv
 not asked: n3: down
 NAME   SIZE  POOL  HEALTH       COPIES  WRITER  OF   OUT
 web-0  1GiB  p     syncing 25%  2       n1, vm  web  n3-d1: rebuild
