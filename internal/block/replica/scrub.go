@@ -100,8 +100,7 @@ func (c *Core) StartScrub(now clock.Instant, diskID ids.ID, o ScrubOptions) bool
 	*s = scrub{on: true, busy: busy, pass: s.pass + 1, duty: duty, nextAt: now, vols: d.d.Volumes()}
 	s.st = ScrubStatus{Running: true, Cursor: o.From}
 	for _, v := range s.vols {
-		info, _ := d.d.Volume(v)
-		s.st.Total += info.Extents
+		s.st.Total += len(extentsOf(d, v))
 	}
 	s.vols = slices.DeleteFunc(s.vols, func(v ids.ID) bool { return v.Compare(o.From.Volume) < 0 })
 	if len(s.vols) > 0 {
@@ -127,11 +126,15 @@ func (c *Core) Scrub(diskID ids.ID) ScrubStatus {
 
 // list notes the extents of the first volume that are not behind the cursor.
 func (s *scrub) list(d *diskState) {
-	s.exts = d.d.Objects(s.vols[0], repl.Mark{})
+	s.exts = extentsOf(d, s.vols[0])
 	if s.st.Cursor.Volume == s.vols[0] {
 		s.exts = slices.DeleteFunc(s.exts, func(e wire.ExtEntry) bool { return e.Extent < s.st.Cursor.Extent })
 	}
-	s.exts = slices.DeleteFunc(s.exts, func(e wire.ExtEntry) bool { return e.Tombstone })
+}
+
+// extentsOf lists the extents of a volume that hold anything.
+func extentsOf(d *diskState, v ids.ID) []wire.ExtEntry {
+	return slices.DeleteFunc(d.d.Objects(v, repl.Mark{}), func(e wire.ExtEntry) bool { return e.Tombstone })
 }
 
 func (c *Core) tickScrub(now clock.Instant, d *diskState) {
