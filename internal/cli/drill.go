@@ -39,6 +39,7 @@ func newDrillCmd(a *app) *cobra.Command {
 
 func newDrillRunCmd(a *app) *cobra.Command {
 	var report, network, labName string
+	var repeat drill.Repeat
 	cmd := &cobra.Command{Use: "run [TEST...]", Short: "Run tests (default: live-migration, node-failure, disk-failure) and print the table",
 		Long: "Runs acceptance tests on the lab that is up. Each starts a VM of its own, does to the cluster what its name says,\nwatches from outside, reads every acknowledged write back, and cleans up. Exit code 0: every test passed.",
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -51,6 +52,7 @@ func newDrillRunCmd(a *app) *cobra.Command {
 				return err
 			}
 			defer done()
+			env.Version, env.Repeat = version.String(), repeat
 			rep, err := drill.Run(cmd.Context(), env, tests)
 			if rep == nil {
 				return err
@@ -77,6 +79,12 @@ func newDrillRunCmd(a *app) *cobra.Command {
 		}}
 	cmd.Flags().StringVar(&report, "report", "", "folder for report.json, report.md and report.html")
 	cmd.Flags().StringVar(&network, "network", "lan", "network that the probe VM is plugged into")
+	cmd.Flags().IntVar(&repeat.Runs, "runs", 6, "how often `migrations` moves its VM")
+	cmd.Flags().BoolVar(&repeat.AllPairs, "all-pairs", false, "migrations: from every node to every other, instead of where the scheduler says")
+	cmd.Flags().DurationVar(&repeat.Within, "within", 0, "migrations: begin none after this time (0: no limit)")
+	cmd.Flags().StringVar(&repeat.Keep, "keep", "", "migrations: file of finished runs, which a later call goes on from")
+	cmd.Flags().StringVar(&repeat.Markdown, "markdown", "", "migrations: file for the table of all runs")
+	cmd.Flags().StringVar(&repeat.Commit, "commit", version.String(), "migrations: commit that the table names")
 	cmd.Flags().StringVar(&labName, "name", "", "lab (default: the lab of the current context)")
 	return cmd
 }
@@ -98,15 +106,10 @@ func (a *app) drillEnv(cmd *cobra.Command, labName, network string) (env drill.E
 	if err := lab.Ready(cmd.Context()); err != nil {
 		return env, nil, nil, err
 	}
-	cache, err := os.UserCacheDir()
+	b, err := guestBuilder()
 	if err != nil {
 		return env, nil, nil, err
 	}
-	self, err := os.Executable()
-	if err != nil {
-		return env, nil, nil, err
-	}
-	b := guestimage.Builder{CacheDir: filepath.Join(cache, "roseau", "guests"), Probe: filepath.Join(filepath.Dir(self), "roseau-probe")}
 	img, err := b.Build(cmd.Context())
 	if err != nil {
 		return env, nil, nil, err
@@ -117,6 +120,20 @@ func (a *app) drillEnv(cmd *cobra.Command, labName, network string) (env drill.E
 	}
 	env = drill.Env{Cluster: viaapi.New(c), Faults: lab, Vantage: lab, Out: cmd.ErrOrStderr(), Log: slog.New(slog.DiscardHandler), Image: img, WorkDir: work, Network: network}
 	return env, lab, func() { os.RemoveAll(work); l.Close() }, nil
+}
+
+// guestBuilder makes the guests' images in the user's cache, with the guest's
+// program from beside this binary.
+func guestBuilder() (b guestimage.Builder, err error) {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return b, err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return b, err
+	}
+	return guestimage.Builder{CacheDir: filepath.Join(cache, "roseau", "guests"), Probe: filepath.Join(filepath.Dir(self), "roseau-probe")}, nil
 }
 
 // currentLab is the lab whose context the commands use; a lab says so

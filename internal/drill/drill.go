@@ -51,6 +51,12 @@ type Cluster interface {
 	ReturnDisk(ctx context.Context, disk model.Disk) error
 }
 
+// VMDisk is a further disk of a VM.
+type VMDisk struct {
+	Image string
+	Size  size.Bytes
+}
+
 // VMRequest describes the probe VM.
 type VMRequest struct {
 	Name     string
@@ -59,6 +65,7 @@ type VMRequest struct {
 	CPUs     int
 	Memory   size.Bytes
 	DiskSize size.Bytes
+	More     []VMDisk
 }
 
 // Faults does to machines what the tests need.
@@ -102,6 +109,10 @@ type Env struct {
 	Image   string    // path of the unconfigured probe image
 	WorkDir string    // for files of this run
 	Network string    // the bridged network to plug the probe into
+	Version string    // of the product, for figures that are kept
+	Repeat  Repeat    // of the tests that repeat
+	// Database is the path of a database guest's second disk; "": none is made.
+	Database string
 
 	report *TestReport
 }
@@ -134,7 +145,7 @@ type Test struct {
 
 // Tests returns all tests in the order in which they run.
 func Tests() []Test {
-	return []Test{liveMigration, nodeFailure, diskFailure, processKill, controlPlane, isolation}
+	return []Test{liveMigration, nodeFailure, diskFailure, processKill, controlPlane, isolation, migrations}
 }
 
 // essential are run when none is named: the three promises.

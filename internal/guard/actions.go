@@ -7,8 +7,6 @@ import (
 	"log/slog"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"roseau/internal/base/clock"
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
@@ -65,9 +63,9 @@ func (g *guard) carryOut(ctx context.Context, a vmguard.Action) {
 	case vmguard.PowerDown:
 		g.fire("system_powerdown", nil)
 	case vmguard.Freeze:
-		g.signal(unix.SIGSTOP)
+		freeze(g.proc, g.group, g.log)
 	case vmguard.Thaw:
-		g.signal(unix.SIGCONT)
+		thaw(g.proc, g.group, g.log)
 	case vmguard.Kill:
 		g.kill()
 	default:
@@ -110,7 +108,7 @@ func (g *guard) carryOutVolumes(ctx context.Context, a vmguard.Action) bool {
 		g.volumeCall(0, a.After, func(ctx context.Context) vmguard.Event { return prepare(ctx, h) })
 	case vmguard.Take:
 		g.taking(!a.ExpectRun.IsZero(), func(ctx context.Context) error {
-			return h.Take(ctx, volume.Claim{ExpectRun: a.ExpectRun, Placement: g.placement(g.core.Run())})
+			return h.Take(ctx, volume.Claim{ExpectRun: a.ExpectRun, ExpectEpoch: a.ExpectEpoch, Placement: g.placement(g.core.Run())})
 		})
 	case vmguard.Reopen:
 		pred := g.rec.Predecessor

@@ -51,11 +51,13 @@ func (d *simDisk) lieWrite(w *world, io disk.IO) bool {
 	case l.lose > 0:
 		l.lose--
 		w.note("lost_write")
+		d.rotten++
 		w.tracef("disk %s loses a write of %d at %d", d.id.Short(), io.Length, io.Offset)
 		return true
 	}
 	l.misdirect--
 	w.note("misdirected_write")
+	d.rotten++
 	w.tracef("disk %s writes %d for %d elsewhere", d.id.Short(), io.Length, io.Offset)
 	// Elsewhere in the same area, at the same alignment, at most 16 MiB away.
 	lo, hi := l.area[0], l.area[1]
@@ -107,6 +109,7 @@ func (d *simDisk) lieRead(w *world, io disk.IO) bool {
 		}
 		l.stale--
 		w.note("stale_read")
+		d.rotten++
 		w.tracef("disk %s reads page %d stale", d.id.Short(), page)
 		d.read(io.Bufs[0], io.Offset)
 		copy(io.Bufs[0][at:], was[:])
@@ -165,25 +168,7 @@ func (w *world) faultStaleRead() {
 
 // lied reports whether a disk may hold anything wrong.
 func (w *world) lied() bool {
-	return w.counts["bit_rot"]+w.counts["lost_write"]+w.counts["misdirected_write"]+w.counts["stale_read"] > 0
-}
-
-// onlyRottenCopies reports whether the one in-sync copy of a segment is on the
-// node whose disks rot and lie, and told that it has blocks it cannot read: the
-// other faults have used up what the budget leaves, and nobody can join from it.
-func (w *world) onlyRottenCopies() bool {
-	g := w.manager.active
-	if !w.lied() || g == nil || w.counts["report_damaged"] == 0 {
-		return false
-	}
-	r := w.etcd.records(w.vm, idsOf(w.volume), w.diskIdx)
-	for s := range r.Volumes[0].Seg.Map {
-		isr := r.Volumes[0].ISR(s)
-		if len(isr) == 1 && w.nodeOfDisk(isr[0]).index == w.profile.rotNode && len(w.nodeOfDisk(isr[0]).core.DamageOf(isr[0])) > 0 {
-			return true
-		}
-	}
-	return false
+	return w.counts["bit_rot"]+w.counts["log_rot"]+w.counts["lost_write"]+w.counts["misdirected_write"]+w.counts["stale_read"] > 0
 }
 
 // faultScrub is none, but work that races with everything else: passes over all
@@ -311,27 +296,16 @@ func (w *world) demandClean() {
 	}
 }
 
-// readExtent reads an extent directly from the engine of a disk.
+// readExtent reads an extent from the engine of a disk.
 func (n *node) readExtent(d, volume ids.ID, extent uint64) ([]wire.Tag, []int) {
-	eng, sd := n.engines[d], n.diskByID(d)
-	eng.Read(tagsToken, disk.ReadRequest{Volume: volume, Extent: extent, Count: repl.ExtentBlocks, Buf: make([]byte, repl.ExtentBytes)})
-	for range 1000 {
-		var r disk.Ready
-		eng.Ready(&r)
-		for _, c := range r.Done {
-			if c.Token == tagsToken {
-				if c.Tags == nil {
-					c.Tags = make([]wire.Tag, repl.ExtentBlocks)
-				}
-				return c.Tags, c.Bad
-			}
-		}
-		for _, io := range r.IO {
-			eng.Done(io.ID, sd.do(n.w, io)) // nothing else runs now: no time need pass
-		}
-		if len(r.IO) == 0 && len(r.Done) == 0 {
-			break
-		}
+	c, err := n.ask(d, func(eng *disk.Core, token uint64) {
+		eng.Read(token, disk.ReadRequest{Volume: volume, Extent: extent, Count: repl.ExtentBlocks, Buf: make([]byte, repl.ExtentBytes)})
+	})
+	if err != nil {
+		return nil, []int{-1}
 	}
-	return nil, []int{-1}
+	if c.Tags == nil {
+		c.Tags = make([]wire.Tag, repl.ExtentBlocks)
+	}
+	return c.Tags, c.Bad
 }

@@ -101,7 +101,8 @@ func syncValid(m *wire.SyncWrite, extentBlocks int) bool {
 // that no live write of the session has changed.
 func (c *Core) withoutLive(h *handle, m *wire.SyncWrite) ([]wire.SyncBlock, []byte) {
 	k := objectKey{m.Extent, m.Object}
-	if h.live.objects[k] == nil {
+	mut := &c.o.Mutations
+	if h.live.objects[k] == nil || mut.NoLiveSet && !m.Tombstone || mut.AbsenceWipesLive && m.Tombstone {
 		return m.Blocks, m.Data
 	}
 	var keep []wire.SyncBlock

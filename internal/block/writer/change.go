@@ -71,6 +71,8 @@ func (m *member) lostReason() repl.OutReason {
 	switch {
 	case m.failed:
 		return repl.OutDiskFailed
+	case m.suspect():
+		return repl.OutDamaged
 	case c.now < c.graceUntil:
 		return "" // what the others have to say is not read yet
 	case m.newRun:
@@ -81,14 +83,20 @@ func (m *member) lostReason() repl.OutReason {
 		return repl.OutLost
 	case m.hung:
 		return repl.OutHung
-	case m.suspect():
-		return repl.OutDamaged
 	case m.node.up && m.node.lostAt == 0:
 		if at := c.oldest(m); at != 0 && c.now >= at.Add(c.t.HardLimit) && m.nospcAt == 0 {
 			return repl.OutHung
 		}
 	}
 	return ""
+}
+
+// suspect reports whether m was found damaged when the epoch was opened: a
+// durable part of its log is lost and nobody knows which blocks that concerns.
+// It is put out, and every object compared when it joins again. Damage that
+// shows while it serves is found by reads, block by block.
+func (m *member) suspect() bool {
+	return m.damaged && m.ack.Damaged && !m.v.c.acceptTail && !m.v.c.mut.TrustDamaged
 }
 
 // retireReads asks another member for what m was asked.
@@ -227,7 +235,7 @@ func (v *volume) keepSole() {
 			if !m.counted || v.isOut(m) {
 				continue
 			}
-			if why := m.lostReason(); m.open != opened || why != "" && why != repl.OutRestarted {
+			if why := m.lostReason(); m.open != opened || why != "" && why != repl.OutRestarted || m.newRun && m.ack.Damaged && !v.c.acceptTail {
 				all = false
 				continue
 			}
@@ -352,12 +360,21 @@ func (v *volume) changed(ch *change) {
 		disks := append(slices.Clone(c.recs.Disks), repl.DiskNode{Disk: ch.replace.New, Node: ch.replace.NewNode})
 		slices.SortFunc(disks, func(a, b repl.DiskNode) int { return a.Disk.Compare(b.Disk) })
 		v.layout(ch.next, disks)
+		v.restartSync(ch.replace.New)
 		c.wantNodes()
 		c.effect(Replaced{Replace: ch.replace, OK: true})
 	}
 	v.config.serial++
 	v.syncRecords()
 	c.effect(RecordsKnown{Records: c.recs})
+}
+
+// restartSync begins the join of a disk anew that has just been given more
+// segments: what it has listed and copied so far knows nothing of them.
+func (v *volume) restartSync(disk ids.ID) {
+	if i := slices.IndexFunc(v.members, func(m *member) bool { return m.disk == disk }); i >= 0 && !v.c.mut.KeepSyncOnReplace {
+		v.members[i].abortSync("it was given more segments")
+	}
 }
 
 // putOut counts the exclusion for the back-off of the next join.
