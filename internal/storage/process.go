@@ -137,7 +137,7 @@ func Run(ctx context.Context, o Options) error {
 	}
 	p.care = loadCare(o.CareFile, p.log)
 	p.core = replica.New(replica.Options{
-		Node: p.node.Node, Cluster: p.node.Cluster, Session: p.session, Boot: p.boot, Lease: o.Lease, Pool: p.pool,
+		Node: p.node.Node, Cluster: p.node.Cluster, Generation: p.node.Generation, Session: p.session, Boot: p.boot, Lease: o.Lease, Pool: p.pool,
 	})
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

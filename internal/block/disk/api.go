@@ -88,11 +88,12 @@ type Kind uint8
 
 // The kinds of records that change blocks.
 const (
-	KindWrite     Kind = iota + 1 // Count blocks from Block, Data and CRC
-	KindZero                      // Count blocks from Block read as zeros
-	KindTombstone                 // the whole extent reads as zeros, its slot is freed
-	KindSync                      // Blocks as at the source; no order check
-	KindRepair                    // one block, if its tag is still Expect; no order check
+	KindWrite         Kind = iota + 1 // Count blocks from Block, Data and CRC
+	KindZero                          // Count blocks from Block read as zeros
+	KindTombstone                     // the whole extent reads as zeros, its slot is freed
+	KindSync                          // Blocks as at the source; no order check
+	KindRepair                        // one block, if its tag is still Expect; no order check
+	KindSyncTombstone                 // as KindTombstone, from the source of a sync; no order check
 )
 
 // Writer names the right under which a record is appended; both must equal the
@@ -113,7 +114,7 @@ type Record struct {
 	Writer Writer
 	Extent uint64
 	Object uint32    // snap_seq of the object; 0 in this version
-	Mark   repl.Mark // of the write; of the source's extent for KindSync; of the tag for KindRepair
+	Mark   repl.Mark // of the write; of the source's extent for KindSync and KindSyncTombstone; of the tag for KindRepair
 	Block  int       // first block inside the extent
 	Count  int       // blocks
 	CRC    []uint32  // KindWrite: one a block
@@ -123,6 +124,7 @@ type Record struct {
 	Data   []byte
 
 	Durable bool // FUA: answer after an fdatasync that covers it
+	Reserve bool // KindWrite: may use slots above the limit; every kind but KindWrite may
 	Resent  bool // a duplicate of a record that is still in the window is answered OK
 }
 

@@ -421,6 +421,29 @@ func (c *Core) Drop(now clock.Instant, token uint64, diskID, volume ids.ID) {
 	d.active(now)
 }
 
+// DropStray frees what a disk holds of a volume that lies elsewhere now. The
+// caller has read the volume's records, newer than anything that this copy was
+// told, and they do not name the disk. seen is what the copy was like before they
+// were read: if it was opened or written since, somebody gives it segments again,
+// and it is left alone (Busy). DropDone with the token follows.
+func (c *Core) DropStray(now clock.Instant, token uint64, diskID ids.ID, seen disk.VolumeInfo) {
+	d := c.disk(diskID)
+	st := wire.DiskFailed
+	if d != nil && !d.dead {
+		st = wire.OK
+		info, ok := d.d.Volume(seen.Volume)
+		s := d.slots[seen.Volume]
+		if !ok || s != nil && s.handle != nil || info.Promise != seen.Promise || info.MaxMark != seen.MaxMark || info.Told.CfgVersion != seen.Told.CfgVersion {
+			st = wire.Busy
+		}
+	}
+	if st != wire.OK {
+		c.out.Events = append(c.out.Events, Event{Kind: DropDone, Disk: diskID, Volume: seen.Volume, Token: token, Status: st})
+		return
+	}
+	c.Drop(now, token, diskID, seen.Volume)
+}
+
 // HandleCount is the number of valid handles of a disk, and of volumes that a
 // guard holds open there: for status only.
 func (c *Core) HandleCount(diskID ids.ID) (n int) {

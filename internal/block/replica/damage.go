@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"cmp"
 	"slices"
 
 	"roseau/internal/base/ids"
@@ -96,6 +97,15 @@ func (s *slot) overwritten(extent uint64, block, count int) {
 		return
 	}
 	s.damage[extent] = list
+}
+
+// forget drops the damage of extents that the disk does not hold any more.
+func (s *slot) forget(held []wire.ExtEntry) {
+	for e := range s.damage { // order does not show
+		if _, found := slices.BinarySearchFunc(held, e, func(x wire.ExtEntry, e uint64) int { return cmp.Compare(x.Extent, e) }); !found {
+			delete(s.damage, e)
+		}
+	}
 }
 
 // tellDamage tells the volume's writer, if it has one, all that is known.

@@ -100,7 +100,9 @@ func (c *Core) StartScrub(now clock.Instant, diskID ids.ID, o ScrubOptions) bool
 	*s = scrub{on: true, busy: busy, pass: s.pass + 1, duty: duty, nextAt: now, vols: d.d.Volumes()}
 	s.st = ScrubStatus{Running: true, Cursor: o.From}
 	for _, v := range s.vols {
-		s.st.Total += len(extentsOf(d, v))
+		list := extentsOf(d, v)
+		s.st.Total += len(list)
+		d.slotOf(v).forget(list)
 	}
 	s.vols = slices.DeleteFunc(s.vols, func(v ids.ID) bool { return v.Compare(o.From.Volume) < 0 })
 	if len(s.vols) > 0 {

@@ -58,6 +58,7 @@ type Mutations struct {
 	KeepWinnerOnHolder     bool // the winner of reconcile is not rewritten on its holder
 	ShrinkToOneForLostLink bool // the sick-link rule is off
 	ClaimWithoutPrepare    bool // the CAS is made without PREPARE
+	FillCounts             bool // a copy of a segment counts before it is complete
 	TrustDamaged           bool // a damaged copy stays in sync at takeover
 	ServeBeforeConfig      bool // a takeover serves before its CONFIG is durable
 	TrustEtcd              bool // replicas that know more than etcd are not listened to
@@ -185,7 +186,7 @@ const (
 	Reclaim
 	// Release drains, flushes and ends the epoch at every member: StateChanged{Released}.
 	Release
-	// ReplaceDisk puts a new disk in the place of a dead one: Replaced.
+	// ReplaceDisk gives a disk segments that another one holds or held: Replaced.
 	ReplaceDisk
 	// AcceptUnverified goes on although the unverified tail of the only answering
 	// member cannot be judged, or a durable part of its log is lost (an operator
@@ -214,11 +215,14 @@ type Claim struct {
 	Nonce       ids.ID          // of Reclaim: drawn for the new epoch
 }
 
-// Replace names the disks of ReplaceDisk.
+// Replace names the disks of ReplaceDisk: New is given segments of Old.
 type Replace struct {
+	ID       uint64 // the caller's, told in Replaced
 	Volume   int
-	Old, New ids.ID
+	Old, New ids.ID // New zero: Old, one too many, takes no copy's place after all
 	NewNode  ids.ID
+	Segments []uint32 // empty: all of Old's
+	Live     bool     // Old may be in sync, and stays until New is
 }
 
 // Ready is what must be done, in order within each slice; between the slices
@@ -300,6 +304,7 @@ type (
 	Replaced struct {
 		Replace Replace
 		OK      bool
+		Busy    bool // not OK: another change is under way; ask again
 		Text    string
 	}
 	// Fenced is final: another promise ended this epoch. The shell decides by
@@ -461,5 +466,6 @@ type MemberHealth struct {
 	Syncing   bool
 	SyncDone  uint64 // objects
 	SyncTotal uint64
-	SyncBytes uint64 // bytes sent
+	SyncBytes uint64        // bytes sent
+	SyncLeft  time.Duration // about how long yet; 0: not known
 }

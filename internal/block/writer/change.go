@@ -31,6 +31,11 @@ type change struct {
 	retryAt clock.Instant // send again then
 }
 
+// putsSeg reports whether the placement changes, too.
+func (ch *change) putsSeg() bool {
+	return slices.ContainsFunc(ch.txn.Puts, func(p repl.Put) bool { return p.Seg != nil })
+}
+
 // txnRetry is how long to wait before a transaction of unknown outcome is
 // looked at again.
 const txnRetry = 200e6
@@ -180,7 +185,7 @@ func (v *volume) removable() []*member {
 		for rest < max(1, v.rec.Cfg.MinISR) || rest == 1 && !c.moveNever && !c.mut.ShrinkToOneForLostLink {
 			// Keep the last in placement order that may still come back.
 			k := slices.IndexFunc(out, func(m *member) bool {
-				return slices.Contains(s.members, m) && (rest < max(1, v.rec.Cfg.MinISR) || m.sickLink())
+				return s.holds(m) && (rest < max(1, v.rec.Cfg.MinISR) || m.sickLink())
 			})
 			if k < 0 {
 				break
@@ -232,7 +237,7 @@ func (v *volume) keepSole() {
 		all, cold := true, 0
 		var warm, any *member
 		for _, m := range s.members {
-			if !m.counted || v.isOut(m) {
+			if !m.counted || v.isOut(m) || s.lacks(m) {
 				continue
 			}
 			if why := m.lostReason(); m.open != opened || why != "" && why != repl.OutRestarted || m.newRun && m.ack.Damaged && !v.c.acceptTail {
@@ -272,7 +277,7 @@ func (v *volume) lostBy(m *member) int {
 	}
 	for i := range v.segs {
 		s := &v.segs[i]
-		if slices.Contains(s.members, m) && (s.dirtyWseq > v.flushMark.Wseq || v.c.state < Serving && !v.lossless(s)) {
+		if s.holds(m) && (s.dirtyWseq > v.flushMark.Wseq || v.c.state < Serving && !v.lossless(s)) {
 			return i
 		}
 	}
@@ -297,7 +302,7 @@ func (c *Core) txnDone(ev TxnDone) {
 		switch ev.Outcome {
 		case repl.OutcomeCommitted:
 			ch.next.OwnRev = ev.Revision
-			if ch.kind == changeReplace {
+			if ch.putsSeg() {
 				ch.next.SegRev = ev.Revision
 			}
 			v.changed(ch)
@@ -340,7 +345,11 @@ func (v *volume) changed(ch *change) {
 	v.dirty, c.wake = true, true
 	switch ch.kind {
 	case changeShrink:
+		for _, m := range ch.members {
+			m.abortSync("put out") // while own still says what it lacks
+		}
 		v.rec = ch.next
+		v.refill()
 		for _, m := range ch.members {
 			m.putOut()
 			c.report(ReportHealth, v.id, m.disk, "out of the in-sync set: "+string(m.leaving))
@@ -349,18 +358,27 @@ func (v *volume) changed(ch *change) {
 			v.releaseOut()
 		}
 	case changeGrow:
-		v.rec = ch.next
 		m := ch.members[0]
 		v.pending = nil
 		m.counted = true
 		m.sync = nil
+		if ch.putsSeg() { // the copies that it takes the place of leave
+			v.discardMoved(v.rec.Own.Out[m.disk].Fill)
+			v.layout(ch.next, c.recs.Disks)
+			c.wantNodes()
+		} else {
+			v.rec = ch.next
+			v.refill()
+		}
 		c.report(ReportHealth, v.id, m.disk, "in sync")
 	case changeReplace:
-		// layout searches disks by halves: the new one must stand in its place.
-		disks := append(slices.Clone(c.recs.Disks), repl.DiskNode{Disk: ch.replace.New, Node: ch.replace.NewNode})
-		slices.SortFunc(disks, func(a, b repl.DiskNode) int { return a.Disk.Compare(b.Disk) })
-		v.layout(ch.next, disks)
 		v.restartSync(ch.replace.New)
+		// layout searches disks by halves: the new one must stand in its place.
+		if !ch.replace.New.IsZero() && !slices.ContainsFunc(c.recs.Disks, func(d repl.DiskNode) bool { return d.Disk == ch.replace.New }) {
+			c.recs.Disks = append(slices.Clone(c.recs.Disks), repl.DiskNode{Disk: ch.replace.New, Node: ch.replace.NewNode})
+			slices.SortFunc(c.recs.Disks, func(a, b repl.DiskNode) int { return a.Disk.Compare(b.Disk) })
+		}
+		v.layout(ch.next, c.recs.Disks)
 		c.wantNodes()
 		c.effect(Replaced{Replace: ch.replace, OK: true})
 	}
@@ -404,8 +422,10 @@ func (v *volume) syncRecords() {
 
 func (v *volume) toldNow() wire.Told {
 	t := wire.Told{Epoch: v.epoch(), CfgVersion: v.rec.Own.CfgVersion, Complete: v.config.complete}
-	for d := range v.rec.Own.Out {
-		t.Out = append(t.Out, d)
+	for d, o := range v.rec.Own.Out {
+		if !o.Partial {
+			t.Out = append(t.Out, d)
+		}
 	}
 	slices.SortFunc(t.Out, ids.ID.Compare)
 	if v.pending != nil {

@@ -524,10 +524,18 @@ func (v *fakeVol) syncWrite(m *wire.SyncWrite) {
 	}
 	base := int64(m.Extent) * repl.ExtentBlocks
 	if m.Tombstone {
+		some := false
+		for i := range int64(repl.ExtentBlocks) {
+			some = some || v.live[base+i]
+		}
 		for i := range int64(repl.ExtentBlocks) {
 			if _, ok := v.blocks[base+i]; ok {
 				put(base+i, wire.Tag{}, 0)
 			}
+		}
+		if !some {
+			v.apply(fakeRecord{mark: m.Mark, block: base, sync: true, kind: wire.RecordTombstone})
+			v.tomb[m.Extent] = true
 		}
 		return
 	}

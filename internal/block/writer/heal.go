@@ -46,7 +46,7 @@ func (h *heal) reader(o *op) *member {
 		h.proof = h.proof[1:]
 	}
 	for _, m := range o.seg.members {
-		if m.counted && !o.v.isOut(m) && m.usable() && !o.rep.has(m) && h.source(m) {
+		if o.v.readable(o.seg, m) && !o.rep.has(m) && h.source(m) {
 			return m
 		}
 	}
@@ -107,6 +107,11 @@ func (v *volume) inVolume(ext int64, block int) bool {
 	return ext*repl.ExtentBytes+int64(block)*repl.BlockBytes < v.rec.Cfg.SizeBytes
 }
 
+// readable reports whether m is an in-sync copy of a segment that answers now.
+func (v *volume) readable(s *segment, m *member) bool {
+	return m.counted && !v.isOut(m) && s.holds(m) && m.usable()
+}
+
 // settleHeals begins the repairs that are due. What a copy told that is not there
 // now is dropped: it tells again when it is opened. A copy that is joining is
 // repaired once it is in sync.
@@ -118,10 +123,11 @@ func (v *volume) settleHeals() {
 	}
 	keep := q.list[:0]
 	for _, h := range q.list {
-		h.bad = slices.DeleteFunc(h.bad, func(b badBlock) bool { return !b.m.usable() })
+		seg := v.segment(uint64(h.ext))
+		h.bad = slices.DeleteFunc(h.bad, func(b badBlock) bool { return !b.m.usable() || !slices.Contains(seg.members, b.m) })
 		due := len(h.bad) > 0 && q.running < healParallel
 		for _, b := range h.bad {
-			due = due && b.m.counted && !v.isOut(b.m)
+			due = due && v.readable(seg, b.m)
 		}
 		switch {
 		case due:

@@ -26,7 +26,7 @@ func (m *member) unlinked() {
 	if m.sync != nil {
 		m.sync.flushing = false
 	}
-	if !m.counted {
+	if m.sync != nil && m.sync.phase < syncCount {
 		m.abortSync("connection lost")
 	}
 }
@@ -43,7 +43,7 @@ func (v *volume) lostSlot(m *member, s slot) {
 	case slotScrub:
 		v.scrubLost(s)
 	case slotSync:
-		if j := v.members[s.arg>>56].sync; j != nil && j.m != m {
+		if j := s.job; j.m.sync == j && j.m != m {
 			j.orphan = true
 			v.c.wake = true
 		}
@@ -126,6 +126,9 @@ func (m *member) opened(a *wire.OpenAck) {
 	switch {
 	case m.sync != nil && !m.counted:
 		m.session, m.newRun, m.resumed = m.node.session, false, true
+		m.sync.opened()
+	case m.sync != nil && m.sync.phase == syncOpen && !m.newRun && m.leavable():
+		m.resume()
 		m.sync.opened()
 	case c.state == Opening, first:
 		m.session, m.newRun, m.resumed = m.node.session, false, true

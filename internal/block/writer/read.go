@@ -120,7 +120,7 @@ func (v *volume) reader(o *op) *member {
 	for i := range o.seg.members {
 		// Rotate by extent, so that a remote reader spreads its load.
 		m := o.seg.members[(i+int(o.ext))%len(o.seg.members)]
-		if !m.counted || v.isOut(m) || !m.usable() || o.rep.has(m) {
+		if !m.counted || v.isOut(m) || o.seg.lacks(m) || !m.usable() || o.rep.has(m) {
 			continue
 		}
 		if m.node.id == v.c.cfg.Node {
@@ -139,7 +139,7 @@ func (v *volume) allUnreadable(o *op) bool {
 		return false
 	}
 	for _, m := range o.seg.members {
-		if m.counted && !v.isOut(m) && !o.rep.has(m) && o.rep.heal.source(m) {
+		if m.counted && !v.isOut(m) && !o.seg.lacks(m) && !o.rep.has(m) && o.rep.heal.source(m) {
 			return false
 		}
 	}
@@ -202,7 +202,7 @@ func (c *Core) readReply(n *node, a *wire.ReadReply) {
 		v.rcUnreadable(o)
 	case o.rep != nil && o.rep.rc != nil:
 		v.rcRead(o, a)
-	case !c.leased() || !m.counted || v.isOut(m):
+	case !c.leased() || !m.counted || v.isOut(m) || !o.seg.holds(m):
 		// The lease is checked after the disk was read, right before the reply
 		// (C3); what was read without it proves nothing.
 		v.waitRead(o)
@@ -302,7 +302,7 @@ func (v *volume) repair(o *op) {
 	told := map[*member]int{}
 	var order []*member
 	for _, b := range t.bad {
-		if !b.m.usable() || !b.m.counted || v.isOut(b.m) || b.tag == t.tags[b.i] && b.tag == (wire.Tag{}) {
+		if !v.readable(o.seg, b.m) || b.tag == t.tags[b.i] && b.tag == (wire.Tag{}) {
 			continue
 		}
 		w := &wire.Repair{

@@ -152,7 +152,11 @@ func (c *Core) scrubList(n *node, a *wire.ExtList) {
 // askTags asks the copies of an extent; no write to it is under way.
 func (v *volume) askTags(o *op) {
 	k, c := o.cmp, v.c
-	k.members = v.comparable(o.seg.members)
+	for _, m := range o.seg.members {
+		if v.readable(o.seg, m) {
+			k.members = append(k.members, m)
+		}
+	}
 	if len(k.members) < 2 {
 		k.members = nil
 	}
@@ -209,7 +213,7 @@ func (v *volume) compared(o *op) {
 	var copies []copyTags
 	var names []string
 	for i, m := range k.members {
-		if !k.gone[i] && m.counted && !v.isOut(m) {
+		if !k.gone[i] && v.readable(o.seg, m) {
 			ms, copies, names = append(ms, m), append(copies, k.copies[i]), append(names, "disk "+m.disk.Short())
 		}
 	}

@@ -77,7 +77,7 @@ func (v *volume) judgeSegment(s *segment) openVerdict {
 	warm, cold, tail, maybe, others := 0, 0, 0, 0, 0
 	waited := c.now.Sub(c.since)
 	for _, m := range s.members {
-		if !m.counted {
+		if !m.counted || s.lacks(m) {
 			continue
 		}
 		others++
@@ -130,7 +130,7 @@ func (c *Core) mayCome(m *member) bool {
 // answering member knows durably that it was alone (C7).
 func (v *volume) lossless(s *segment) bool {
 	for _, m := range s.members {
-		if m.open != opened || !m.counted || m.ack.Damaged {
+		if m.open != opened || !m.counted || m.ack.Damaged || s.lacks(m) {
 			continue
 		}
 		alone := true

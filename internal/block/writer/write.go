@@ -13,12 +13,12 @@ import (
 func (v *volume) startWrite(o *op) {
 	c := v.c
 	v.wseq++
-	o.wseq = v.wseq
+	o.wseq, o.began = v.wseq, c.now
 	v.cumIssued += o.length()
 	o.cum = v.cumIssued
 	v.inflight.push(o)
 	for _, m := range o.seg.members {
-		if !m.counted && !m.live {
+		if !m.live && (!m.counted || o.seg.lacks(m) && v.pending != m) {
 			continue
 		}
 		o.targets = append(o.targets, target{m: m})
@@ -43,6 +43,9 @@ func (c *Core) sendWrite(o *op, m *member, flags wire.WriteFlags) {
 		flags |= wire.WriteFUA
 	}
 	v := o.v
+	if o.rc || !m.counted || o.seg.lacks(m) {
+		flags |= wire.WriteReserve // else a full pool could not be repaired
+	}
 	id := c.newSlot(slotWrite, m, o, 0)
 	if o.kind == opWrite {
 		c.send(m.node, &wire.Write{
@@ -105,14 +108,15 @@ func (c *Core) writeAck(n *node, a *wire.Ack) {
 func (v *volume) tryCommit(o *op) {
 	for i := range o.targets {
 		t := &o.targets[i]
-		if !t.acked && v.needs(t.m) {
+		if !t.acked && v.needs(t.m) && (v.pending == t.m || !o.seg.lacks(t.m)) {
 			return
 		}
 	}
 	v.commit(o)
 }
 
-// needs reports whether acks and flushes wait for m.
+// needs reports whether flushes, and acks in the segments that it holds, wait
+// for m.
 func (v *volume) needs(m *member) bool {
 	if m.leaving != "" && (v.c.mut.AckBeforeShrinkKnown || v.c.mut.ReadBeforeOut && v.c.state == Reconciling) {
 		return false
@@ -144,6 +148,7 @@ func (v *volume) commit(o *op) {
 		v.rc.running--
 	}
 	if o.req != nil {
+		c.pace.write(c.now, c.now.Sub(o.began))
 		c.endPart(o.req)
 		o.req = nil
 	}
@@ -220,7 +225,9 @@ func (v *volume) noSpace(o *op, m *member, t *target, st wire.Status) {
 		return
 	}
 	if !e.refused {
-		v.c.report(ReportNoSpace, v.id, m.disk, "a write waits for space")
+		if v.refused++; v.refused == 1 {
+			v.c.report(ReportNoSpace, v.id, m.disk, "writes wait for space on a disk")
+		}
 	}
 	e.refused, o.refused, t.nospc, t.sent = true, true, true, false
 	if m.nospcAt == 0 {
@@ -280,6 +287,8 @@ func (v *volume) clearRefused(ext int64, e *extent) {
 		}
 	}
 	e.refused = false
-	v.c.report(ReportSpaceBack, v.id, ids.ID{}, "no write waits for space")
+	if v.refused--; v.refused == 0 {
+		v.c.report(ReportSpaceBack, v.id, ids.ID{}, "no write waits for space")
+	}
 	v.startWaiting(e, e.head)
 }
