@@ -143,46 +143,51 @@ func (s *Service) mayRetire(ctx context.Context, d *model.Disk, by ids.ID) error
 	if i < 0 {
 		return nil
 	}
-	return mayRetire(view.Pools[i], d, all, by)
+	p := view.Pools[i]
+	domain := map[ids.ID]string{}
+	for _, o := range all {
+		domain[o.ID] = o.Spec.Node.String() // of a disk that joins the pool for this
+		if p.Spec.Domain == model.DomainDisk {
+			domain[o.ID] = o.ID.String()
+		}
+	}
+	for _, o := range view.Disks[p.ID] {
+		domain[o.ID] = o.Domain
+	}
+	return mayRetire(p, d, all, by, domain)
 }
 
-// mayRetire is the decision: as many nodes with disks as copies must be left, and
-// room for what the disk holds.
-func mayRetire(p *model.Pool, d *model.Disk, all []*model.Disk, by ids.ID) error {
-	nodes := map[ids.ID]bool{}
-	var free, largest size.Bytes
+// mayRetire is the decision: as many failure domains with disks as copies must be
+// left, and room for what the disk holds.
+func mayRetire(p *model.Pool, d *model.Disk, all []*model.Disk, by ids.ID, domain map[ids.ID]string) error {
+	left, were := map[string]bool{}, map[string]bool{}
+	for _, o := range all {
+		if o.Spec.Pool == p.ID {
+			were[domain[o.ID]] = true
+		}
+	}
+	var free, room size.Bytes
 	for _, o := range all {
 		if o.ID == d.ID || o.Status.State != model.DiskActive || o.Spec.Retire || o.Spec.Pool != p.ID && o.ID != by {
 			continue
 		}
-		nodes[o.Spec.Node] = true
-		room := max(0, o.Status.Data-o.Status.Used)
-		free += room
-		if o.Spec.Node == d.Spec.Node || !nodesHold(all, p, d, o) {
-			largest += room
+		left[domain[o.ID]] = true
+		n := max(0, o.Status.Data-o.Status.Used)
+		free += n
+		// With no more domains than copies every other one holds a copy of all already.
+		if domain[o.ID] == domain[d.ID] || len(were) > p.Spec.Copies {
+			room += n
 		}
 	}
-	if len(nodes) < p.Spec.Copies {
-		return errs.New(errs.Conflict, "retire disk %s: without it pool %s has disks on %d nodes, and keeps %d copies", d.Name, p.Name, len(nodes), p.Spec.Copies).
-			WithHint("claim another disk on its node first: `roseau disk list`, `roseau disk claim`, then `roseau disk replace %s NEW`", d.Name)
+	if len(left) < p.Spec.Copies {
+		return errs.New(errs.Conflict, "retire disk %s: without it pool %s has disks in %d failure domains, and keeps %d copies", d.Name, p.Name, len(left), p.Spec.Copies).
+			WithHint("claim another disk beside it first: `roseau disk list`, `roseau disk claim`, then `roseau disk replace %s NEW`", d.Name)
 	}
-	if largest < d.Status.Used {
-		return errs.New(errs.Exhausted, "retire disk %s: it holds %s, and %s are free where its copies may go (%s in the pool)", d.Name, d.Status.Used, largest, free).
-			WithHint("claim another disk on its node first, or delete volumes")
+	if room < d.Status.Used {
+		return errs.New(errs.Exhausted, "retire disk %s: it holds %s, and %s are free where its copies may go (%s in the pool)", d.Name, d.Status.Used, room, free).
+			WithHint("claim another disk beside it first, or delete volumes")
 	}
 	return nil
-}
-
-// nodesHold reports whether the copies that d holds have others on the node of o,
-// for certain: the pool has no more nodes than copies.
-func nodesHold(all []*model.Disk, p *model.Pool, d, o *model.Disk) bool {
-	nodes := map[ids.ID]bool{}
-	for _, x := range all {
-		if x.Spec.Pool == p.ID {
-			nodes[x.Spec.Node] = true
-		}
-	}
-	return len(nodes) <= p.Spec.Copies && o.Spec.Node != d.Spec.Node
 }
 
 // empty marks a disk and waits until nothing is on it.

@@ -36,9 +36,26 @@ func TestMayRetire(t *testing.T) {
 		{"a disk that joins for it", b, []*model.Disk{a1, a2, b, c, with(mk(6, 2, 0), func(d *model.Disk) { d.Spec.Pool = ids.ID{} })}, ids.ID{15: 6}, nil},
 		{"a free disk that does not join", b, []*model.Disk{a1, a2, b, c, with(mk(6, 2, 0), func(d *model.Disk) { d.Spec.Pool = ids.ID{} })}, ids.ID{}, errs.Conflict},
 	} {
-		err := mayRetire(pool, tc.old, tc.all, tc.by)
+		domain := map[ids.ID]string{}
+		for _, x := range tc.all {
+			domain[x.ID] = x.Spec.Node.String()
+		}
+		err := mayRetire(pool, tc.old, tc.all, tc.by, domain)
 		if tc.kind == nil && err != nil || tc.kind != nil && (!errors.Is(err, tc.kind) || errs.Hint(err) == "") {
 			t.Errorf("%s: %v", tc.name, err)
 		}
+	}
+
+	// One machine, failure domain disk: the copies lie on different disks.
+	one := &model.Pool{Meta: model.Meta{ID: ids.ID{1}, Name: "p"}, Spec: model.PoolSpec{Copies: 2, Domain: model.DomainDisk}}
+	all := []*model.Disk{a1, a2}
+	domain := map[ids.ID]string{a1.ID: "1", a2.ID: "2"}
+	if err := mayRetire(one, a1, all, ids.ID{}, domain); !errors.Is(err, errs.Conflict) {
+		t.Errorf("one of two disks: %v", err)
+	}
+	a3 := mk(7, 1, 0)
+	domain[a3.ID] = "3"
+	if err := mayRetire(one, a1, append(all, a3), ids.ID{}, domain); err != nil {
+		t.Errorf("one of three disks: %v", err)
 	}
 }
