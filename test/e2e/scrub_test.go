@@ -219,3 +219,35 @@ func TestSlowAndSickDisksAreShown(t *testing.T) {
 		}
 	}
 }
+
+// A disk that holds a copy of a volume in use is emptied: the copies move without
+// ever being fewer, and the disk is used again afterwards. What would go below the
+// copies is refused.
+func TestRetireADisk(t *testing.T) {
+	file := made(t, "away")
+	defer must(t, time.Minute, "volume", "unserve", "away")
+	disk, _ := copyOn(t, "away", "n2")
+	out := must(t, 3*time.Minute, "disk", "retire", disk)
+	defer must(t, time.Minute, "disk", "retire", disk, "--cancel")
+	if !strings.Contains(out, "nothing is on it any more") {
+		t.Errorf("%s", out)
+	}
+	var v volume.Info
+	decode(t, must(t, time.Minute, "volume", "show", "away", "-o", "json"), &v)
+	if v.Status.Copies != 3 || v.Status.Health != model.Healthy {
+		t.Errorf("%+v", v.Status)
+	}
+	for _, c := range v.Copies {
+		if c.Disk == disk {
+			t.Errorf("%s still has a copy: %+v", disk, c)
+		}
+	}
+	if d := shownDisk(t, disk); d.Status.State != model.DiskRetired {
+		t.Errorf("%s is %s (%s)", disk, d.Status.State, d.Status.Reason)
+	}
+	must(t, time.Minute, "volume", "unserve", "away")
+	back := filepath.Join(t.TempDir(), "back")
+	uri := serve(t, "away")
+	tool(t, "nbdcopy", uri, back)
+	tool(t, "cmp", file, back)
+}
