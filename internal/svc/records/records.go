@@ -8,6 +8,8 @@
 //	/s/disk/<id>                Disk
 //	/s/tomb/<id>                Tomb, for ever: identities are not used again
 //	/r/vm/<vm>/<node>           Report of a guard, written by its node's daemon
+//	/r/scrub/pool/<id>          PoolScrub
+//	/r/scrub/volume/<id>        VolumeScrub
 package records
 
 import (
@@ -32,6 +34,9 @@ const (
 	DiskPrefix   = "/s/disk/"
 	TombPrefix   = "/s/tomb/"
 	ReportPrefix = "/r/vm/"
+
+	PoolScrubPrefix   = "/r/scrub/pool/"
+	VolumeScrubPrefix = "/r/scrub/volume/"
 )
 
 // OwnKey, CfgKey and SegKey are the records of a volume.
