@@ -48,7 +48,7 @@ model: ## search the models of own and of the hand-over: make model STATES=30000
 	$(GO) test ./internal/core/repl ./internal/core/vmguard -run 'TestModel' -count=1 -timeout 60m -v -model.limit $(STATES)
 
 e2e: setup build ## the lab under go test
-	ROSEAU_E2E=1 $(GO) test -count=1 -timeout 40m -v ./test/e2e/...
+	ROSEAU_E2E=1 $(GO) test -p 1 -count=1 -timeout 40m -v ./test/e2e/...
 
 soak: setup build ## random faults on a lab for MINUTES (restartable: goes on after the last round)
 	@scripts/soak.sh soak --minutes $(MINUTES) --database

@@ -48,6 +48,8 @@ type Mutations struct {
 	ApplyBeforeDurable   bool // blocks are applied in place although their record is not durable
 	AckPromiseNotDurable bool // a promise is acknowledged before the fdatasync
 	TailIgnoresFlushMark bool // the log forgets records above the flush mark without re-appending them
+	NonceUnchecked       bool // two promises of one epoch are one
+	NoDuplicates         bool // a record sent again is refused
 	EpochUnchecked       bool // Append does not compare the writer's epoch with the promise
 }
 
