@@ -5,7 +5,6 @@ SEEDS ?= 500
 RUNS ?= 20
 MINUTES ?= 10
 STATES ?= 3000000
-SECONDS_EACH ?= 60
 export GOFLAGS += -buildvcs=false
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X roseau/internal/base/version.version=$(VERSION)
@@ -63,6 +62,9 @@ migrations: setup build ## live migrations through every pair of nodes: make mig
 
 bench: setup build ## raw file, qemu-nbd, QEMU quorum and a Roseau volume, in one run
 	@scripts/bench.sh
+
+fuzz: ## run every fuzz test: make fuzz SECONDS=60 (each)
+	@scripts/fuzz.sh $(or $(filter-out 0,$(if $(filter command line environment override,$(origin SECONDS)),$(SECONDS))),60)
 
 vuln: ## known vulnerabilities of the dependencies (needs the vulnerability database)
 	$(GO) tool govulncheck ./...

@@ -38,7 +38,7 @@ func (c *Core) sendWrite(o *op, m *member, flags wire.WriteFlags) {
 		return
 	}
 	t.sent, t.nospc = true, false
-	if o.fua || o.seg.rest() <= 1 {
+	if o.fua || o.seg.rest() <= 1 && !c.mut.LoneCopyVolatile {
 		o.fua = true // a lone copy has no volatile window (C7)
 		flags |= wire.WriteFUA
 	}
@@ -106,11 +106,15 @@ func (c *Core) writeAck(n *node, a *wire.Ack) {
 
 // tryCommit commits o if every counted member has acked it.
 func (v *volume) tryCommit(o *op) {
+	missing := 0
 	for i := range o.targets {
 		t := &o.targets[i]
 		if !t.acked && v.needs(t.m) && (v.pending == t.m || !o.seg.lacks(t.m)) {
-			return
+			missing++
 		}
+	}
+	if missing > 1 || missing == 1 && !v.c.mut.QuorumAck {
+		return
 	}
 	v.commit(o)
 }
