@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"roseau/internal/base/size"
 )
 
 // lab is one lab and the command line that talks to it.
@@ -225,11 +227,11 @@ func TestNewDiskFills(t *testing.T) {
 	l.wait(90*time.Second, "balanced over three disks", func() bool {
 		p = poolInfo{}
 		l.json(&p, "pool", "show", "p")
-		used := map[string]int64{}
+		used := map[string]size.Bytes{}
 		for _, m := range p.Members {
 			used[m.Name] = m.Used
 		}
-		return p.Copies == "in sync, balanced" && used["n1-d3"] > 150<<20 && used["n1-d1"]+used["n1-d2"] < 700<<20
+		return p.Copies == "in sync, balanced" && used["n1-d3"] > 150*size.MiB && used["n1-d1"]+used["n1-d2"] < 700*size.MiB
 	})
 	for _, v := range []string{"a", "b"} {
 		if h := l.volume(v); h.Status.Health != "healthy" || h.Status.Copies != 2 || len(h.Copies) != 2 {
@@ -242,13 +244,13 @@ func TestNewDiskFills(t *testing.T) {
 }
 
 type poolInfo struct {
-	Percent int    `json:"percent"`
-	Level   string `json:"level"`
-	Copies  string `json:"copies"`
-	RawUsed int64  `json:"raw_used"`
+	Percent int        `json:"percent"`
+	Level   string     `json:"level"`
+	Copies  string     `json:"copies"`
+	RawUsed size.Bytes `json:"raw_used"`
 	Members []struct {
-		Name string `json:"name"`
-		Used int64  `json:"used"`
+		Name string     `json:"name"`
+		Used size.Bytes `json:"used"`
 	} `json:"members"`
 }
 
@@ -295,7 +297,7 @@ func TestFullPool(t *testing.T) {
 	}
 	l.must(time.Minute, "volume", "unserve", "b")
 	l.must(time.Minute, "volume", "delete", "b", "--confirm", "b")
-	l.wait(time.Minute, "empty", func() bool { return l.pool().RawUsed < 64<<20 })
+	l.wait(time.Minute, "empty", func() bool { return l.pool().RawUsed < 64*size.MiB })
 }
 
 func (l *lab) pool() poolInfo {
