@@ -29,6 +29,9 @@ import (
 type Cluster interface {
 	Name(ctx context.Context) (string, error)
 	Nodes(ctx context.Context) ([]model.Node, error)
+	// Outlook returns how many nodes, whichever, can fail next without loss of
+	// service, and the same in words.
+	Outlook(ctx context.Context) (nodes int, text string, err error)
 	Disks(ctx context.Context) ([]model.Disk, error)
 	VM(ctx context.Context, name string) (model.VM, error)
 	Volume(ctx context.Context, name string) (model.Volume, error)
@@ -51,6 +54,12 @@ type Cluster interface {
 	ReturnDisk(ctx context.Context, disk model.Disk) error
 }
 
+// VMDisk is a further disk of a VM.
+type VMDisk struct {
+	Image string
+	Size  size.Bytes
+}
+
 // VMRequest describes the probe VM.
 type VMRequest struct {
 	Name     string
@@ -59,6 +68,7 @@ type VMRequest struct {
 	CPUs     int
 	Memory   size.Bytes
 	DiskSize size.Bytes
+	More     []VMDisk
 }
 
 // Faults does to machines what the tests need.
@@ -104,6 +114,8 @@ type Env struct {
 	Network string    // the bridged network to plug the probe into
 	Version string    // of the product, for figures that are kept
 	Repeat  Repeat    // of the tests that repeat
+	// Database is the path of a database guest's second disk; "": none is made.
+	Database string
 
 	report *TestReport
 }
@@ -136,7 +148,7 @@ type Test struct {
 
 // Tests returns all tests in the order in which they run.
 func Tests() []Test {
-	return []Test{liveMigration, nodeFailure, diskFailure, processKill, controlPlane, isolation, migrations}
+	return []Test{liveMigration, nodeFailure, diskFailure, processKill, controlPlane, isolation, doubleFailure, migrations}
 }
 
 // essential are run when none is named: the three promises.

@@ -23,6 +23,7 @@ import (
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
 	"roseau/internal/base/paths"
+	"roseau/internal/core/quorum"
 	"roseau/internal/nodeconf"
 	"roseau/internal/svc/member"
 )
@@ -32,6 +33,7 @@ type Options struct {
 	Version string
 	Clock   clock.Clock
 	Log     *slog.Logger
+	Timers  quorum.Timers // of the voters; zero: those that ship
 }
 
 // readyTimeout is how long the answer to an init or a join waits for the new
@@ -72,6 +74,7 @@ func Run(ctx context.Context, o Options) error {
 type daemon struct {
 	o       Options
 	handler atomic.Pointer[handlerBox] // of the unix socket
+	foreign uint32                     // generation of the cluster that was recovered without this node
 }
 
 type handlerBox struct{ http.Handler }
@@ -92,7 +95,15 @@ func (d *daemon) loop(ctx context.Context) error {
 			return err
 		}
 		err = d.configured(ctx, conf, ready)
-		if !errors.Is(err, errRemoved) {
+		switch {
+		case errors.Is(err, errAgain):
+			continue
+		case errors.Is(err, errGeneration):
+			if err := d.waitForImport(ctx, conf); err != nil {
+				return err
+			}
+			continue
+		case !errors.Is(err, errRemoved):
 			return err
 		}
 		d.o.Log.Warn("removed from the cluster", "cluster", conf.ClusterName, "node", conf.Name)

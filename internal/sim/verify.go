@@ -3,7 +3,6 @@ package sim
 import (
 	"fmt"
 	"strings"
-	"time"
 
 	"roseau/internal/base/clock"
 	"roseau/internal/block/wire"
@@ -15,14 +14,13 @@ import (
 // and compares the copies with each other.
 func (w *world) verifyAll(limit clock.Instant) {
 	m := w.guest
-	left := 0
+	m.retired = true
 	for first := 0; first < volumeBlocks; first += 64 {
 		m.nextID++
 		r := &request{id: m.nextID, op: writer.OpRead, first: first, count: min(64, volumeBlocks-first)}
 		w.oracle.issueRead(r.id, r.first, r.count)
 		m.pending[r.id] = r
 		m.hand(r)
-		left++
 	}
 	m.nextID++
 	f := &request{id: m.nextID, op: writer.OpFlush}
@@ -38,6 +36,12 @@ func (w *world) verifyAll(limit clock.Instant) {
 
 // compareCopies demands equal tags at all members of each segment (I11).
 func (w *world) compareCopies() {
+	if w.counts["tail_accepted"] > 0 && w.counts["bit_rot"]+w.counts["log_rot"] > 0 {
+		// An operator gave up what nobody could judge, and a rotten log may have
+		// held more of it than its disk can tell: only a scrub evens that out.
+		w.note("accepted_loss")
+		return
+	}
 	r := w.etcd.records(w.vm, idsOf(w.volume), w.diskIdx)
 	for e := range uint64(extentCount) {
 		var want []wire.Tag
@@ -48,19 +52,15 @@ func (w *world) compareCopies() {
 				continue // it died since
 			}
 			got, err := n.tags(d, w.volume, e)
-			for range 50 {
-				if err == nil || w.err != nil {
-					break
-				}
-				w.run(w.now.Add(100*time.Millisecond), func() bool { return false }) // its table is just being written
-				got, err = n.tags(d, w.volume, e)
-			}
 			if err != nil {
 				w.failf("read the tags of extent %d on %s: %v", e, n.name(), err)
 				return
 			}
 			if got == nil {
 				got = make([]wire.Tag, repl.ExtentBlocks)
+			}
+			if w.scrubCopy(n, d, e, got); w.err != nil {
+				return
 			}
 			if want == nil {
 				want, from = got, n.name()
@@ -152,6 +152,8 @@ func (w *world) observe(g *guard, l *link, m wire.Message) {
 		w.observeWindow(g, l, m)
 	case *wire.Ack:
 		delete(l.syncing, m.ReqID)
+	case *wire.ExtTags:
+		w.note("sync_tags")
 	case *wire.ExtList:
 		w.note("resync")
 	}
@@ -170,7 +172,7 @@ func (w *world) observeWindow(g *guard, l *link, m *wire.Window) {
 		return
 	}
 	g.windows[l.node.index] += "."
-	for i := range nodeCount {
+	for i := range w.nodes {
 		if o, ok := g.windows[i]; ok && strings.HasSuffix(o, ".") && o != g.windows[l.node.index] && !g.divergent {
 			g.divergent = true
 			w.note("divergent_window")

@@ -21,6 +21,7 @@ type Options struct {
 	Ops       int // guest operations at least; default 200
 	Mutations Mutations
 	Bias      *Bias             // nil: a random profile
+	Scenario  *Scenario         // nil: random faults and requests
 	Trace     func(line string) // nil: silent
 }
 
@@ -29,6 +30,8 @@ type Mutations struct {
 	Writer  writer.Mutations
 	Replica replica.Mutations
 	Disk    disk.Mutations
+	// NoOwnCompare: transactions do not compare the revision of own [S8].
+	NoOwnCompare bool
 }
 
 // Result is the outcome of a run.
@@ -42,8 +45,8 @@ type Result struct {
 
 // The size of the simulated world.
 const (
-	nodeCount     = 3
-	disksPerNode  = 2
+	storageNodes  = 3 // with disks, and the members of etcd
+	maxNodes      = 5 // the rest have no disks
 	extentCount   = 3
 	segmentBytes  = 2 * repl.ExtentBytes
 	volumeBytes   = extentCount * repl.ExtentBytes
@@ -74,6 +77,7 @@ type world struct {
 	net     network
 	profile profile
 	codec   *codec
+	player  *player // while a scenario's script runs
 
 	counts map[string]int
 	ops    int
@@ -162,8 +166,9 @@ func Run(opt Options) Result {
 		opt.Ops = 200
 	}
 	w := newWorld(opt)
-	w.chaos()
-	if w.err == nil {
+	if opt.Scenario != nil {
+		w.play(opt.Scenario)
+	} else if w.chaos(); w.err == nil {
 		w.settle()
 	}
 	return Result{Seed: opt.Seed, Err: w.err, Counts: w.counts, Ops: w.ops, Took: time.Duration(w.now)}
@@ -173,9 +178,10 @@ func newWorld(opt Options) *world {
 	w := &world{opt: opt, rng: rand.New(rand.NewPCG(opt.Seed, 0x526f73656175)), now: clock.Instant(time.Hour), counts: map[string]int{}, etcd: newEtcd(), codec: newCodec()}
 	w.cluster, w.vm, w.volume = w.newID(), w.newID(), w.newID()
 	w.oracle = newOracle(volumeBlocks)
+	w.etcd.free = opt.Mutations.NoOwnCompare
 	w.profile = drawProfile(w)
 	w.net = newNetwork(w)
-	for i := range nodeCount {
+	for i := range storageNodes + w.profile.compute {
 		w.nodes = append(w.nodes, newNode(w, i))
 	}
 	slices.SortFunc(w.diskIdx, func(a, b repl.DiskNode) int { return a.Disk.Compare(b.Disk) })
@@ -196,8 +202,8 @@ func (w *world) createVolume() {
 	}
 	for s := range (volumeBytes + segmentBytes - 1) / segmentBytes {
 		row := []uint16{}
-		for n := range nodeCount {
-			row = append(row, uint16(n*disksPerNode+(s+n)%disksPerNode))
+		for n := range storageNodes {
+			row = append(row, uint16(n*w.profile.disks+(s+n)%w.profile.disks))
 		}
 		seg.Map = append(seg.Map, row)
 	}

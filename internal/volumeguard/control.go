@@ -25,7 +25,7 @@ func (p *proc) serveControl(ctx context.Context, l net.Listener) {
 			ctlsock.Refuse(w, err)
 			return
 		}
-		err := p.set.ReplaceDisk(r.Context(), volume.Replace{Volume: p.cfg.Volume, Old: req.Old, New: req.New, Node: req.Node})
+		err := p.set.ReplaceDisk(r.Context(), volume.Replace{Volume: p.cfg.Volume, Old: req.Old, New: req.New, Node: req.Node, Segments: req.Segments, Live: req.Live})
 		if err != nil {
 			ctlsock.Refuse(w, err)
 			return

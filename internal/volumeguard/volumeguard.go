@@ -68,6 +68,11 @@ func Run(ctx context.Context, vol ids.ID, log *slog.Logger) error {
 		return err
 	}
 	defer client.Close()
+	fctx, unfollow := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { etcd.FollowEndpoints(fctx, client) })
+	defer wg.Wait()
+	defer unfollow()
 	return run(ctx, cfg, log.With("vol", vol), notify, volume.Open, volume.Config{
 		Cluster: cfg.Cluster, Generation: cfg.Generation, Node: cfg.Node, Guard: ids.New(), Run: ids.New(), Purpose: cfg.Purpose,
 		Volumes: []ids.ID{vol}, ReadOnly: cfg.Purpose == repl.PurposeExport,
@@ -210,7 +215,7 @@ func (p *proc) work(ctx context.Context) error {
 	}
 	p.enter(volumectl.PhaseServing, "")
 	for _, r := range p.cfg.Replace {
-		err := p.set.ReplaceDisk(ctx, volume.Replace{Volume: p.cfg.Volume, Old: r.Old, New: r.New, Node: r.Node})
+		err := p.set.ReplaceDisk(ctx, volume.Replace{Volume: p.cfg.Volume, Old: r.Old, New: r.New, Node: r.Node, Segments: r.Segments, Live: r.Live})
 		if err != nil && errs.Kind(err) != errs.Conflict { // a conflict: it was replaced by an earlier run
 			return err
 		}

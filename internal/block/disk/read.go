@@ -375,7 +375,7 @@ func (c *Core) startRepair(r *rec, e *ext, expect wire.Tag) {
 			c.refuse(r, wire.DiskFailed)
 		case c.tagOf(e, block) != expect || r.vol.dropped:
 			c.refuse(r, wire.TagChanged)
-		case !c.needSlot(r, e):
+		case !c.needSlot(r, e, false):
 			c.refuse(r, wire.NoSpace)
 		default:
 			c.enqueue(r, e)

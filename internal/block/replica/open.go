@@ -33,7 +33,7 @@ func (c *Core) grant(now clock.Instant, s *slot, info *disk.VolumeInfo) (wire.Gr
 		switch {
 		case now >= until:
 			return wire.GrantLapsed, 0
-		case s.stalled:
+		case s.stalled && !c.o.Mutations.StalledVetoes:
 			return wire.GrantStalled, until // no veto for PREPARE, and yet waited for
 		}
 		return wire.GrantLive, until
@@ -85,14 +85,14 @@ func (c *Core) open(now clock.Instant, cn *conn, m *wire.Open) {
 		ack.GrantLeft = until.Sub(now)
 	}
 	c.describe(ack, s, &info, m)
-	if st := checkPromise(info.Promise, info.Released, m.Promise); st != wire.OK {
+	if st := checkPromise(info.Promise, info.Released, m.Promise); st != wire.OK && !(st == wire.OtherNonce && c.o.Mutations.NonceUnchecked) {
 		ack.Status = st
 		c.send(cn.id, ack)
 		return
 	}
 	if m.Flags&wire.OpenTry != 0 {
-		if (state == wire.GrantLapsed || state == wire.GrantStalled) && !c.o.Mutations.NoReservation {
-			s.reservedUntil = now.Add(Reservation)
+		if state != wire.GrantLive && state != wire.GrantUnknown && !c.o.Mutations.NoReservation {
+			s.reservedUntil, s.reservedFor = now.Add(Reservation), m.Promise.Epoch
 		}
 		c.send(cn.id, ack)
 		return
@@ -128,13 +128,18 @@ func (c *Core) describe(ack *wire.OpenAck, s *slot, info *disk.VolumeInfo, m *wi
 // end now: the disk refuses what is appended under them from here on.
 func (c *Core) promise(now clock.Instant, cn *conn, s *slot, info *disk.VolumeInfo, m *wire.Open) {
 	ctl := disk.Control{Kind: disk.ControlPromise, Volume: s.volume, Promise: m.Promise}
-	if info.Promise.Epoch == 0 || info.Promise.Run != m.Promise.Run || info.Boot.IsZero() {
+	if info.Promise.Epoch == 0 || info.Promise.Run != m.Promise.Run || info.Boot.IsZero() || c.o.Mutations.BootAtEveryOpen {
 		ctl.Boot = s.disk.boot // the first promise for this run
 	}
-	c.endHandle(s)
+	if !c.o.Mutations.KeepOldHandles {
+		c.endHandle(s)
+	}
 	if info.Promise != m.Promise {
 		// The grant of the promise in force has run out, or its holder is gone.
-		s.granted, s.stalled, s.known, s.reservedUntil = 0, false, true, 0
+		s.granted, s.stalled, s.known = 0, false, true
+		if m.Promise.Epoch >= s.reservedFor || m.Promise.Generation != info.Promise.Generation {
+			s.reservedUntil, s.reservedFor = 0, 0
+		}
 	}
 	p := pending{kind: pendOpen, conn: cn.id, reqID: m.ReqID, disk: s.disk, slot: s, guard: cn.guard, open: m}
 	if c.o.Mutations.OpenBeforeDurable {

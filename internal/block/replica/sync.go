@@ -59,6 +59,11 @@ func (c *Core) syncWrite(now clock.Instant, cn *conn, m *wire.SyncWrite) {
 		c.refuse(cn, m.ReqID, m.Mark, st, promised)
 		return
 	}
+	if _, live := h.live.objects[objectKey{m.Extent, m.Object}]; m.Tombstone && !live {
+		// A tombstone here, too: who joins from this copy must hear of it [I12].
+		c.append(now, cn, h, m.ReqID, disk.Record{Kind: disk.KindSyncTombstone, Extent: m.Extent, Object: m.Object, Mark: m.Mark})
+		return
+	}
 	if m.Tombstone {
 		// The extent's absence is so many absent blocks: it never wipes a live one.
 		m.Blocks = m.Blocks[:0]
@@ -98,7 +103,8 @@ func syncValid(m *wire.SyncWrite, extentBlocks int) bool {
 // that no live write of the session has changed.
 func (c *Core) withoutLive(h *handle, m *wire.SyncWrite) ([]wire.SyncBlock, []byte) {
 	k := objectKey{m.Extent, m.Object}
-	if h.live.objects[k] == nil {
+	mut := &c.o.Mutations
+	if h.live.objects[k] == nil || mut.NoLiveSet && !m.Tombstone || mut.AbsenceWipesLive && m.Tombstone {
 		return m.Blocks, m.Data
 	}
 	var keep []wire.SyncBlock

@@ -15,15 +15,19 @@ func (v VolumeStatus) Summary() model.VolumeStatus {
 		if d.InSync {
 			continue
 		}
-		if out.Health == model.Healthy {
+		lost := v.CopiesInSync < v.Copies // else a copy is moving
+		if out.Health == model.Healthy && lost {
 			out.Health = model.Degraded
 		}
 		out.Out = append(out.Out, fmt.Sprintf("%s (%s)", d.Disk.Short(), d.Reason))
 		if d.Syncing {
-			out.Health = model.Syncing
+			if lost {
+				out.Health = model.Syncing
+			}
 			// Objects are extents; the last one may be shorter.
 			out.SyncDone += size.Bytes(d.SyncDone) * repl.ExtentBytes
 			out.SyncTotal += size.Bytes(d.SyncTotal) * repl.ExtentBytes
+			out.SyncLeft = max(out.SyncLeft, d.SyncLeft)
 		}
 	}
 	switch {

@@ -183,9 +183,10 @@ type WriteFlags uint16
 
 // The flags of Write and Zero.
 const (
-	WriteFUA    WriteFlags = 1 << iota
-	WriteResent            // after a resumed session: a duplicate (same mark, same crc) is acked
-	ZeroDiscard            // Zero: the client does not need the space (TRIM)
+	WriteFUA     WriteFlags = 1 << iota
+	WriteResent             // after a resumed session: a duplicate (same mark, same crc) is acked
+	ZeroDiscard             // Zero: the client does not need the space (TRIM)
+	WriteReserve            // Write: a repair, which may use the space kept for it
 )
 
 // Piggyback rides on Write, Zero, Flush and Heartbeat.

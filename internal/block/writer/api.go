@@ -58,6 +58,25 @@ type Mutations struct {
 	KeepWinnerOnHolder     bool // the winner of reconcile is not rewritten on its holder
 	ShrinkToOneForLostLink bool // the sick-link rule is off
 	ClaimWithoutPrepare    bool // the CAS is made without PREPARE
+	FillCounts             bool // a copy of a segment counts before it is complete
+	TrustDamaged           bool // a damaged copy stays in sync at takeover
+	ServeBeforeConfig      bool // a takeover serves before its CONFIG is durable
+	TrustEtcd              bool // replicas that know more than etcd are not listened to
+	ResyncFromOwnMark      bool // a join lists what is newer than the disk's own mark
+	BarrierBeforeCount     bool // grow's barrier comes before the disk's answers count
+	WaitForDead            bool // a takeover waits for members whose nodes are silent
+	LoneCopyVolatile       bool // a lone copy is not written through
+	NoSoleKeep             bool // the sole member that came back is not opened again
+	NoPending              bool // CONFIG does not name the disk of a grow under way
+	IgnoreSession          bool // a new storage process counts as the old one
+	LeaseFromReceipt       bool // a lease runs from the answer, not from the question
+	ReadAnyMember          bool // reads go to members that are out, too
+	QuorumAck              bool // a write is committed when most members have it
+	FlushOneMember         bool // a flush is answered when one member has done it
+	KeepCold               bool // a living writer keeps cold copies that lost acked writes
+	AdoptCold              bool // a successor adopts a guest although only cold copies answer
+	FlushWhileReconciling  bool // the flush mark moves before a takeover has rewritten every window
+	KeepSyncOnReplace      bool // a disk that is given more segments goes on joining as it was
 }
 
 // Op is the kind of a client request.
@@ -178,10 +197,11 @@ const (
 	Reclaim
 	// Release drains, flushes and ends the epoch at every member: StateChanged{Released}.
 	Release
-	// ReplaceDisk puts a new disk in the place of a dead one: Replaced.
+	// ReplaceDisk gives a disk segments that another one holds or held: Replaced.
 	ReplaceDisk
 	// AcceptUnverified goes on although the unverified tail of the only answering
-	// member cannot be judged (an operator said so).
+	// member cannot be judged, or a durable part of its log is lost (an operator
+	// said so).
 	AcceptUnverified
 	// MoveRefused: the manager found no other node; shrink in spite of the
 	// sick-link rule.
@@ -201,11 +221,14 @@ type Claim struct {
 	Nonce       ids.ID          // of Reclaim: drawn for the new epoch
 }
 
-// Replace names the disks of ReplaceDisk.
+// Replace names the disks of ReplaceDisk: New is given segments of Old.
 type Replace struct {
+	ID       uint64 // the caller's, told in Replaced
 	Volume   int
-	Old, New ids.ID
+	Old, New ids.ID // New zero: Old, one too many, takes no copy's place after all
 	NewNode  ids.ID
+	Segments []uint32 // empty: all of Old's
+	Live     bool     // Old may be in sync, and stays until New is
 }
 
 // Ready is what must be done, in order within each slice; between the slices
@@ -287,6 +310,7 @@ type (
 	Replaced struct {
 		Replace Replace
 		OK      bool
+		Busy    bool // not OK: another change is under way; ask again
 		Text    string
 	}
 	// Fenced is final: another promise ended this epoch. The shell decides by
@@ -421,5 +445,6 @@ type MemberHealth struct {
 	Syncing   bool
 	SyncDone  uint64 // objects
 	SyncTotal uint64
-	SyncBytes uint64 // bytes sent
+	SyncBytes uint64        // bytes sent
+	SyncLeft  time.Duration // about how long yet; 0: not known
 }

@@ -31,6 +31,11 @@ type change struct {
 	retryAt clock.Instant // send again then
 }
 
+// putsSeg reports whether the placement changes, too.
+func (ch *change) putsSeg() bool {
+	return slices.ContainsFunc(ch.txn.Puts, func(p repl.Put) bool { return p.Seg != nil })
+}
+
 // txnRetry is how long to wait before a transaction of unknown outcome is
 // looked at again.
 const txnRetry = 200e6
@@ -71,6 +76,8 @@ func (m *member) lostReason() repl.OutReason {
 	switch {
 	case m.failed:
 		return repl.OutDiskFailed
+	case m.suspect():
+		return repl.OutDamaged
 	case c.now < c.graceUntil:
 		return "" // what the others have to say is not read yet
 	case m.newRun:
@@ -87,6 +94,14 @@ func (m *member) lostReason() repl.OutReason {
 		}
 	}
 	return ""
+}
+
+// suspect reports whether m was found damaged when the epoch was opened: a
+// durable part of its log is lost and nobody knows which blocks that concerns.
+// It is put out, and every object compared when it joins again. Damage that
+// shows while it serves is found by reads, block by block.
+func (m *member) suspect() bool {
+	return m.damaged && m.ack.Damaged && !m.v.c.acceptTail && !m.v.c.mut.TrustDamaged
 }
 
 // retireReads asks another member for what m was asked.
@@ -170,7 +185,7 @@ func (v *volume) removable() []*member {
 		for rest < max(1, v.rec.Cfg.MinISR) || rest == 1 && !c.moveNever && !c.mut.ShrinkToOneForLostLink {
 			// Keep the last in placement order that may still come back.
 			k := slices.IndexFunc(out, func(m *member) bool {
-				return slices.Contains(s.members, m) && (rest < max(1, v.rec.Cfg.MinISR) || m.sickLink())
+				return s.holds(m) && (rest < max(1, v.rec.Cfg.MinISR) || m.sickLink())
 			})
 			if k < 0 {
 				break
@@ -216,16 +231,16 @@ func (c *Core) moveNeeded(v *volume, sick bool) {
 func (v *volume) keepSole() {
 	for i := range v.segs {
 		s := &v.segs[i]
-		if s.rest() > 0 {
+		if s.rest() > 0 || v.c.mut.NoSoleKeep {
 			continue
 		}
 		all, cold := true, 0
 		var warm, any *member
 		for _, m := range s.members {
-			if !m.counted || v.isOut(m) {
+			if !m.counted || v.isOut(m) || s.lacks(m) {
 				continue
 			}
-			if why := m.lostReason(); m.open != opened || why != "" && why != repl.OutRestarted {
+			if why := m.lostReason(); m.open != opened || why != "" && why != repl.OutRestarted || m.newRun && m.ack.Damaged && !v.c.acceptTail {
 				all = false
 				continue
 			}
@@ -257,12 +272,12 @@ func (v *volume) keepSole() {
 
 // lostBy returns a segment of m in which a cold m may lack acked writes, or -1.
 func (v *volume) lostBy(m *member) int {
-	if !v.c.cfg.GuestAlive && v.c.state < Serving {
+	if !v.c.cfg.GuestAlive && v.c.state < Serving || v.c.mut.KeepCold {
 		return -1 // no guest knows them
 	}
 	for i := range v.segs {
 		s := &v.segs[i]
-		if slices.Contains(s.members, m) && (s.dirtyWseq > v.flushMark.Wseq || v.c.state < Serving && !v.lossless(s)) {
+		if s.holds(m) && (s.dirtyWseq > v.flushMark.Wseq || v.c.state < Serving && !v.lossless(s)) {
 			return i
 		}
 	}
@@ -287,7 +302,7 @@ func (c *Core) txnDone(ev TxnDone) {
 		switch ev.Outcome {
 		case repl.OutcomeCommitted:
 			ch.next.OwnRev = ev.Revision
-			if ch.kind == changeReplace {
+			if ch.putsSeg() {
 				ch.next.SegRev = ev.Revision
 			}
 			v.changed(ch)
@@ -330,7 +345,11 @@ func (v *volume) changed(ch *change) {
 	v.dirty, c.wake = true, true
 	switch ch.kind {
 	case changeShrink:
+		for _, m := range ch.members {
+			m.abortSync("put out") // while own still says what it lacks
+		}
 		v.rec = ch.next
+		v.refill()
 		for _, m := range ch.members {
 			m.putOut()
 			c.report(ReportHealth, v.id, m.disk, "out of the in-sync set: "+string(m.leaving))
@@ -339,23 +358,41 @@ func (v *volume) changed(ch *change) {
 			v.releaseOut()
 		}
 	case changeGrow:
-		v.rec = ch.next
 		m := ch.members[0]
 		v.pending = nil
 		m.counted = true
 		m.sync = nil
+		if ch.putsSeg() { // the copies that it takes the place of leave
+			v.discardMoved(v.rec.Own.Out[m.disk].Fill)
+			v.layout(ch.next, c.recs.Disks)
+			c.wantNodes()
+		} else {
+			v.rec = ch.next
+			v.refill()
+		}
 		c.report(ReportHealth, v.id, m.disk, "in sync")
 	case changeReplace:
+		v.restartSync(ch.replace.New)
 		// layout searches disks by halves: the new one must stand in its place.
-		disks := append(slices.Clone(c.recs.Disks), repl.DiskNode{Disk: ch.replace.New, Node: ch.replace.NewNode})
-		slices.SortFunc(disks, func(a, b repl.DiskNode) int { return a.Disk.Compare(b.Disk) })
-		v.layout(ch.next, disks)
+		if !ch.replace.New.IsZero() && !slices.ContainsFunc(c.recs.Disks, func(d repl.DiskNode) bool { return d.Disk == ch.replace.New }) {
+			c.recs.Disks = append(slices.Clone(c.recs.Disks), repl.DiskNode{Disk: ch.replace.New, Node: ch.replace.NewNode})
+			slices.SortFunc(c.recs.Disks, func(a, b repl.DiskNode) int { return a.Disk.Compare(b.Disk) })
+		}
+		v.layout(ch.next, c.recs.Disks)
 		c.wantNodes()
 		c.effect(Replaced{Replace: ch.replace, OK: true})
 	}
 	v.config.serial++
 	v.syncRecords()
 	c.effect(RecordsKnown{Records: c.recs})
+}
+
+// restartSync begins the join of a disk anew that has just been given more
+// segments: what it has listed and copied so far knows nothing of them.
+func (v *volume) restartSync(disk ids.ID) {
+	if i := slices.IndexFunc(v.members, func(m *member) bool { return m.disk == disk }); i >= 0 && !v.c.mut.KeepSyncOnReplace {
+		v.members[i].abortSync("it was given more segments")
+	}
 }
 
 // putOut counts the exclusion for the back-off of the next join.
@@ -385,11 +422,13 @@ func (v *volume) syncRecords() {
 
 func (v *volume) toldNow() wire.Told {
 	t := wire.Told{Epoch: v.epoch(), CfgVersion: v.rec.Own.CfgVersion, Complete: v.config.complete}
-	for d := range v.rec.Own.Out {
-		t.Out = append(t.Out, d)
+	for d, o := range v.rec.Own.Out {
+		if !o.Partial {
+			t.Out = append(t.Out, d)
+		}
 	}
 	slices.SortFunc(t.Out, ids.ID.Compare)
-	if v.pending != nil {
+	if v.pending != nil && !v.c.mut.NoPending {
 		t.Pending = v.pending.disk
 	}
 	return t

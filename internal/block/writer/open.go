@@ -11,7 +11,7 @@ import (
 func (m *member) linked() {
 	m.open, m.resumed, m.retryAt = closed, false, 0
 	m.v.dirty = true
-	if m.answered && m.session != m.node.session {
+	if m.answered && m.session != m.node.session && !m.v.c.mut.IgnoreSession {
 		m.newRun = true
 	}
 	m.absent = !slices.Contains(m.node.disks, m.disk)
@@ -26,7 +26,7 @@ func (m *member) unlinked() {
 	if m.sync != nil {
 		m.sync.flushing = false
 	}
-	if !m.counted {
+	if m.sync != nil && m.sync.phase < syncCount {
 		m.abortSync("connection lost")
 	}
 }
@@ -41,7 +41,7 @@ func (v *volume) lostSlot(m *member, s slot) {
 	case slotWindow:
 		v.rc.restart = true
 	case slotSync:
-		if j := v.members[s.arg>>56].sync; j != nil && j.m != m {
+		if j := s.job; j.m.sync == j && j.m != m {
 			j.orphan = true
 			v.c.wake = true
 		}
@@ -125,6 +125,9 @@ func (m *member) opened(a *wire.OpenAck) {
 	case m.sync != nil && !m.counted:
 		m.session, m.newRun, m.resumed = m.node.session, false, true
 		m.sync.opened()
+	case m.sync != nil && m.sync.phase == syncOpen && !m.newRun && m.leavable():
+		m.resume()
+		m.sync.opened()
 	case c.state == Opening, first:
 		m.session, m.newRun, m.resumed = m.node.session, false, true
 	case m.counted && !m.newRun && m.leavable():
@@ -178,7 +181,7 @@ func (m *member) catchUp() {
 // forgotten reports whether a replica knows something that etcd does not [S7].
 func (c *Core) forgotten(v *volume, told wire.Told, p repl.Promise) bool {
 	own := &v.rec.Own
-	if c.cached || c.reopen.unwritten {
+	if c.cached || c.reopen.unwritten || c.mut.TrustEtcd {
 		return false // our records may well be older than etcd's
 	}
 	if told.CfgVersion > own.CfgVersion && (v.change == nil || told.CfgVersion > v.change.next.Own.CfgVersion) {

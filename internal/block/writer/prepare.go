@@ -246,7 +246,7 @@ func (c *Core) endRound() {
 
 func (v *volume) reachable() bool {
 	for i := range v.segs {
-		if !slices.ContainsFunc(v.segs[i].members, func(m *member) bool { return !v.isOut(m) && m.triedOK() }) {
+		if !slices.ContainsFunc(v.segs[i].members, func(m *member) bool { return !v.isOut(m) && !v.segs[i].lacks(m) && m.triedOK() }) {
 			return false
 		}
 	}
@@ -277,6 +277,9 @@ func (c *Core) holderOver(i int) bool {
 // disagreement says what a replica knows that etcd does not, or "".
 func (c *Core) disagreement() string {
 	for _, v := range c.vols {
+		if c.mut.TrustEtcd {
+			return ""
+		}
 		own := &v.rec.Own
 		for _, m := range v.members {
 			if !m.tried || m.absent {

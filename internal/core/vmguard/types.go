@@ -175,6 +175,8 @@ type (
 	GuestOff struct{}
 	// IOError: QEMU stopped the guest on an I/O error.
 	IOError struct{ NoSpace bool }
+	// SpaceWaits: writes of the guest wait for space in the pool, or no longer.
+	SpaceWaits struct{ On bool }
 
 	// User requests.
 	UserPause  struct{}
@@ -243,8 +245,13 @@ type (
 	ConnectQMP struct{}
 	// Prepare after a delay; Prepared.
 	Prepare struct{ After time.Duration }
-	// Take claims (comparing the run if it is not zero) and activates; Taken.
-	Take struct{ ExpectRun ids.ID }
+	// Take claims (comparing the run and the epoch, if not zero) and activates;
+	// Taken. A hand-over keeps the run, so what a guard has read of own binds it
+	// only together with the epoch.
+	Take struct {
+		ExpectRun   ids.ID
+		ExpectEpoch uint64
+	}
 	// Reopen takes up after the predecessor; Taken.
 	Reopen struct{}
 	// Claim is the destination's one CAS; ClaimDone.
@@ -329,6 +336,7 @@ func (VCPUsStopped) isEvent()   {}
 func (VCPUsResumed) isEvent()   {}
 func (GuestOff) isEvent()       {}
 func (IOError) isEvent()        {}
+func (SpaceWaits) isEvent()     {}
 func (UserPause) isEvent()      {}
 func (UserResume) isEvent()     {}
 func (UserReset) isEvent()      {}

@@ -47,6 +47,15 @@ func (k *Cluster) Nodes(ctx context.Context) ([]model.Node, error) {
 	return out, k.c.Get(ctx, "/v1/nodes", &out)
 }
 
+// Outlook asks what can fail next.
+func (k *Cluster) Outlook(ctx context.Context) (int, string, error) {
+	var st member.Status
+	if err := k.c.Get(ctx, "/v1/cluster/status", &st); err != nil {
+		return 0, "", err
+	}
+	return st.Quorum.Nodes, st.Quorum.Text, nil
+}
+
 // Disks lists the claimed disks of the nodes that answer.
 func (k *Cluster) Disks(ctx context.Context) ([]model.Disk, error) {
 	var list disk.List
@@ -162,10 +171,12 @@ func (k *Cluster) ImportImage(ctx context.Context, name, path string) error {
 
 // CreateVM creates and starts a VM.
 func (k *Cluster) CreateVM(ctx context.Context, r drill.VMRequest) error {
+	disks := []vm.DiskSource{{Image: r.Image, Size: r.DiskSize}}
+	for _, d := range r.More {
+		disks = append(disks, vm.DiskSource{Image: d.Image, Size: d.Size})
+	}
 	return k.change(ctx, http.MethodPost, "/v1/vms", vm.CreateRequest{
-		Name: r.Name, CPUs: r.CPUs, Memory: r.Memory, Start: true,
-		Disks: []vm.DiskSource{{Image: r.Image, Size: r.DiskSize}},
-		NICs:  []vm.NIC{{Network: r.Network}},
+		Name: r.Name, CPUs: r.CPUs, Memory: r.Memory, Start: true, Disks: disks, NICs: []vm.NIC{{Network: r.Network}},
 	})
 }
 
