@@ -31,6 +31,7 @@ type recovery struct {
 type extKey struct {
 	volume ids.ID
 	extent uint64
+	object uint32
 }
 
 // foundBatch is a batch with a valid header, anywhere in the ring.
@@ -158,7 +159,7 @@ func (c *Core) takeTable() {
 		if v == nil {
 			continue
 		}
-		c.byIndex[i] = &volume{volumeEntry: *v, index: i, crc: volumeCRC(v.Volume), exts: map[uint64]*ext{}}
+		c.byIndex[i] = c.newVolume(*v, i)
 		c.vols[v.Volume] = c.byIndex[i]
 	}
 	if best.Seq < c.sb.TableSeq {
@@ -223,7 +224,7 @@ func (c *Core) takeSlot(slot int, b []byte) {
 	}
 	if best.State == imageStateHead {
 		info.used = true
-		key := extKey{best.Volume, best.Extent}
+		key := extKey{best.Volume, best.Extent, best.Object}
 		c.scan.images[key] = append(c.scan.images[key], best)
 		other.Seq++
 		if other == best {
