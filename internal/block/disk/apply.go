@@ -80,13 +80,13 @@ func (c *Core) cutCheckpoint() {
 func (c *Core) cleanSlots() {
 	k := c.ck
 	k.inLoop = true
-	for _, slot := range c.clean {
-		if s := &c.slots[slot]; !s.used && s.seq == 0 {
+	for i, slot := range slices.Concat(c.clean, c.mend) {
+		if s := &c.slots[slot]; !s.used && (s.seq == 0 || i >= len(c.clean)) {
 			k.flying++
 			c.writeFreeImage(&apply{e: &ext{vol: &volume{}, slot: slot}})
 		}
 	}
-	c.clean = nil
+	c.clean, c.mend = nil, nil
 	k.inLoop = false
 	c.applyMore()
 }

@@ -189,6 +189,7 @@ type Core struct {
 	merge mergeState
 	dirty []*ext
 	clean []int // slots whose images are lost: to be marked free
+	mend  []int // free slots with one broken image: to be marked free again
 
 	dataBytes int    // payload kept in memory
 	dataFIFO  []*rec // in log order; eviction from the front

@@ -222,6 +222,9 @@ func (c *Core) takeSlot(slot int, b []byte) {
 		c.report.UnreadableSlots++
 		c.clean = append(c.clean, slot)
 	}
+	if broken == 1 && best.State == imageStateFree {
+		c.mend = append(c.mend, slot) // a crash between image and copy; no record will write it again
+	}
 	if best.State == imageStateHead {
 		info.used = true
 		key := extKey{best.Volume, best.Extent, best.Object}

@@ -482,7 +482,7 @@ func (c *Core) Idle() {
 	if l.durable.lsn > l.told && len(l.flying) == 0 && !l.inSync {
 		l.nudge = true
 	}
-	if len(c.dirty) > 0 || c.tableNew || len(c.clean) > 0 {
+	if len(c.dirty) > 0 || c.tableNew || len(c.clean)+len(c.mend) > 0 {
 		c.startCheckpoint()
 	}
 }

@@ -111,6 +111,7 @@ func (c *Core) reopenable() (repl.Records, []uint32, bool) {
 			for _, d := range told.Out {
 				rec.Own.Out[d] = repl.Out{Base: v.rec.Own.Out[d].Base}
 			}
+			adoptSnapshots(&rec.Cfg, told)
 		}
 		inc[i] = rec.Own.Inc
 		for _, m := range v.members {
