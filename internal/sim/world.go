@@ -71,6 +71,7 @@ type world struct {
 	oracle  *oracle
 	hot     []int
 	manager manager
+	snaps   *snapshots
 	net     network
 	profile profile
 	codec   *codec
@@ -183,6 +184,7 @@ func newWorld(opt Options) *world {
 	w.hot = drawHotBlocks(w)
 	w.guest = newGuest(w)
 	w.manager = newManager(w)
+	w.snaps = newSnapshots(w)
 	return w
 }
 

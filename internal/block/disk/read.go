@@ -178,6 +178,8 @@ type readOp struct {
 	runs   [][2]int // first index, count; by the I/O's argument
 	zero   bool
 	then   func(Completion) // called in place of a completion
+
+	tagsOnly bool
 }
 
 // look is the version of an object when a read looked into it.
@@ -198,6 +200,23 @@ func (c *Core) Read(token uint64, r ReadRequest) {
 	op := &readOp{token: token, req: r, v: v}
 	if op.first() == nil {
 		c.done = append(c.done, Completion{Token: token})
+		return
+	}
+	op.start(c)
+}
+
+// ReadTags is Read without data: the tags of a whole extent as a reader sees them,
+// whatever objects they stand in. snap is the snapshot, 0 the head. Status
+// Unreadable: some tags were lost.
+func (c *Core) ReadTags(token uint64, volume ids.ID, extent uint64, snap uint32) {
+	v := c.vols[volume]
+	if v == nil {
+		c.complete(token, wire.BadRequest)
+		return
+	}
+	op := &readOp{token: token, v: v, tagsOnly: true, req: ReadRequest{Volume: volume, Extent: extent, Object: snap, Count: c.ExtentBlocks()}}
+	if op.first() == nil {
+		c.done = append(c.done, Completion{Token: token, Tags: make([]wire.Tag, op.req.Count)})
 		return
 	}
 	op.start(c)
@@ -251,7 +270,7 @@ func (op *readOp) look(c *Core) {
 		}
 	}
 	for i := 0; op.open > 0 && i < op.req.Count; i++ {
-		if !op.found[i] {
+		if !op.found[i] && !op.tagsOnly {
 			clear(op.req.Buf[i*BlockBytes : (i+1)*BlockBytes])
 		}
 	}
@@ -282,6 +301,15 @@ func (op *readOp) plan(c *Core, e *ext, i int) int {
 		return 1
 	}
 	block := op.req.Block + i
+	if op.tagsOnly {
+		if t := c.tagOf(e, block); t != (wire.Tag{}) {
+			op.take(i, t)
+			if t == unknownTag {
+				op.bad = append(op.bad, i)
+			}
+		}
+		return 1
+	}
 	buf := op.req.Buf[i*BlockBytes : (i+1)*BlockBytes]
 	at, pending := e.find(block)
 	if !pending {
@@ -378,7 +406,7 @@ func (op *readOp) part(c *Core) {
 		return
 	}
 	for i, t := range op.tags {
-		if !t.HasData() {
+		if !t.HasData() || op.tagsOnly {
 			continue
 		}
 		failed := slices.ContainsFunc(op.failed, func(r [2]int) bool { return i >= r[0] && i < r[0]+r[1] })

@@ -26,6 +26,7 @@ type recovery struct {
 
 	images map[extKey][]imageHeader // more than one only after corruption
 	twins  map[uint64]bool          // slots whose two images say the same
+	alone  map[uint64]bool          // slots with one broken image
 }
 
 type extKey struct {
@@ -50,7 +51,7 @@ func Open(o Options) *Core {
 	setDefault(&o.CheckpointFraction, 4)
 	setDefault(&o.ApplyDepth, 16)
 	c := &Core{o: o, pool: o.Pool, inflight: map[uint64]pendingIO{}, vols: map[ids.ID]*volume{}}
-	c.scan = &recovery{images: map[extKey][]imageHeader{}, twins: map[uint64]bool{}}
+	c.scan = &recovery{images: map[extKey][]imageHeader{}, twins: map[uint64]bool{}, alone: map[uint64]bool{}}
 	if o.DeviceBytes < 4<<20 {
 		c.openFailed(errs.New(errs.Invalid, "open disk: a device of %d bytes is too small", o.DeviceBytes))
 		return c
@@ -228,6 +229,7 @@ func (c *Core) takeSlot(slot int, b []byte) {
 	if best.State == imageStateHead {
 		info.used = true
 		key := extKey{best.Volume, best.Extent, best.Object}
+		c.scan.alone[best.Slot] = broken == 1
 		c.scan.images[key] = append(c.scan.images[key], best)
 		other.Seq++
 		if other == best {
