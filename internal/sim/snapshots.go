@@ -249,22 +249,21 @@ func (s *snapshots) verify(g *guard) {
 	}
 }
 
-// mergesLeft reports whether a copy has objects that nobody tells apart.
+// mergesLeft reports whether a copy has objects that nobody tells apart, and all
+// copies are in sync.
 func (s *snapshots) mergesLeft() bool {
+	r := s.w.etcd.records(s.w.vm, idsOf(s.w.volume), s.w.diskIdx)
+	if len(r.Volumes[0].Own.Out) > 0 {
+		return false
+	}
 	for _, n := range s.w.nodes {
 		for _, d := range n.disks {
-			if e := n.engines[d.id]; e != nil && !d.dead && e.MergeLeft(s.w.volume) && s.inSync(d.id) {
+			if e := n.engines[d.id]; e != nil && !d.dead && e.MergeLeft(s.w.volume) && slices.Contains(r.Volumes[0].Seg.Disks, d.id) {
 				return true
 			}
 		}
 	}
 	return false
-}
-
-func (s *snapshots) inSync(d ids.ID) bool {
-	r := s.w.etcd.records(s.w.vm, idsOf(s.w.volume), s.w.diskIdx)
-	_, out := r.Volumes[0].Own.Out[d]
-	return slices.Contains(r.Volumes[0].Seg.Disks, d) && !out
 }
 
 // noteMerges counts the objects that merges ended.

@@ -29,6 +29,10 @@ func (w *world) verifyAll(limit clock.Instant) {
 	w.oracle.issueFlush(f.id)
 	m.pending[f.id] = f
 	m.hand(f)
+	if !w.run(limit, func() bool { return w.snaps.busy == nil || w.snaps.busy.ended() }) {
+		w.failf("an order of a snapshot is never answered; %s", w.describe())
+		return
+	}
 	w.snaps.verify(m.guard)
 	if !w.run(limit, func() bool { return len(m.pending) == 0 && len(w.snaps.reads) == 0 && w.whole() }) {
 		w.failf("the final read did not end: %d requests open, %d of snapshots; %s", len(m.pending), len(w.snaps.reads), w.describe())
@@ -36,7 +40,7 @@ func (w *world) verifyAll(limit clock.Instant) {
 	}
 	w.compareCopies()
 	// Rotten blocks must be repaired before they can be merged.
-	if !w.run(limit, func() bool { return !w.snaps.mergesLeft() }) && w.counts["bit_rot"] == 0 {
+	if !w.run(limit, func() bool { return len(m.pending) == 0 && !w.snaps.mergesLeft() }) && w.counts["bit_rot"] == 0 {
 		w.failf("objects that no reader tells apart are not merged; %s", w.describe())
 		return
 	}
