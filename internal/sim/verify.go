@@ -15,6 +15,7 @@ import (
 // and compares the copies with each other.
 func (w *world) verifyAll(limit clock.Instant) {
 	m := w.guest
+	w.quiet = true
 	left := 0
 	for first := 0; first < volumeBlocks; first += 64 {
 		m.nextID++

@@ -80,6 +80,7 @@ type world struct {
 	ops    int
 	err    error
 	calm   bool // faults have ended
+	quiet  bool // the guest issues nothing more: copies are compared
 }
 
 // event is something that happens at a time.

@@ -371,6 +371,11 @@ func (v *volume) changed(ch *change) {
 		disks := append(slices.Clone(c.recs.Disks), repl.DiskNode{Disk: ch.replace.New, Node: ch.replace.NewNode})
 		slices.SortFunc(disks, func(a, b repl.DiskNode) int { return a.Disk.Compare(b.Disk) })
 		v.layout(ch.next, disks)
+		for _, m := range v.members {
+			if m.disk == ch.replace.New {
+				m.abortSync("it has more segments now") // the job would take it in without them
+			}
+		}
 		c.wantNodes()
 		c.effect(Replaced{Replace: ch.replace, OK: true})
 	}
