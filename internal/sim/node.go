@@ -38,7 +38,7 @@ type node struct {
 }
 
 const (
-	diskBytes  = 96 << 20 // sparse
+	diskBytes  = 256 << 20 // sparse; objects pile up while a copy is away
 	ringBytes  = 1 << 20
 	tableBytes = 16 << 10
 )
