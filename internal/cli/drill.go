@@ -2,7 +2,6 @@ package cli
 
 import (
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -33,13 +32,14 @@ func newDrillCmd(a *app) *cobra.Command {
 				return t
 			})
 		}},
-		newDrillRunCmd(a),
+		newDrillRunCmd(a), newDrillSoakCmd(a),
 	)
 	return cmd
 }
 
 func newDrillRunCmd(a *app) *cobra.Command {
 	var report, network, labName string
+	var repeat drill.Repeat
 	cmd := &cobra.Command{Use: "run [TEST...]", Short: "Run tests (default: live-migration, node-failure, disk-failure) and print the table",
 		Long: "Runs acceptance tests on the lab that is up. Each starts a VM of its own, does to the cluster what its name says,\nwatches from outside, reads every acknowledged write back, and cleans up. Exit code 0: every test passed.",
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -47,11 +47,12 @@ func newDrillRunCmd(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			env, done, err := a.drillEnv(cmd, labName, network)
+			env, _, done, err := a.drillEnv(cmd, labName, network)
 			if err != nil {
 				return err
 			}
 			defer done()
+			env.Version, env.Repeat = version.String(), repeat
 			rep, err := drill.Run(cmd.Context(), env, tests)
 			if rep == nil {
 				return err
@@ -78,48 +79,52 @@ func newDrillRunCmd(a *app) *cobra.Command {
 		}}
 	cmd.Flags().StringVar(&report, "report", "", "folder for report.json, report.md and report.html")
 	cmd.Flags().StringVar(&network, "network", "lan", "network that the probe VM is plugged into")
+	cmd.Flags().IntVar(&repeat.Runs, "runs", 6, "how often `migrations` moves its VM")
+	cmd.Flags().BoolVar(&repeat.AllPairs, "all-pairs", false, "migrations: from every node to every other, instead of where the scheduler says")
+	cmd.Flags().DurationVar(&repeat.Within, "within", 0, "migrations: begin none after this time (0: no limit)")
+	cmd.Flags().StringVar(&repeat.Keep, "keep", "", "migrations: file of finished runs, which a later call goes on from")
+	cmd.Flags().StringVar(&repeat.Markdown, "markdown", "", "migrations: file for the table of all runs")
+	cmd.Flags().StringVar(&repeat.Commit, "commit", version.String(), "migrations: commit that the table names")
 	cmd.Flags().StringVar(&labName, "name", "", "lab (default: the lab of the current context)")
 	return cmd
 }
 
 // drillEnv connects the drill with the cluster and with the lab below it.
-func (a *app) drillEnv(cmd *cobra.Command, labName, network string) (drill.Env, func(), error) {
-	var env drill.Env
+func (a *app) drillEnv(cmd *cobra.Command, labName, network string) (env drill.Env, lab *inlab.Lab, done func(), err error) {
 	c, err := a.client()
 	if err != nil {
-		return env, nil, err
+		return env, nil, nil, err
 	}
 	if labName == "" {
 		labName = currentLab(a.context)
 	}
 	l, err := labclient.Open(labName)
 	if err != nil {
-		return env, nil, err
+		return env, nil, nil, err
 	}
-	if _, err := l.Status(cmd.Context()); err != nil {
-		return env, nil, errs.New(errs.Unavailable, "run a drill: this version cuts power and pulls disks in a lab only: %w", err).WithHint("roseau lab up")
+	lab = inlab.New(l)
+	if err := lab.Ready(cmd.Context()); err != nil {
+		return env, nil, nil, err
 	}
 	cache, err := os.UserCacheDir()
 	if err != nil {
-		return env, nil, err
+		return env, nil, nil, err
 	}
 	self, err := os.Executable()
 	if err != nil {
-		return env, nil, err
+		return env, nil, nil, err
 	}
 	b := guestimage.Builder{CacheDir: filepath.Join(cache, "roseau", "guests"), Probe: filepath.Join(filepath.Dir(self), "roseau-probe")}
 	img, err := b.Build(cmd.Context())
 	if err != nil {
-		return env, nil, err
+		return env, nil, nil, err
 	}
 	work, err := os.MkdirTemp("", "roseau-drill-")
 	if err != nil {
-		return env, nil, err
+		return env, nil, nil, err
 	}
-	lab := inlab.New(l)
-	var out io.Writer = cmd.ErrOrStderr()
-	env = drill.Env{Cluster: viaapi.New(c), Faults: lab, Vantage: lab, Out: out, Log: slog.New(slog.DiscardHandler), Image: img, WorkDir: work, Network: network}
-	return env, func() { os.RemoveAll(work); l.Close() }, nil
+	env = drill.Env{Cluster: viaapi.New(c), Faults: lab, Vantage: lab, Out: cmd.ErrOrStderr(), Log: slog.New(slog.DiscardHandler), Image: img, WorkDir: work, Network: network}
+	return env, lab, func() { os.RemoveAll(work); l.Close() }, nil
 }
 
 // currentLab is the lab whose context the commands use; a lab says so
