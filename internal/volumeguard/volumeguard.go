@@ -67,6 +67,11 @@ func Run(ctx context.Context, vol ids.ID, log *slog.Logger) error {
 		return err
 	}
 	defer client.Close()
+	fctx, unfollow := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { etcd.FollowEndpoints(fctx, client) })
+	defer wg.Wait()
+	defer unfollow()
 	return run(ctx, cfg, log.With("vol", vol), notify, volume.Open, volume.Config{
 		Cluster: cfg.Cluster, Generation: cfg.Generation, Node: cfg.Node, Guard: ids.New(), Run: ids.New(), Purpose: cfg.Purpose,
 		Volumes: []ids.ID{vol}, ReadOnly: cfg.Purpose == repl.PurposeExport,
