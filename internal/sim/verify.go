@@ -3,6 +3,7 @@ package sim
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	"roseau/internal/base/clock"
 	"roseau/internal/block/wire"
@@ -38,7 +39,7 @@ func (w *world) verifyAll(limit clock.Instant) {
 	}
 	w.compareCopies()
 	// Rotten blocks must be repaired before they can be merged.
-	if !w.run(limit, func() bool { return len(m.pending) == 0 && !w.snaps.mergesLeft() }) && w.counts["bit_rot"] == 0 {
+	if !w.run(w.now.Add(5*time.Minute), func() bool { return len(m.pending) == 0 && !w.snaps.mergesLeft() }) && w.counts["bit_rot"] == 0 {
 		w.failf("objects that no reader tells apart are not merged; %s", w.describe())
 		return
 	}
