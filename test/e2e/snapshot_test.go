@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"roseau/internal/base/size"
 )
 
 // Snapshots of a volume keep their content while it is overwritten, a node loses
@@ -165,12 +167,14 @@ func diskOf(t *testing.T, vol, node string) string {
 // usedBytes is what all disks of the cluster say is in use.
 func usedBytes(t *testing.T) (sum int64) {
 	t.Helper()
-	var ds []struct {
-		Used int64 `json:"used"`
+	var out struct {
+		Disks []struct {
+			Used size.Bytes `json:"used"`
+		} `json:"disks"`
 	}
-	decode(t, must(t, time.Minute, "disk", "list", "-o", "json"), &ds)
-	for _, d := range ds {
-		sum += d.Used
+	decode(t, must(t, time.Minute, "disk", "list", "-o", "json"), &out)
+	for _, d := range out.Disks {
+		sum += int64(d.Used)
 	}
 	return sum
 }

@@ -184,13 +184,15 @@ type Core struct {
 	free     int // free slots
 	nextSlot int // first slot that may be free
 
-	log   logState
-	ck    *checkpoint
-	up    upgrade
-	merge mergeState
-	dirty []*ext
-	clean []int // slots whose images are lost: to be marked free
-	mend  []int // free slots with one broken image: to be marked free again
+	log logState
+	ck  *checkpoint
+	up  upgrade
+	// idleAgain: Idle came while a checkpoint ran; another follows.
+	idleAgain bool
+	merge     mergeState
+	dirty     []*ext
+	clean     []int // slots whose images are lost: to be marked free
+	mend      []int // free slots with one broken image: to be marked free again
 
 	dataBytes int    // payload kept in memory
 	dataFIFO  []*rec // in log order; eviction from the front

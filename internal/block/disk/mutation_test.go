@@ -23,7 +23,6 @@ func TestMutantsAreCaught(t *testing.T) {
 		{"ZeroAboveIsAbsent", func(m *disk.Mutations) { m.ZeroAboveIsAbsent = true }},
 		{"FreeBeforeCopy", func(m *disk.Mutations) { m.FreeBeforeCopy = true }},
 		{"MergeIgnoresTold", func(m *disk.Mutations) { m.MergeIgnoresTold = true }},
-		{"ForgetHoles", func(m *disk.Mutations) { m.ForgetHoles = true }},
 	} {
 		t.Run(m.name, func(t *testing.T) {
 			for seed := range uint64(200) {
