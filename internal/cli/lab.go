@@ -68,6 +68,7 @@ func (l *labApp) up() *cobra.Command {
 	f.IntVar(&opts.Spec.Nodes, "nodes", 3, "number of nodes")
 	f.IntVar(&opts.Spec.DisksPerNode, "disks", 4, "disks of each node")
 	f.StringVar(&diskSize, "disk-size", diskSize, "size of each disk; only what is written takes space")
+	f.BoolVar(&opts.Spec.Witness, "witness", false, "a witness beside the nodes: the last node then keeps serving")
 	f.BoolVar(&opts.Fresh, "fresh", false, "throw away the lab of that name first")
 	f.BoolVar(&bare, "bare", false, "nodes only: make no cluster, pool and network")
 	f.BoolVar(&opts.Spec.RawDisks, "raw-disks", false, "disks without the fault layer, for benchmarks: they cannot be pulled, and a power cut loses nothing")
@@ -147,7 +148,7 @@ func (l *labApp) showStatus(cmd *cobra.Command, c *labclient.Client) error {
 
 func labTable(st labclient.Status) *table {
 	t := newTable("NODE", "POWER", "API", "CLUSTER", "CUT CABLES", "DISKS", "SERVICES")
-	for _, n := range st.Nodes {
+	for _, n := range st.Machines() {
 		t.row(n.Name, n.Power, n.API, n.Addresses["cluster"], strings.Join(n.CutLinks, ","), labDisks(n), labUnits(n))
 	}
 	if st.Partition != nil {
@@ -363,7 +364,7 @@ func (l *labApp) heal() *cobra.Command {
 }
 
 func (l *labApp) service() *cobra.Command {
-	cmd := &cobra.Command{Use: "service", Short: "Services of a node: node, etcd, storage, guard:VM, volume:ID"}
+	cmd := &cobra.Command{Use: "service", Short: "Services of a node: node, etcd, storage, guard:VM, volume:ID; of the witness: witness"}
 	for _, v := range []struct {
 		name, short, done string
 		f                 func(*labclient.Client, context.Context, string, string) error
@@ -405,7 +406,7 @@ func (l *labApp) run(cmd *cobra.Command, node string, argv []string) error {
 	if err != nil {
 		return err
 	}
-	for _, n := range st.Nodes {
+	for _, n := range st.Machines() {
 		if n.Name != node {
 			continue
 		}

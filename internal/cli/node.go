@@ -15,6 +15,8 @@ import (
 	"roseau/internal/base/version"
 	"roseau/internal/model"
 	"roseau/internal/node"
+	"roseau/internal/svc/member"
+	"roseau/internal/svc/volume"
 )
 
 // newNodeCmd is the noun, and without a verb the daemon itself.
@@ -45,6 +47,8 @@ func newNodeCmd(a *app) *cobra.Command {
 			n := new(model.Node)
 			return a.get(cmd, "/v1/nodes/"+url.PathEscape(args[0]), n, func() *table { return nodeTable(n) })
 		}},
+		newNodeSet(a),
+		newNodeReplace(a),
 		newNodeRemove(a),
 	)
 	return cmd
@@ -60,12 +64,53 @@ func nodeTable(n *model.Node) *table {
 	for network, ifc := range n.Spec.Uplinks {
 		tb.row("uplink of "+network, ifc)
 	}
+	for _, p := range [][2]string{{"chassis", n.Spec.Chassis}, {"rack", n.Spec.Rack}, {"site", n.Spec.Site}} {
+		if p[1] != "" {
+			tb.row(p[0], p[1])
+		}
+	}
 	tb.row("cpus", n.Status.CPUs).row("memory", n.Status.Memory).row("memory free", n.Status.MemoryFree).
 		row("qemu", n.Status.QEMU).row("accelerator", n.Status.Accelerator)
 	if n.Status.AccelReason != "" {
 		tb.row("accelerator reason", n.Status.AccelReason)
 	}
 	return tb.row("version", n.Status.Version).row("joined", n.Created.Local().Format(time.RFC3339)).row("reported", ago(time.Now(), n.Status.Reported)+" ago")
+}
+
+func newNodeSet(a *app) *cobra.Command {
+	var chassis, rack, site string
+	cmd := &cobra.Command{Use: "set NODE", Short: "Say where a node stands, for pools whose failure domain is a chassis, a rack or a site", Args: cobra.ExactArgs(1),
+		Example: "  roseau node set n1 --rack R1 --site paris\n  roseau node set n1 --chassis ''",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var req member.NodeChange
+			for _, f := range []struct {
+				name string
+				v    *string
+				to   **string
+			}{{"chassis", &chassis, &req.Chassis}, {"rack", &rack, &req.Rack}, {"site", &site, &req.Site}} {
+				if cmd.Flags().Changed(f.name) {
+					*f.to = f.v
+				}
+			}
+			if req == (member.NodeChange{}) {
+				return errs.New(errs.Invalid, "set node %s: nothing to set", args[0]).WithHint("say --chassis, --rack or --site")
+			}
+			return a.change(cmd, http.MethodPatch, "/v1/nodes/"+url.PathEscape(args[0]), req, new(model.Node), func() string { return "node " + args[0] + " set" })
+		}}
+	cmd.Flags().StringVar(&chassis, "chassis", "", "enclosure with common power or cooling")
+	cmd.Flags().StringVar(&rack, "rack", "", "rack")
+	cmd.Flags().StringVar(&site, "site", "", "room, building or town")
+	return cmd
+}
+
+func newNodeReplace(a *app) *cobra.Command {
+	cmd := &cobra.Command{Use: "replace OLD NEW", Short: "Let a new node take the place of one that is gone for good", Args: cobra.ExactArgs(2),
+		Long: "Rebuild what OLD held, on NEW and wherever a failure domain is free, and remove OLD. NEW has joined the cluster and its disks are claimed;\nthose that are in no pool join OLD's. Repeated, it goes on where it was.",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.change(cmd, http.MethodPost, "/v1/nodes/"+url.PathEscape(args[0])+"/replace", volume.ReplaceNodeRequest{With: args[1]}, nil, nil)
+		}}
+	a.dryRunFlag(cmd)
+	return cmd
 }
 
 func newNodeRemove(a *app) *cobra.Command {

@@ -150,7 +150,15 @@ func volumeTable(vs []volume.Info) *table {
 
 func healthText(st *model.VolumeStatus) string {
 	if st.SyncTotal > 0 {
-		return fmt.Sprintf("%s %d%%", st.Health, int64(st.SyncDone)*100/int64(st.SyncTotal))
+		text := string(st.Health)
+		if st.Health == model.Healthy {
+			text += ", a copy moves"
+		}
+		text += fmt.Sprintf(" %d%%", int64(st.SyncDone)*100/int64(st.SyncTotal))
+		if st.SyncLeft > 0 {
+			text += fmt.Sprintf(", about %s left", max(st.SyncLeft.Round(time.Second), time.Second))
+		}
+		return text
 	}
 	return string(st.Health)
 }

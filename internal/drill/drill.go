@@ -29,6 +29,9 @@ import (
 type Cluster interface {
 	Name(ctx context.Context) (string, error)
 	Nodes(ctx context.Context) ([]model.Node, error)
+	// Outlook returns how many nodes, whichever, can fail next without loss of
+	// service, and the same in words.
+	Outlook(ctx context.Context) (nodes int, text string, err error)
 	Disks(ctx context.Context) ([]model.Disk, error)
 	VM(ctx context.Context, name string) (model.VM, error)
 	Volume(ctx context.Context, name string) (model.Volume, error)
@@ -145,7 +148,7 @@ type Test struct {
 
 // Tests returns all tests in the order in which they run.
 func Tests() []Test {
-	return []Test{liveMigration, nodeFailure, diskFailure, processKill, controlPlane, isolation, migrations}
+	return []Test{liveMigration, nodeFailure, diskFailure, processKill, controlPlane, isolation, doubleFailure, migrations}
 }
 
 // essential are run when none is named: the three promises.

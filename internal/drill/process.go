@@ -182,6 +182,15 @@ func runControlPlane(ctx context.Context, e *Env) error {
 			return errs.New(errs.Unavailable, "the test needs three nodes, the cluster has %d", len(nodes))
 		}
 		stopped := nodes[1:3]
+		if free, _, err := e.Cluster.Outlook(ctx); err != nil {
+			return err
+		} else if free >= 2 {
+			witnessBack, err := withoutWitness(ctx, e)
+			if err != nil {
+				return err
+			}
+			defer witnessBack()
+		}
 		defer func() {
 			back, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Minute)
 			defer cancel()
@@ -217,6 +226,21 @@ func runControlPlane(ctx context.Context, e *Env) error {
 		}
 		return judgeSurvival(ctx, e, p, before)
 	})
+}
+
+// withoutWitness ends the witness, which would keep the majority that the test
+// is to take away. The function returned brings it back.
+func withoutWitness(ctx context.Context, e *Env) (back func(), err error) {
+	const machine, service = "witness", "witness"
+	e.say("stopping the witness")
+	if err := e.Faults.StopService(ctx, machine, service); err != nil {
+		return nil, err
+	}
+	return func() {
+		if err := e.Faults.StartService(context.WithoutCancel(ctx), machine, service); err != nil {
+			e.say("the witness was not started again: %v", err)
+		}
+	}, nil
 }
 
 // endureOutage watches the writes during the outage and tries a change in it.

@@ -23,6 +23,7 @@ var headline = map[string][]string{
 	"node-failure":   {"detected_ms", "restarted_ms", "service_back_ms", "writes_acked", "writes_lost", "vms_run_twice"},
 	"process-kill":   {"baseline_ms", "node_killed_ms", "storage_killed_ms", "guard_killed_ms", "io_errors", "writes_acked", "writes_lost"},
 	"control-plane":  {"longest_stall_ms", "io_errors", "vm_pauses", "writes_acked", "writes_lost", "vms_run_twice"},
+	"double-failure": {"restarted_ms", "in_turn_restarted_ms", "service_back_ms", "writes_acked", "writes_lost", "vms_run_twice"},
 	"isolation":      {"silent_ms", "restarted_ms", "service_back_ms", "writes_acked", "writes_lost", "vms_run_twice"},
 	"disk-failure":   {"io_errors", "longest_stall_ms", "degraded_seen", "rebuilt_bytes", "rebuild_ms", "writes_acked", "writes_lost"},
 }

@@ -177,8 +177,8 @@ func (g *guard) replaceDisk(w http.ResponseWriter, r *http.Request) {
 		if !req.Node.IsZero() {
 			node = req.Node
 		}
-		if has {
-			all = errors.Join(all, h.ReplaceDisk(r.Context(), volume.Replace{Volume: v.Volume, Old: req.Old, New: req.New, Node: node}))
+		if has && (req.Volume.IsZero() || req.Volume == v.Volume) {
+			all = errors.Join(all, h.ReplaceDisk(r.Context(), volume.Replace{Volume: v.Volume, Old: req.Old, New: req.New, Node: node, Segments: req.Segments, Live: req.Live}))
 		}
 	}
 	if all != nil {

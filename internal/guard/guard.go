@@ -121,6 +121,7 @@ type guard struct {
 	pinged  clock.Instant // when it gave the last one; 0: not yet
 
 	outcomeWritten bool
+	noSpace        map[ids.ID]bool // volumes whose writes wait for space
 
 	mu        sync.Mutex // protects what status readers see
 	status    guardctl.Status
@@ -135,7 +136,7 @@ type guard struct {
 func run(ctx context.Context, cfg *guardctl.Config, d deps) error {
 	ctx, exit := context.WithCancelCause(ctx)
 	defer exit(nil)
-	g := &guard{deps: d, cfg: cfg, files: files{paths.VMDir(cfg.VM)}, core: vmguard.New(cfg.Node), queue: newQueue(),
+	g := &guard{deps: d, cfg: cfg, files: files{paths.VMDir(cfg.VM)}, core: vmguard.New(cfg.Node), queue: newQueue(), noSpace: map[ids.ID]bool{},
 		instance: ids.New(), ctx: ctx, exit: exit, changed: make(chan struct{})}
 	close(g.closedVolumes())
 	var err error

@@ -178,14 +178,18 @@ func (g *guard) summary(v volume.VolumeStatus) model.VolumeStatus {
 		if d.InSync {
 			continue
 		}
-		if out.Health == model.Healthy {
+		lost := v.CopiesInSync < v.Copies // else a copy is moving
+		if out.Health == model.Healthy && lost {
 			out.Health = model.Degraded
 		}
 		out.Out = append(out.Out, fmt.Sprintf("%s (%s)", d.Disk.Short(), d.Reason))
 		if d.Syncing {
-			out.Health = model.Syncing
+			if lost {
+				out.Health = model.Syncing
+			}
 			out.SyncDone += size.Bytes(d.SyncDone) * repl.ExtentBytes // objects are extents
 			out.SyncTotal += size.Bytes(d.SyncTotal) * repl.ExtentBytes
+			out.SyncLeft = max(out.SyncLeft, d.SyncLeft)
 		}
 	}
 	switch {

@@ -154,6 +154,17 @@ func (g *guard) volumeEvents(set context.Context, h volume.Handle) {
 	}
 }
 
+// spaceWaits notes which volumes wait for space; the guest is paused while one
+// does. It runs in the loop.
+func (g *guard) spaceWaits(vol ids.ID, on bool) {
+	if on {
+		g.noSpace[vol] = true
+	} else {
+		delete(g.noSpace, vol)
+	}
+	g.step(vmguard.SpaceWaits{On: len(g.noSpace) > 0})
+}
+
 func (g *guard) volumeEvent(ctx context.Context, e volume.Event) {
 	level := "info"
 	switch e.Kind {
@@ -175,7 +186,10 @@ func (g *guard) volumeEvent(ctx context.Context, e volume.Event) {
 		g.mu.Lock()
 		g.wantsMove = ""
 		g.mu.Unlock()
-	case volume.EventNoSpace, volume.EventStalled, volume.EventWaiting:
+	case volume.EventNoSpace, volume.EventSpaceBack:
+		g.spaceWaits(e.Volume, e.Kind == volume.EventNoSpace)
+		return
+	case volume.EventStalled, volume.EventWaiting:
 		level = "warn"
 	case volume.EventForgotten, volume.EventDamaged, volume.EventBug:
 		level = "error"

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"roseau/internal/base/paths"
 	"roseau/internal/base/size"
 	"roseau/internal/client"
+	"roseau/internal/core/quorum"
 	"roseau/internal/lab/initd"
 	"roseau/internal/lab/labclient"
 	"roseau/internal/model"
@@ -46,6 +48,9 @@ func Bootstrap(ctx context.Context, st labclient.Status, say func(string)) error
 			return fmt.Errorf("set up node %s: %w", n.Name, err)
 		}
 	}
+	if err := addWitness(ctx, first, st, say); err != nil {
+		return fmt.Errorf("set up the witness: %w", err)
+	}
 	// Before the disks: who has to find out why one is refused needs the command line.
 	if err := addContext(ctx, st); err != nil {
 		return err
@@ -58,7 +63,66 @@ func Bootstrap(ctx context.Context, st labclient.Status, say func(string)) error
 	if err := makePool(ctx, first, st, say); err != nil {
 		return fmt.Errorf("make pool %s: %w", PoolName, err)
 	}
-	return makeNetwork(ctx, first, say)
+	if err := makeNetwork(ctx, first, say); err != nil {
+		return err
+	}
+	return awaitWitness(ctx, first, st, say)
+}
+
+// addWitness lets the witness's machine join, as `roseau witness add` tells a
+// person to.
+func addWitness(ctx context.Context, first *client.Client, st labclient.Status, say func(string)) error {
+	if st.Witness == nil {
+		return nil
+	}
+	err := first.Get(ctx, "/v1/witness", new(member.WitnessState))
+	if err == nil || !errors.Is(err, errs.NotFound) {
+		return err
+	}
+	var token struct {
+		Token string `json:"token"`
+	}
+	if _, err := first.Do(ctx, http.MethodPost, "/v1/tokens", map[string]any{"life": "10m", "witness": true}, &token); err != nil {
+		return err
+	}
+	var out bytes.Buffer
+	code, err := Exec(ctx, *st.Witness, []string{"roseau", "witness", "run", "--join-only", "--name", st.Witness.Name,
+		"--address", st.Witness.Addresses["cluster"], "-"}, Streams{In: strings.NewReader(token.Token + "\n"), Out: &out, Err: &out})
+	if err == nil && code != 0 {
+		err = errs.New(errs.Unavailable, "roseau witness run ends with code %d: %s", code, strings.TrimSpace(out.String()))
+	}
+	if err != nil {
+		return err
+	}
+	say("the witness joined")
+	return nil
+}
+
+// witnessTimeout bounds the wait for the witness's votes.
+const witnessTimeout = 30 * time.Second
+
+// awaitWitness waits until the witness has the votes that the voters ask for.
+func awaitWitness(ctx context.Context, first *client.Client, st labclient.Status, say func(string)) error {
+	if st.Witness == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, witnessTimeout)
+	defer cancel()
+	want := quorum.WitnessVotes(quorum.Voters(len(st.Nodes)))
+	for {
+		var w member.WitnessState
+		err := first.Get(ctx, "/v1/witness", &w)
+		if err == nil && w.Votes == want {
+			say(fmt.Sprintf("votes of the witness: %d", want))
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return errs.New(errs.Unavailable, "wait for the votes of the witness: %d, want %d: %w", w.Votes, want, errors.Join(err, context.Cause(ctx))).
+				WithHint("see `roseau cluster status`, and witness.log in %s", st.Dir)
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
 }
 
 // nodeAPI talks to a node's daemon through its unix socket.
@@ -168,11 +232,14 @@ func makePool(ctx context.Context, c *client.Client, st labclient.Status, say fu
 	if there, err := exists(ctx, c, "/v1/pools", PoolName); err != nil || there {
 		return err
 	}
-	copies := min(3, len(st.Nodes))
-	if err := task(ctx, c, "/v1/pools", map[string]any{"name": PoolName, "copies": copies}); err != nil {
+	copies, domain, on := min(3, len(st.Nodes)), model.DomainNode, fmt.Sprintf("%d nodes", len(st.Nodes))
+	if len(st.Nodes) == 1 { // as a mirror of two local disks
+		copies, domain, on = min(2, len(st.Nodes[0].Disks)), model.DomainDisk, fmt.Sprintf("%d disks of one node", len(st.Nodes[0].Disks))
+	}
+	if err := task(ctx, c, "/v1/pools", map[string]any{"name": PoolName, "copies": copies, "domain": domain}); err != nil {
 		return err
 	}
-	say(fmt.Sprintf("pool %s made: %d copies on %d nodes", PoolName, copies, len(st.Nodes)))
+	say(fmt.Sprintf("pool %s made: %d copies on %s", PoolName, copies, on))
 	return nil
 }
 

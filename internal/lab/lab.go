@@ -47,6 +47,7 @@ type Lab struct {
 	since time.Time
 	board *cable.Board
 	nodes []*node
+	third *node          // the witness's machine; nil: none
 	tasks sync.WaitGroup // watchers of nodes
 	stop  context.CancelFunc
 
@@ -143,10 +144,9 @@ func open(dir string, log *slog.Logger, stop context.CancelFunc) (l *Lab, err er
 		}
 	}()
 	for i := 1; i <= l.spec.Nodes; i++ {
-		n := &node{lab: l, number: i, name: fmt.Sprintf("n%d", i), power: labclient.Off}
-		n.dir, n.log = filepath.Join(dir, labclient.NodesDir, n.name), log.With("node", n.name)
-		if err := n.prepare(); err != nil {
-			return nil, fmt.Errorf("prepare node %s: %w", n.name, err)
+		n, err := l.machine(fmt.Sprintf("n%d", i), i, l.spec.DisksPerNode)
+		if err != nil {
+			return nil, err
 		}
 		address := net.JoinHostPort(cable.Networks[0].NodeAddress(i).Addr().String(), strconv.Itoa(paths.PortAPI))
 		n.api, err = newForward(func(ctx context.Context) (net.Conn, error) { return n.dialNode(ctx, address) }, n.log)
@@ -155,7 +155,33 @@ func open(dir string, log *slog.Logger, stop context.CancelFunc) (l *Lab, err er
 		}
 		l.nodes = append(l.nodes, n)
 	}
+	if l.spec.Witness {
+		if l.third, err = l.machine(labclient.WitnessName, witnessNumber, 0); err != nil {
+			return nil, err
+		}
+	}
 	return l, nil
+}
+
+// witnessNumber is the witness's place in addresses and ports, behind the nodes'.
+const witnessNumber = 90
+
+// machine prepares one machine, without power.
+func (l *Lab) machine(name string, number, disks int) (*node, error) {
+	n := &node{lab: l, number: number, name: name, power: labclient.Off, diskCount: disks}
+	n.dir, n.log = filepath.Join(l.dir, labclient.NodesDir, n.name), l.log.With("node", n.name)
+	if err := n.prepare(); err != nil {
+		return nil, fmt.Errorf("prepare node %s: %w", n.name, err)
+	}
+	return n, nil
+}
+
+// machines are the nodes and the witness's machine.
+func (l *Lab) machines() []*node {
+	if l.third == nil {
+		return l.nodes
+	}
+	return append(slices.Clone(l.nodes), l.third)
 }
 
 // close takes the power from all nodes and gives everything back.
@@ -164,7 +190,7 @@ func (l *Lab) close() (err error) {
 	l.down = true
 	l.mu.Unlock()
 	var g errgroup.Group
-	for _, n := range l.nodes {
+	for _, n := range l.machines() {
 		g.Go(func() error {
 			_, _, err := n.cut()
 			if errors.Is(err, errs.Conflict) {
@@ -175,8 +201,10 @@ func (l *Lab) close() (err error) {
 	}
 	err = g.Wait()
 	l.tasks.Wait()
-	for _, n := range l.nodes {
-		err = errors.Join(err, n.api.close())
+	for _, n := range l.machines() {
+		if n.api != nil {
+			err = errors.Join(err, n.api.close())
+		}
 	}
 	if l.board != nil {
 		err = errors.Join(err, l.board.Close())
@@ -191,7 +219,7 @@ func (l *Lab) close() (err error) {
 // powerAll boots every node that has no power, all at once.
 func (l *Lab) powerAll(ctx context.Context) error {
 	var g errgroup.Group
-	for _, n := range l.nodes {
+	for _, n := range l.machines() {
 		g.Go(func() error {
 			err := n.powerOn(ctx)
 			if errors.Is(err, errs.Conflict) {
@@ -203,8 +231,11 @@ func (l *Lab) powerAll(ctx context.Context) error {
 	return g.Wait()
 }
 
-// units returns the units of a node.
-func (l *Lab) units() []unit.Unit {
+// units returns the units of a machine.
+func (l *Lab) units(n *node) []unit.Unit {
+	if n == l.third {
+		return []unit.Unit{unit.WitnessTemplate(initd.Binary)}
+	}
 	if l.spec.Units != nil {
 		return l.spec.Units
 	}
@@ -258,7 +289,7 @@ func (l *Lab) forget(name string, life *life) error {
 
 // node returns the node called name.
 func (l *Lab) node(name string) (*node, error) {
-	for _, n := range l.nodes {
+	for _, n := range l.machines() {
 		if n.name == name {
 			return n, nil
 		}
@@ -277,6 +308,10 @@ func (l *Lab) status(ctx context.Context) labclient.Status {
 	l.mu.Unlock()
 	for _, n := range l.nodes {
 		st.Nodes = append(st.Nodes, n.status(ctx))
+	}
+	if l.third != nil {
+		w := l.third.status(ctx)
+		st.Witness = &w
 	}
 	for _, w := range cable.Networks {
 		ports := l.board.Ports(w.Name)

@@ -37,14 +37,15 @@ type node struct {
 	number int // from 1
 	dir    string
 	log    *slog.Logger
-	api    *forward
+	api    *forward // nil: it has none
 
-	mu       sync.Mutex // held for the whole of a power order
-	power    labclient.Power
-	life     *life // nil without power
-	disks    []diskState
-	etcdDown bool
-	boots    int
+	diskCount int
+	mu        sync.Mutex // held for the whole of a power order
+	power     labclient.Power
+	life      *life // nil without power
+	disks     []diskState
+	etcdDown  bool
+	boots     int
 }
 
 // diskState is what people did to a disk; it outlives the node's power.
@@ -79,7 +80,7 @@ func (n *node) prepare() error {
 			return err
 		}
 	}
-	for i := range n.lab.spec.DisksPerNode {
+	for i := range n.diskCount {
 		d := diskState{name: fmt.Sprintf("d%d", i+1)}
 		f, err := os.OpenFile(n.diskFile(d.name), os.O_CREATE|os.O_RDWR, 0o600)
 		if err != nil {
@@ -208,7 +209,7 @@ func (n *node) boot(ctx context.Context, l *life, ready *os.File) (err error) {
 func (n *node) description() initd.Node {
 	d := initd.Node{
 		Name: n.name, StateDir: n.stateDir(), LogDir: n.logDir(), Binary: n.lab.spec.Binary,
-		Units: n.lab.units(), Env: n.lab.spec.Env,
+		Units: n.lab.units(n), Env: n.lab.spec.Env,
 	}
 	if !n.lab.spec.RawDisks {
 		for _, s := range n.disks {
@@ -346,7 +347,10 @@ func (l *life) units() *unit.LabClient { return unit.NewLabClient(l.inside("/run
 
 // status describes the node.
 func (n *node) status(ctx context.Context) labclient.Node {
-	st := labclient.Node{Name: n.name, API: n.api.address(), CutLinks: n.lab.board.Cut(n.name), Addresses: map[string]string{}}
+	st := labclient.Node{Name: n.name, CutLinks: n.lab.board.Cut(n.name), Addresses: map[string]string{}}
+	if n.api != nil {
+		st.API = n.api.address()
+	}
 	for _, w := range cable.Networks {
 		if a := w.NodeAddress(n.number); a.IsValid() {
 			st.Addresses[w.Name] = a.Addr().String()

@@ -107,7 +107,7 @@ func (l *Lab) nodeCut(_ context.Context, req labclient.Request) (labclient.Answe
 }
 
 // powerCut takes the power from all nodes: all cables first, so that no node
-// sees another die.
+// sees another die. The witness stands elsewhere, on power of its own.
 func (l *Lab) powerCut(context.Context, labclient.Request) (labclient.Answer, error) {
 	at := clock.System{}.Wall()
 	var err error
@@ -178,7 +178,7 @@ func (l *Lab) partition(_ context.Context, req labclient.Request) (labclient.Ans
 func (l *Lab) heal(context.Context, labclient.Request) (labclient.Answer, error) {
 	a := labclient.Answer{At: clock.System{}.Wall()}
 	err := l.board.Partition(nil, cable.Networks)
-	for _, n := range l.nodes {
+	for _, n := range l.machines() {
 		for _, network := range l.board.Cut(n.name) {
 			err = errors.Join(err, l.board.SetLink(n.name, network, true))
 		}
@@ -304,6 +304,8 @@ func unitName(l *life, service string) (unit.Name, error) {
 		return unit.Node, nil
 	case "storage":
 		return unit.Storage, nil
+	case "witness":
+		return unit.Witness, nil
 	case "guard", "volume":
 		parsed, err := ids.Parse(id)
 		if err != nil && kind == "guard" {
@@ -321,7 +323,7 @@ func unitName(l *life, service string) (unit.Name, error) {
 	if strings.HasPrefix(service, "roseau-") || strings.HasPrefix(service, "unit:") {
 		return unit.Name(strings.TrimPrefix(service, "unit:")), nil
 	}
-	return "", errs.New(errs.Invalid, "find service %q: want node, etcd, storage, guard:VM or volume:ID", service)
+	return "", errs.New(errs.Invalid, "find service %q: want node, etcd, storage, witness, guard:VM or volume:ID", service)
 }
 
 // service stops, starts or kills one service of a node.

@@ -74,8 +74,13 @@ type NodeSpec struct {
 	// Uplinks names the physical interface of each bridged network.
 	Uplinks map[string]string `json:"uplinks,omitempty"`
 	Voter   bool              `json:"voter"`
-	// FaultDomain is the node itself in this version.
-	FaultDomain string `json:"fault_domain,omitempty"`
+	// ReplacedBy names the node that takes over its copies: the machine is gone for
+	// good, nobody waits for it.
+	ReplacedBy ids.ID `json:"replaced_by,omitzero"`
+	// Where it stands: failure domains that contain it. Empty: not said.
+	Chassis string `json:"chassis,omitempty"`
+	Rack    string `json:"rack,omitempty"`
+	Site    string `json:"site,omitempty"`
 }
 
 // Witness is a machine that adds votes and holds no data of VMs. A cluster has
@@ -159,6 +164,44 @@ type Pool struct {
 type PoolSpec struct {
 	Copies int `json:"copies"`  // 1 to 3; 0 = 3
 	MinISR int `json:"min_isr"` // 1 or 2; 0 = 1
+	// Domain is what may hold one copy of a segment; empty = node.
+	Domain Domain `json:"domain,omitempty"`
+	// RebuildAfter is how long a node must be down before its copies are rebuilt
+	// on others; 0 = 15 min.
+	RebuildAfter time.Duration `json:"rebuild_after_ns,omitempty"`
+}
+
+// Domain is a level of failure domains: what stands together fails together.
+type Domain string
+
+// The levels, from the smallest.
+const (
+	DomainDisk    Domain = "disk"
+	DomainNode    Domain = "node"
+	DomainChassis Domain = "chassis"
+	DomainRack    Domain = "rack"
+	DomainSite    Domain = "site"
+)
+
+// DefaultRebuildAfter is PoolSpec.RebuildAfter if that is 0.
+const DefaultRebuildAfter = 15 * time.Minute
+
+// In returns the key of a disk's failure domain on a node: disks with equal
+// keys are in one. Names are scoped by the larger place: rack 1 of two sites is
+// two racks. ok is false if the node does not say where it stands.
+func (d Domain) In(n *Node, disk ids.ID) (key string, ok bool) {
+	s := &n.Spec
+	switch d {
+	case DomainDisk:
+		return disk.String(), true
+	case DomainChassis:
+		return s.Site + "/" + s.Rack + "/" + s.Chassis, s.Chassis != ""
+	case DomainRack:
+		return s.Site + "/" + s.Rack, s.Rack != ""
+	case DomainSite:
+		return s.Site, s.Site != ""
+	}
+	return n.ID.String(), true
 }
 
 // PoolStatus is computed from the disks.
@@ -206,6 +249,8 @@ type VolumeStatus struct {
 	Epoch     uint64     `json:"epoch"`
 	SyncDone  size.Bytes `json:"sync_done,omitempty"`
 	SyncTotal size.Bytes `json:"sync_total,omitempty"`
+	// SyncLeft is about how long the copying takes yet; 0: not known.
+	SyncLeft time.Duration `json:"sync_left_ns,omitempty"`
 }
 
 // Image is a read-only disk from which VMs are created.

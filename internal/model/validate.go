@@ -62,6 +62,14 @@ func (p *Pool) Validate() error {
 	if p.Spec.MinISR < 1 || p.Spec.MinISR > 2 {
 		return field(o, "min_isr", p.Spec.MinISR, "1 or 2", "2 stops writing when one copy is left, 1 goes on")
 	}
+	switch p.Spec.Domain {
+	case "", DomainDisk, DomainNode, DomainChassis, DomainRack, DomainSite:
+	default:
+		return field(o, "domain", p.Spec.Domain, "disk, node, chassis, rack or site", "copies of a block never share one")
+	}
+	if p.Spec.RebuildAfter < 0 {
+		return field(o, "rebuild_after_ns", int64(p.Spec.RebuildAfter), "0 or more", "0 means 15 minutes")
+	}
 	if p.Spec.MinISR > p.Spec.Copies {
 		return field(o, "min_isr", p.Spec.MinISR, fmt.Sprintf("at most copies (%d)", p.Spec.Copies), "")
 	}

@@ -54,6 +54,7 @@ type life struct {
 	voters  *voters.Manager
 	probe   *etcd.Probe
 	cli     *clientv3.Client
+	anew    chan struct{} // capacity 1: the config was changed, begin another life
 	settled chan struct{} // closed when the node is a full part of the cluster
 }
 
@@ -93,11 +94,14 @@ func (d *daemon) newLife(ctx context.Context, conf *nodeconf.Config) (*life, err
 	if id.Node() != conf.Node {
 		return nil, errs.New(errs.Corrupt, "start node %s: the certificate is node %s's, the config says %s", conf.Name, id.Node(), conf.Node)
 	}
+	if conf.Recovering != 0 { // the others are given up: they must not be asked
+		conf.Endpoints = []string{etcd.ClientURL(conf.ClusterAddresses()[0])}
+	}
 	cli, err := etcd.Dial(id, conf.Endpoints)
 	if err != nil {
 		return nil, fmt.Errorf("start node %s: %w", conf.Name, err)
 	}
-	n := &life{d: d, conf: conf, cli: cli, probe: etcd.NewProbe(id), settled: make(chan struct{})}
+	n := &life{d: d, conf: conf, cli: cli, probe: etcd.NewProbe(id), anew: make(chan struct{}, 1), settled: make(chan struct{})}
 	s := store.New(cli, d.o.Clock)
 	n.deps = Deps{
 		Node: conf.Node, Name: conf.Name, Config: *conf, Identity: id,
@@ -113,6 +117,9 @@ func (d *daemon) newLife(ctx context.Context, conf *nodeconf.Config) (*life, err
 		Cluster: conf.Cluster, LogFile: paths.State + etcdLogFileName, New: conf.Settling != nil && conf.Settling.Init}
 	n.seat = seat.New(seat.Config{Etcd: ec, Peer: etcd.PeerURL(conf.ClusterAddresses()[0]), Save: n.saveSeat,
 		Enter: func(ctx context.Context) error { return n.member.FetchKey(ctx) }, Leave: member.DropKey, Clock: d.o.Clock, Log: log}, conf.Seat)
+	if conf.Recovering != 0 {
+		n.seat.Alone()
+	}
 	n.deps.Leading, n.deps.LeaderSince = n.seat.Leading, n.seat.LeaderSince
 	n.deps.Proxy = api.NewProxy(conf.Node, id, n.addressesOf, log)
 	reader := voters.Reader{Store: s, Sessions: n.deps.Sessions, Beat: n.deps.Beats.Seen, Clock: d.o.Clock}
@@ -130,7 +137,7 @@ func (n *life) run(ctx context.Context, ready chan<- error) error {
 	if err != nil {
 		return err
 	}
-	routes := []api.Routes{n.member.Routes(n.beatAge), d.Tasks.Routes, d.Events.Routes, n.localRoutes}
+	routes := []api.Routes{n.member.Routes(n.beatAge), d.Tasks.Routes, d.Events.Routes, n.localRoutes, n.recoverRoutes}
 	for _, s := range svcs {
 		if s.Routes != nil {
 			routes = append(routes, s.Routes)
@@ -141,6 +148,11 @@ func (n *life) run(ctx context.Context, ready chan<- error) error {
 
 	g.Go(func() error { return n.settle(ctx, ready) })
 	g.Go(func() error { return n.watchRemoval(ctx) })
+	g.Go(func() error { return n.watchGeneration(ctx) })
+	g.Go(func() error { return n.awaitAnew(ctx) })
+	if n.conf.Recovering != 0 {
+		g.Go(func() error { return n.finishRecovery(ctx) })
+	}
 	for _, a := range n.conf.ClusterAddresses() {
 		g.Go(func() error { return n.serveAPI(ctx, a, srv.Handler()) })
 	}

@@ -74,6 +74,7 @@ func Run(ctx context.Context, o Options) error {
 type daemon struct {
 	o       Options
 	handler atomic.Pointer[handlerBox] // of the unix socket
+	foreign uint32                     // generation of the cluster that was recovered without this node
 }
 
 type handlerBox struct{ http.Handler }
@@ -94,7 +95,15 @@ func (d *daemon) loop(ctx context.Context) error {
 			return err
 		}
 		err = d.configured(ctx, conf, ready)
-		if !errors.Is(err, errRemoved) {
+		switch {
+		case errors.Is(err, errAgain):
+			continue
+		case errors.Is(err, errGeneration):
+			if err := d.waitForImport(ctx, conf); err != nil {
+				return err
+			}
+			continue
+		case !errors.Is(err, errRemoved):
 			return err
 		}
 		d.o.Log.Warn("removed from the cluster", "cluster", conf.ClusterName, "node", conf.Name)

@@ -32,6 +32,11 @@ type Config struct {
 	// Endpoints are the client URLs of the nodes that vote, as last seen; the
 	// daemon keeps them up to date.
 	Endpoints []string `json:"endpoints"`
+	// Generation is the cluster generation that this node and its disks belong to:
+	// `cluster recover` raises it here, an explicit import on the other nodes.
+	Generation uint32 `json:"generation"`
+	// Recovering is the generation that a recovery under way will have; 0: none.
+	Recovering uint32 `json:"recovering,omitempty"`
 	// Settling says what the daemon still has to do before the node is a full
 	// part of the cluster; nil: nothing. A daemon that died goes on with it.
 	Settling *Settling `json:"settling,omitempty"`

@@ -50,6 +50,12 @@ func (w *world) verifyAll(limit clock.Instant) {
 // compareCopies demands equal tags at all members of each segment (I11), as each
 // reader sees them: what stands in which object may differ.
 func (w *world) compareCopies() {
+	if w.counts["tail_accepted"] > 0 && w.counts["bit_rot"]+w.counts["log_rot"] > 0 {
+		// An operator gave up what nobody could judge, and a rotten log may have
+		// held more of it than its disk can tell: only a scrub evens that out.
+		w.note("accepted_loss")
+		return
+	}
 	for _, snap := range append([]uint32{0}, w.snaps.numbers()...) {
 		w.compareReader(snap)
 	}

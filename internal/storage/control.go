@@ -39,6 +39,12 @@ func (p *process) control() http.Handler {
 	post(mux, "/release", func(ctx context.Context, r storagectl.DiskRequest) (any, error) { return nil, p.release(ctx, r.Disk) })
 	post(mux, "/retry", func(ctx context.Context, r storagectl.DiskRequest) (any, error) { return nil, p.retry(r.Disk) })
 	post(mux, "/delete-volume", func(ctx context.Context, r storagectl.DeleteRequest) (any, error) { return nil, p.deleteVolume(ctx, r) })
+	post(mux, "/limits", func(ctx context.Context, r storagectl.LimitsRequest) (any, error) { return nil, p.setLimits(ctx, r) })
+	mux.HandleFunc("GET /copies", func(w http.ResponseWriter, r *http.Request) {
+		list, err := p.copies(r.Context())
+		reply(w, list, err)
+	})
+	post(mux, "/drop-stray", func(ctx context.Context, r storagectl.Copy) (any, error) { return nil, p.dropStray(ctx, r) })
 	return mux
 }
 
@@ -435,6 +441,25 @@ type tombstone struct {
 	Deleted time.Time `json:"deleted"`
 }
 
+// setLimits tells the disks how much of them is for guests.
+func (p *process) setLimits(ctx context.Context, r storagectl.LimitsRequest) error {
+	for id, n := range r.Bytes {
+		if n < 0 {
+			return errs.New(errs.Invalid, "limit disk %s: %d bytes, want 0 or more", id, n)
+		}
+	}
+	return p.inLoop(ctx, func() {
+		p.mu.Lock()
+		disks := slices.Clone(p.disks)
+		p.mu.Unlock()
+		for _, d := range disks {
+			if n, ok := r.Bytes[d.id]; ok && d.core != nil {
+				d.core.SetLimit(max(1, int(n/d.core.Stats().SlotBytes)))
+			}
+		}
+	})
+}
+
 // deleteVolume frees what the disks hold of a volume. Without the positive
 // record of its deletion nothing is freed: a missing key proves nothing.
 func (p *process) deleteVolume(ctx context.Context, r storagectl.DeleteRequest) error {
@@ -448,23 +473,32 @@ func (p *process) deleteVolume(ctx context.Context, r storagectl.DeleteRequest) 
 		}
 	}
 	for _, id := range r.Disks {
-		ch := make(chan wire.Status, 1)
-		err := p.inLoop(ctx, func() {
-			p.nextN++
-			p.drops[p.nextN] = ch
-			p.core.Drop(p.o.Clock.Now(), p.nextN, id, r.Volume)
-		})
+		err := p.drop(ctx, func(token uint64) { p.core.Drop(p.o.Clock.Now(), token, id, r.Volume) })
 		if err != nil {
-			return err
-		}
-		select {
-		case st := <-ch:
-			if st != wire.OK {
-				return errs.New(errs.Unavailable, "delete volume %s on disk %s: status %d", r.Volume, id, st)
-			}
-		case <-ctx.Done():
-			return context.Cause(ctx)
+			return fmt.Errorf("delete volume %s on disk %s: %w", r.Volume, id, err)
 		}
 	}
 	return nil
+}
+
+// drop starts a drop in the loop and waits for its end.
+func (p *process) drop(ctx context.Context, start func(token uint64)) error {
+	ch := make(chan wire.Status, 1)
+	err := p.inLoop(ctx, func() {
+		p.nextN++
+		p.drops[p.nextN] = ch
+		start(p.nextN)
+	})
+	if err != nil {
+		return err
+	}
+	select {
+	case st := <-ch:
+		if st != wire.OK {
+			return errs.New(errs.Unavailable, "status %d", st)
+		}
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }

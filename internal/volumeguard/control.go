@@ -32,7 +32,7 @@ func (p *proc) serveControl(ctx context.Context, l net.Listener) {
 			refuse(w, errs.New(errs.Invalid, "replace disk: %w", err))
 			return
 		}
-		err := p.set.ReplaceDisk(r.Context(), volume.Replace{Volume: p.cfg.Volume, Old: req.Old, New: req.New, Node: req.Node})
+		err := p.set.ReplaceDisk(r.Context(), volume.Replace{Volume: p.cfg.Volume, Old: req.Old, New: req.New, Node: req.Node, Segments: req.Segments, Live: req.Live})
 		if err != nil {
 			refuse(w, err)
 			return
@@ -101,15 +101,19 @@ func Summary(v volume.VolumeStatus) model.VolumeStatus {
 		if d.InSync {
 			continue
 		}
-		if out.Health == model.Healthy {
+		lost := v.CopiesInSync < v.Copies // else a copy is moving
+		if out.Health == model.Healthy && lost {
 			out.Health = model.Degraded
 		}
 		out.Out = append(out.Out, fmt.Sprintf("%s (%s)", d.Disk.Short(), d.Reason))
 		if d.Syncing {
-			out.Health = model.Syncing
+			if lost {
+				out.Health = model.Syncing
+			}
 			// Objects are extents; the last one may be shorter.
 			out.SyncDone += size.Bytes(d.SyncDone) * repl.ExtentBytes
 			out.SyncTotal += size.Bytes(d.SyncTotal) * repl.ExtentBytes
+			out.SyncLeft = max(out.SyncLeft, d.SyncLeft)
 		}
 	}
 	switch {

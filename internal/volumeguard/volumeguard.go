@@ -235,7 +235,7 @@ func (p *proc) work(ctx context.Context) error {
 	}
 	p.enter(volumectl.PhaseServing, "")
 	for _, r := range p.cfg.Replace {
-		err := p.set.ReplaceDisk(ctx, volume.Replace{Volume: p.cfg.Volume, Old: r.Old, New: r.New, Node: r.Node})
+		err := p.set.ReplaceDisk(ctx, volume.Replace{Volume: p.cfg.Volume, Old: r.Old, New: r.New, Node: r.Node, Segments: r.Segments, Live: r.Live})
 		if err != nil && errs.Kind(err) != errs.Conflict { // a conflict: it was replaced by an earlier run
 			return err
 		}

@@ -66,3 +66,23 @@ func TestDrills(t *testing.T) {
 		})
 	}
 }
+
+// Two of three nodes at once, and one after the other: on a lab with a witness
+// of its own.
+func TestDoubleFailure(t *testing.T) {
+	const lab = "e2e-witness"
+	if out, err := cli(5*time.Minute, "lab", "up", "--name", lab, "--witness", "--disks", "2"); err != nil {
+		t.Fatalf("lab up: %v\n%s", err, out)
+	}
+	defer func() {
+		if out, err := cli(2*time.Minute, "lab", "down", "--name", lab); err != nil {
+			t.Errorf("lab down: %v\n%s", err, out)
+		}
+	}()
+	dir := t.TempDir()
+	out, err := cli(15*time.Minute, "drill", "run", "--report", dir, "--name", lab, "--context", lab, "double-failure")
+	t.Log(out)
+	if err != nil {
+		t.Errorf("drill run: %v", err)
+	}
+}

@@ -21,13 +21,20 @@ type Pool interface {
 type Options struct {
 	Pool Pool // required
 
-	DeviceBytes        int64 // size of the device; required, to find the last superblock copies
-	TagCacheBytes      int   // tag tables kept in memory; default 256 MiB
-	DataCacheBytes     int   // payload of logged, unapplied blocks kept in memory; default 64 MiB
-	LogQueueDepth      int   // log writes in flight; default 2
-	BatchBytes         int   // largest log batch; default 1 MiB, at most an eighth of the ring
-	CheckpointFraction int   // a checkpoint starts when 1/n of the ring is used; default 4
-	ApplyDepth         int   // extents applied at a time; default 16
+	DeviceBytes int64 // size of the device; required, to find the last superblock copies
+	// Expect, if its Disk is not zero, is whose disk it must be (cluster and disk);
+	// another one is refused with errs.Conflict before anything is written.
+	Expect Identity
+	// SeenSession is a session that the caller has seen end or begin on this disk
+	// (Recovery.Session): an older copy of it, one that went back in time, is refused
+	// with errs.Conflict before anything is written. 0 = none.
+	SeenSession        uint64
+	TagCacheBytes      int // tag tables kept in memory; default 256 MiB
+	DataCacheBytes     int // payload of logged, unapplied blocks kept in memory; default 64 MiB
+	LogQueueDepth      int // log writes in flight; default 2
+	BatchBytes         int // largest log batch; default 1 MiB, at most an eighth of the ring
+	CheckpointFraction int // a checkpoint starts when 1/n of the ring is used; default 4
+	ApplyDepth         int // extents applied at a time; default 16
 
 	Mutations Mutations
 }
@@ -41,6 +48,8 @@ type Mutations struct {
 	ApplyBeforeDurable   bool // blocks are applied in place although their record is not durable
 	AckPromiseNotDurable bool // a promise is acknowledged before the fdatasync
 	TailIgnoresFlushMark bool // the log forgets records above the flush mark without re-appending them
+	NonceUnchecked       bool // two promises of one epoch are one
+	NoDuplicates         bool // a record sent again is refused
 	EpochUnchecked       bool // Append does not compare the writer's epoch with the promise
 	ZeroAboveIsAbsent    bool // a zero in an object above others lets them show through
 	FreeBeforeCopy       bool // a merge frees the older object first and copies afterwards
@@ -92,11 +101,12 @@ type Kind uint8
 
 // The kinds of records that change blocks.
 const (
-	KindWrite     Kind = iota + 1 // Count blocks from Block, Data and CRC
-	KindZero                      // Count blocks from Block read as zeros
-	KindTombstone                 // the whole object reads as zeros, its slot is freed
-	KindSync                      // Blocks as at the source; no order check
-	KindRepair                    // one block, if its tag is still Expect; no order check; Object names the reader
+	KindWrite         Kind = iota + 1 // Count blocks from Block, Data and CRC
+	KindZero                          // Count blocks from Block read as zeros
+	KindTombstone                     // the whole object reads as zeros, its slot is freed
+	KindSync                          // Blocks as at the source; no order check
+	KindRepair                        // one block, if its tag is still Expect; no order check; Object names the reader
+	KindSyncTombstone                 // as KindTombstone, from the source of a sync; no order check
 )
 
 // Writer names the right under which a record is appended; both must equal the
@@ -117,7 +127,7 @@ type Record struct {
 	Writer Writer
 	Extent uint64
 	Object uint32    // number of the object; KindRepair: the snapshot to be repaired, 0 = head
-	Mark   repl.Mark // of the write; of the source's extent for KindSync; of the tag for KindRepair
+	Mark   repl.Mark // of the write; of the source's extent for KindSync and KindSyncTombstone; of the tag for KindRepair
 	Block  int       // first block inside the extent
 	Count  int       // blocks
 	CRC    []uint32  // KindWrite: one a block
@@ -127,6 +137,7 @@ type Record struct {
 	Data   []byte
 
 	Durable bool // FUA: answer after an fdatasync that covers it
+	Reserve bool // KindWrite: may use slots above the limit; every kind but KindWrite may
 	Resent  bool // a duplicate of a record that is still in the window is answered OK
 }
 
@@ -182,7 +193,10 @@ type Recovery struct {
 }
 
 // LSNRange is a part of the log; an LSN is a byte position in the endless log.
-type LSNRange struct{ From, To uint64 }
+type LSNRange struct {
+	From uint64 `json:"from"`
+	To   uint64 `json:"to"`
+}
 
 // Stats are counters and gauges.
 type Stats struct {

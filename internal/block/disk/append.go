@@ -50,7 +50,7 @@ func (c *Core) Append(token uint64, in Record) {
 		return
 	}
 	e := r.vol.addObject(r.Extent, r.Object)
-	live := in.Kind != KindSync
+	live := in.Kind != KindSync && in.Kind != KindSyncTombstone
 	if live && e.nospc != (repl.Mark{}) {
 		if e.nospc.Less(r.Mark) {
 			c.refuse(r, wire.NoSpace)
@@ -59,14 +59,14 @@ func (c *Core) Append(token uint64, in Record) {
 		e.nospc = repl.Mark{}
 	}
 	if live && !e.order.Less(r.Mark) {
-		if in.Resent {
+		if in.Resent && !c.o.Mutations.NoDuplicates {
 			c.resent(r, e)
 			return
 		}
 		c.refuse(r, wire.OutOfOrder)
 		return
 	}
-	if !c.needSlot(r, e) {
+	if !c.needSlot(r, e, in.Kind == KindWrite && !in.Reserve) {
 		if live {
 			e.nospc = r.Mark
 		}
@@ -87,7 +87,7 @@ func (c *Core) newRecord(token uint64, in Record) *rec {
 		r.Type, r.Block, r.Count, r.CRC = recWrite, uint16(in.Block), uint16(in.Count), in.CRC
 	case KindZero:
 		r.Type, r.Block, r.Count = recZero, uint16(in.Block), uint16(in.Count)
-	case KindTombstone:
+	case KindTombstone, KindSyncTombstone:
 		r.Type, r.Count = recTombstone, uint16(c.sb.ExtentBlocks)
 	case KindSync:
 		r.Type, r.Blocks = recSync, in.Blocks
@@ -130,10 +130,18 @@ func (c *Core) admit(r *rec, in *Record) wire.Status {
 	return wire.OK
 }
 
+// SetLimit says how many slots may be in use before writes of guests that need a
+// new one are refused for lack of space; the rest is for repairs. 0: no limit. A
+// limit below what is in use takes nothing away.
+func (c *Core) SetLimit(slots int) { c.limit = slots }
+
 // needSlot takes a slot if the record brings something and the object has none.
-func (c *Core) needSlot(r *rec, e *ext) bool {
+func (c *Core) needSlot(r *rec, e *ext, limited bool) bool {
 	if e.slot >= 0 || !r.fills(e) {
 		return true
+	}
+	if limited && c.limit > 0 && len(c.slots)-c.free >= c.limit {
+		return false
 	}
 	if e.slot = c.allocSlot(); e.slot < 0 {
 		return false
@@ -219,7 +227,7 @@ func (c *Core) Control(token uint64, ctl Control) {
 	}
 	switch ctl.Kind {
 	case ControlPromise:
-		if s := CheckPromise(v.Promise, ctl.Promise); s != wire.OK {
+		if s := CheckPromise(v.Promise, ctl.Promise); s != wire.OK && !(s == wire.OtherNonce && c.o.Mutations.NonceUnchecked) {
 			c.complete(token, s)
 			return
 		}

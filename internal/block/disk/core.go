@@ -182,6 +182,7 @@ type Core struct {
 	tableNew bool // the table changed since it was written
 	slots    []slotInfo
 	free     int // free slots
+	limit    int // slots that guests may use; 0: all
 	nextSlot int // first slot that may be free
 
 	log logState

@@ -397,7 +397,7 @@ func (w *world) tell(o *oracle, seq uint32, snaps []uint32) {
 		o.seq, o.snaps = seq, snaps
 	}, func(tok uint64) {
 		w.v.Core.Control(tok, disk.Control{Kind: disk.ControlConfig, Volume: o.vol, Told: wire.Told{
-			Epoch: o.epoch, CfgVersion: o.cfg, SnapSeq: seq, Snaps: snaps,
+			Epoch: o.epoch, CfgVersion: o.cfg, Whole: true, SnapSeq: seq, Snaps: snaps,
 		}})
 	})
 }

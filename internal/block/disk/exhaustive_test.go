@@ -148,7 +148,7 @@ func TestExhaustiveCrashes(t *testing.T) {
 		name   string
 		script func(*world, int) bool
 		limit  int
-	}{{"one object", exhaustiveScript, limit}, {"snapshots", snapshotScript, limit / 8}} {
+	}{{"one object", exhaustiveScript, limit}, {"snapshots", snapshotScript, max(limit/8, 1<<3)}} {
 		tried, fail := runExhaustive(t, disk.Options{}, s.script, s.limit)
 		if fail != "" {
 			t.Fatalf("%s: %s", s.name, fail)

@@ -190,6 +190,43 @@ func TestNoSpaceIsAStatus(t *testing.T) {
 	}
 }
 
+// The limit stops what guests write into new extents, and nothing else: what is
+// there is overwritten, repairs use the reserve, a discard makes room.
+func TestLimitKeepsTheReserve(t *testing.T) {
+	f := open(t, format(t), disk.Options{})
+	f.promise(vol1, 1)
+	f.Core.SetLimit(2)
+	for e := range uint64(2) {
+		if s := f.write(vol1, 1, e+1, e, 0, pattern(1, 1)); s != wire.OK {
+			t.Fatal(e, s)
+		}
+	}
+	if s := f.write(vol1, 1, 10, 7, 0, pattern(1, 1)); s != wire.NoSpace {
+		t.Fatal("a guest used the reserve:", s)
+	}
+	if s := f.write(vol1, 1, 11, 1, 3, pattern(1, 2)); s != wire.OK {
+		t.Fatal(s)
+	}
+	r := f.record(disk.KindWrite, vol1, 1, 12, 8, 0, 1, pattern(1, 4))
+	r.Reserve = true
+	if s := f.append(r); s != wire.OK {
+		t.Fatal("a repair must not stop at the limit:", s)
+	}
+	r = f.record(disk.KindSync, vol1, 1, 0, 9, 0, 0, pattern(1, 5))
+	r.Blocks, r.CRC = []wire.SyncBlock{{Block: 0, Tag: wire.Tag{CRC: r.CRC[0], Stamp: 7}}}, nil
+	if s := f.append(r); s != wire.OK {
+		t.Fatal("a rebuild must not stop at the limit:", s)
+	}
+	for i, e := range []uint64{0, 8, 9} {
+		f.append(f.record(disk.KindTombstone, vol1, 1, uint64(20+i), e, 0, extentBlocks, nil))
+	}
+	f.flush(vol1, 1, 22)
+	f.Quiesce()
+	if s := f.write(vol1, 1, 10, 7, 0, pattern(1, 1)); s != wire.OK {
+		t.Fatal("the space that was given back is not used:", s)
+	}
+}
+
 func TestSyncResentAndDrop(t *testing.T) {
 	f, _ := settled(t)
 	src := pattern(2, 40)
@@ -280,7 +317,7 @@ func TestDeadVolumeDoesNotPinTheRing(t *testing.T) {
 func TestDumpAndForeignDisk(t *testing.T) {
 	f, _ := settled(t)
 	var out bytes.Buffer
-	if err := disk.Dump(&out, f.Disk, f.Disk.Size); err != nil || !strings.Contains(out.String(), "slot 0") {
+	if err := disk.Dump(&out, f.Disk, f.Disk.Size); err != nil || !strings.Contains(out.String(), "slot slot=0") {
 		t.Fatal(err, out.String())
 	}
 	if _, _, err := disktest.Open(disktest.New(8<<20), disk.Options{}, nil); err == nil {

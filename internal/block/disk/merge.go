@@ -36,7 +36,7 @@ type mergeJob struct {
 
 // permitMerge takes what a CONFIG says of the snapshots.
 func (c *Core) permitMerge(v *volume) {
-	v.mayMerge = len(v.Told.Out) == 0 && v.Told.Pending.IsZero() && v.Told.Epoch == v.Promise.Epoch
+	v.mayMerge = v.Told.Whole && v.Told.Epoch == v.Promise.Epoch
 	v.mergeScan = true
 	for _, e := range v.exts { // order does not show: each is reset alone
 		for ; e != nil; e = e.older {
@@ -250,7 +250,7 @@ func (j *mergeJob) log(c *Core, blocks []wire.SyncBlock, data []byte) {
 		}
 		j.next(c)
 	}
-	if !c.needSlot(r, j.newer) {
+	if !c.needSlot(r, j.newer, false) {
 		c.refuse(r, wire.NoSpace)
 		return
 	}

@@ -140,7 +140,7 @@ func TestDeletedSnapshotsGiveTheirSpaceBack(t *testing.T) {
 			f.writeObject(n, wseq, e, int(n), pattern(2, byte(10*n)+byte(e)))
 		}
 	}
-	f.tell(wire.Told{SnapSeq: 3, Snaps: []uint32{1, 2, 3}})
+	f.tell(wire.Told{Whole: true, SnapSeq: 3, Snaps: []uint32{1, 2, 3}})
 	f.flushAll(wseq)
 	f.mergeAll()
 	if n := used(f); n != 12 {
@@ -151,13 +151,13 @@ func TestDeletedSnapshotsGiveTheirSpaceBack(t *testing.T) {
 	if n := used(f); n != 12 {
 		t.Fatalf("%d slots used: merged although a copy is out", n)
 	}
-	f.tell(wire.Told{SnapSeq: 3, Snaps: []uint32{2}})
+	f.tell(wire.Told{Whole: true, SnapSeq: 3, Snaps: []uint32{2}})
 	f.Core.ForbidMerge(vol1)
 	f.mergeAll()
 	if n := used(f); n != 12 {
 		t.Fatalf("%d slots used: merged in a sync", n)
 	}
-	f.tell(wire.Told{SnapSeq: 3, Snaps: []uint32{2}})
+	f.tell(wire.Told{Whole: true, SnapSeq: 3, Snaps: []uint32{2}})
 	if !f.Core.MergeLeft(vol1) {
 		t.Fatal("nothing to merge")
 	}
@@ -183,7 +183,7 @@ func TestDeletedSnapshotsGiveTheirSpaceBack(t *testing.T) {
 		t.Fatalf("%d slots used after a restart", n)
 	}
 	f.promise(vol1, 1)
-	f.tell(wire.Told{SnapSeq: 3})
+	f.tell(wire.Told{Whole: true, SnapSeq: 3})
 	f.mergeAll()
 	if n := used(f); n != 3 {
 		t.Fatalf("%d slots used without snapshots", n)
@@ -270,7 +270,7 @@ func TestMergeBesideWrites(t *testing.T) {
 		f.writeObject(1, 2, 0, 3, pattern(1, 9))
 		copy(want[3*disk.BlockBytes:], pattern(1, 9))
 		f.flushAll(2)
-		f.tell(wire.Told{SnapSeq: 1})
+		f.tell(wire.Told{Whole: true, SnapSeq: 1})
 		wseq := uint64(2)
 		for range 200 {
 			switch r.IntN(4) {

@@ -486,7 +486,7 @@ func (c *Core) startRepair(r *rec, e *ext, expect wire.Tag) {
 			c.refuse(r, wire.DiskFailed)
 		case tag != expect || r.vol.dropped || c.gathered(e, block):
 			c.refuse(r, wire.TagChanged)
-		case !c.needSlot(r, e):
+		case !c.needSlot(r, e, false):
 			c.refuse(r, wire.NoSpace)
 		default:
 			r.Object = e.object

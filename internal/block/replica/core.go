@@ -44,6 +44,10 @@ type Mutations struct {
 	OpenBeforeDurable bool // OPEN is answered before the promise is durable
 	UnknownAsLapsed   bool // grants that may have been forgotten are reported as lapsed
 	NoReservation     bool // a PREPARE stops no renewal
+	NonceUnchecked    bool // two promises of one epoch are one
+	BootAtEveryOpen   bool // every promise renews the boot identity
+	RenewAfterOpen    bool // a higher OPEN stops no renewal
+	StalledVetoes     bool // a stalled writer counts as living
 	NoLiveSet         bool // sync data wipes what live writes changed
 	AbsenceWipesLive  bool // a synced absence does
 	KeepOldHandles    bool // a new promise leaves older handles valid
@@ -419,6 +423,29 @@ func (c *Core) Drop(now clock.Instant, token uint64, diskID, volume ids.ID) {
 	d.d.Control(c.pending.add(pending{kind: pendDrop, disk: d, reqID: token, volume: volume}),
 		disk.Control{Kind: disk.ControlDrop, Volume: volume})
 	d.active(now)
+}
+
+// DropStray frees what a disk holds of a volume that lies elsewhere now. The
+// caller has read the volume's records, newer than anything that this copy was
+// told, and they do not name the disk. seen is what the copy was like before they
+// were read: if it was opened or written since, somebody gives it segments again,
+// and it is left alone (Busy). DropDone with the token follows.
+func (c *Core) DropStray(now clock.Instant, token uint64, diskID ids.ID, seen disk.VolumeInfo) {
+	d := c.disk(diskID)
+	st := wire.DiskFailed
+	if d != nil && !d.dead {
+		st = wire.OK
+		info, ok := d.d.Volume(seen.Volume)
+		s := d.slots[seen.Volume]
+		if !ok || s != nil && s.handle != nil || info.Promise != seen.Promise || info.MaxMark != seen.MaxMark || info.Told.CfgVersion != seen.Told.CfgVersion {
+			st = wire.Busy
+		}
+	}
+	if st != wire.OK {
+		c.out.Events = append(c.out.Events, Event{Kind: DropDone, Disk: diskID, Volume: seen.Volume, Token: token, Status: st})
+		return
+	}
+	c.Drop(now, token, diskID, seen.Volume)
 }
 
 // HandleCount is the number of valid handles of a disk, and of volumes that a

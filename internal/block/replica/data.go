@@ -55,6 +55,7 @@ func (c *Core) write(now clock.Instant, cn *conn, m *wire.Write) {
 	c.append(now, cn, h, m.ReqID, disk.Record{
 		Kind: disk.KindWrite, Extent: extent, Object: m.SnapSeq, Mark: m.Mark, Block: block, Count: count,
 		CRC: m.CRC, Data: m.Data, Durable: m.Flags&wire.WriteFUA != 0, Resent: m.Flags&wire.WriteResent != 0,
+		Reserve: m.Flags&wire.WriteReserve != 0,
 	})
 	m.CRC = nil // the disk has it now
 	wire.Recycle(m)

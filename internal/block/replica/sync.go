@@ -64,6 +64,12 @@ func (c *Core) syncWrite(now clock.Instant, cn *conn, m *wire.SyncWrite) {
 		c.refuse(cn, m.ReqID, m.Mark, st, promised)
 		return
 	}
+	if _, live := h.live.objects[objectKey{m.Extent, m.Object}]; m.Tombstone && !live && m.Object == 0 {
+		// A tombstone here, too: who joins from this copy must hear of it [I12]. One
+		// of an object above 0 would be holes that hide older objects.
+		c.append(now, cn, h, m.ReqID, disk.Record{Kind: disk.KindSyncTombstone, Extent: m.Extent, Object: m.Object, Mark: m.Mark})
+		return
+	}
 	if m.Tombstone {
 		// The object's absence is so many absent blocks: it never wipes a live one.
 		m.Blocks = m.Blocks[:0]

@@ -236,10 +236,12 @@ const (
 
 // Replace names the disks of ReplaceDisk.
 type Replace struct {
-	Volume ids.ID
-	Old    ids.ID
-	New    ids.ID
-	Node   ids.ID // of New
+	Volume   ids.ID
+	Old      ids.ID
+	New      ids.ID   // zero: Old, which was to take the place of another copy, leaves
+	Node     ids.ID   // of New
+	Segments []uint32 // empty: all of Old's
+	Live     bool     // Old may be in sync, and stays until New is
 }
 
 // Status is a snapshot for people and reconcilers.
@@ -275,15 +277,16 @@ type VolumeStatus struct {
 
 // DiskStatus is a copy of a volume.
 type DiskStatus struct {
-	Disk      ids.ID `json:"disk"`
-	Node      ids.ID `json:"node"`
-	InSync    bool   `json:"in_sync"`
-	Connected bool   `json:"connected"`
-	Reason    string `json:"reason,omitempty"`     // why it is out
-	Syncing   bool   `json:"syncing,omitempty"`    // a resync or rebuild is running
-	SyncDone  uint64 `json:"sync_done,omitempty"`  // objects compared or copied
-	SyncTotal uint64 `json:"sync_total,omitempty"` // objects known to be stale
-	SyncBytes uint64 `json:"sync_bytes,omitempty"` // copied
+	Disk      ids.ID        `json:"disk"`
+	Node      ids.ID        `json:"node"`
+	InSync    bool          `json:"in_sync"`
+	Connected bool          `json:"connected"`
+	Reason    string        `json:"reason,omitempty"`       // why it is out
+	Syncing   bool          `json:"syncing,omitempty"`      // a resync or rebuild is running
+	SyncDone  uint64        `json:"sync_done,omitempty"`    // objects compared or copied
+	SyncTotal uint64        `json:"sync_total,omitempty"`   // objects known to be stale
+	SyncBytes uint64        `json:"sync_bytes,omitempty"`   // copied
+	SyncLeft  time.Duration `json:"sync_left_ns,omitempty"` // about how long yet; 0: not known
 }
 
 // Opener is what a guard needs of this package; Open satisfies it. Guards take
@@ -331,8 +334,9 @@ type Handle interface {
 	// ServeSnapshot is Serve for the content of a snapshot, read-only.
 	ServeSnapshot(ctx context.Context, vol ids.ID, number uint32, l net.Listener) error
 
-	// ReplaceDisk puts the disk new (on the same node's or another's storage
-	// process) in the place of old and starts the rebuild onto it.
+	// ReplaceDisk gives the disk new (on the same node's or another's storage
+	// process) segments that lie on old, and starts the copying. Conflict: another
+	// change of the volume is under way, or it cannot be.
 	ReplaceDisk(ctx context.Context, r Replace) error
 	// Snapshot takes a snapshot of one volume, or of all at one moment, or deletes
 	// one. errs.Conflict with the reason if it did not come to be; if ctx ends

@@ -3,6 +3,7 @@ package volume
 import (
 	"context"
 	"fmt"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -393,7 +394,7 @@ func (s *Set) Release(ctx context.Context) error {
 	return nil
 }
 
-// ReplaceDisk puts a new disk in the place of an old one.
+// ReplaceDisk gives a disk segments of another one.
 func (s *Set) ReplaceDisk(ctx context.Context, r Replace) error {
 	index := -1
 	for _, d := range s.vols {
@@ -404,21 +405,39 @@ func (s *Set) ReplaceDisk(ctx context.Context, r Replace) error {
 	if index < 0 {
 		return errs.New(errs.NotFound, "replace disk of volume %s: it is not in this set", r.Volume)
 	}
-	want := writer.Replace{Volume: index, Old: r.Old, New: r.New, NewNode: r.Node}
-	err := s.command(ctx, onReplaced, false, s.do(writer.Command{Kind: writer.ReplaceDisk, Replace: want}), func() (error, bool) {
+	for {
+		busy, err := s.replaceOnce(ctx, writer.Replace{ID: s.replaces.Add(1), Volume: index, Old: r.Old, New: r.New, NewNode: r.Node, Segments: r.Segments, Live: r.Live})
+		if err == nil {
+			return nil
+		}
+		if busy {
+			select {
+			case <-ctx.Done():
+			case <-time.After(replaceAgain):
+				continue
+			}
+		}
+		return fmt.Errorf("replace disk %s of volume %s: %w", r.Old, r.Volume, err)
+	}
+}
+
+// replaceAgain is the pause before a change is asked for again that met another
+// one under way.
+const replaceAgain = 50 * time.Millisecond
+
+func (s *Set) replaceOnce(ctx context.Context, want writer.Replace) (busy bool, err error) {
+	err = s.command(ctx, onReplaced, false, s.do(writer.Command{Kind: writer.ReplaceDisk, Replace: want}), func() (error, bool) {
 		e := s.lastReplaced
-		if e.Replace != want {
+		if e.Replace.ID != want.ID {
 			return nil, false
 		}
 		if !e.OK {
+			busy = e.Busy
 			return errs.New(errs.Conflict, "%s", e.Text), true
 		}
 		return nil, true
 	})
-	if err != nil {
-		return fmt.Errorf("replace disk %s of volume %s: %w", r.Old, r.Volume, err)
-	}
-	return nil
+	return busy, err
 }
 
 func (s *Set) replaced(e writer.Replaced) {

@@ -156,11 +156,11 @@ func (s *Set) publish() {
 			Flushes: d.flushes.Load(), ReadBytes: d.readBytes.Load(), WriteBytes: d.writeBytes.Load()}
 		for _, m := range v.Members {
 			vs.Disks = append(vs.Disks, DiskStatus{Disk: m.Disk, Node: m.Node, InSync: m.InSync, Connected: m.Connected,
-				Reason: string(m.Reason), Syncing: m.Syncing, SyncDone: m.SyncDone, SyncTotal: m.SyncTotal, SyncBytes: m.SyncBytes})
+				Reason: string(m.Reason), Syncing: m.Syncing, SyncDone: m.SyncDone, SyncTotal: m.SyncTotal, SyncBytes: m.SyncBytes, SyncLeft: m.SyncLeft})
 			vs.Healthy = vs.Healthy && m.InSync
 		}
 		if i < len(s.recs.Volumes) {
-			vs.Copies, vs.CopiesInSync = worstSegment(s.recs.Volumes[i], v.Members)
+			vs.Copies, vs.CopiesInSync = worstSegment(s.recs.Volumes[i], v.Own)
 		}
 		st.Epoch = max(st.Epoch, v.Own.Epoch)
 		st.Volumes = append(st.Volumes, vs)
@@ -193,22 +193,11 @@ func (s *Set) phase() Phase {
 
 // worstSegment counts the copies that are wanted, and those in sync of the
 // segment that has the fewest.
-func worstSegment(r repl.VolumeRecord, members []writer.MemberHealth) (want, have int) {
-	in := make([]bool, len(r.Seg.Disks))
-	for i, d := range r.Seg.Disks {
-		for _, m := range members {
-			in[i] = in[i] || m.Disk == d && m.InSync
-		}
-	}
+func worstSegment(r repl.VolumeRecord, own repl.Own) (want, have int) {
+	r.Own = own
 	have = r.Cfg.Copies
-	for _, row := range r.Seg.Map {
-		n := 0
-		for _, i := range row {
-			if int(i) < len(in) && in[i] {
-				n++
-			}
-		}
-		have = min(have, n)
+	for k := range r.Seg.Map {
+		have = min(have, len(r.ISR(k)))
 	}
 	return r.Cfg.Copies, have
 }

@@ -73,6 +73,9 @@ func (s *Set) records(ctx context.Context) (repl.Records, error) {
 		if r.OwnRev == 0 || r.CfgRev == 0 || r.SegRev == 0 {
 			return out, errs.New(errs.NotFound, "read records of volume %s: it does not exist", v)
 		}
+		if err := r.Supported(); err != nil {
+			return out, err
+		}
 		out.Volumes = append(out.Volumes, r)
 	}
 	if !s.cfg.VM.IsZero() {

@@ -73,6 +73,7 @@ type Set struct {
 	prepared     Prepared
 	claimed      claimState
 	lastReplaced writer.Replaced
+	replaces     atomic.Uint64
 	lastSnapshot writer.Snapshotted
 	leaseUp      bool
 	checked      clock.Instant // last look for silent peers
@@ -244,14 +245,16 @@ func (s *Set) act() {
 		if len(r.Sends) == 0 && len(r.Done) == 0 && len(r.Effects) == 0 {
 			break
 		}
+		// Effects first: what a copy is told of the records is in the cache already,
+		// so that a successor without etcd never knows less than a copy.
+		for _, e := range r.Effects {
+			s.effect(e)
+		}
 		for _, m := range r.Sends {
 			s.send(m)
 		}
 		for _, d := range r.Done {
 			s.complete(d)
-		}
-		for _, e := range r.Effects {
-			s.effect(e)
 		}
 	}
 	for i, p := range s.touched {

@@ -201,4 +201,9 @@ func TestOpenRefusals(t *testing.T) {
 	if _, err := Open(ctx, w.config(0)); errs.Kind(err) != errs.Invalid {
 		t.Errorf("no volume: %v", err)
 	}
+	future := w.volume(1 << 30)
+	w.put(repl.Key{Kind: repl.KeyCfg, ID: future}.Path(), repl.Cfg{SizeBytes: 1 << 30, Copies: 3, MinISR: 1, State: repl.VolumeLive, Incompat: 1 << 40})
+	if _, err := Open(ctx, w.config(0, future)); errs.Kind(err) != errs.Invalid || !strings.Contains(err.Error(), "0x10000000000") || errs.Hint(err) == "" {
+		t.Errorf("a volume from the future: %v, hint %q", err, errs.Hint(err))
+	}
 }

@@ -114,7 +114,7 @@ func (*Write) kind() kind { return kindWrite }
 func (m *Write) code(c *coder) {
 	c.hdrReq(&m.ReqID)
 	c.hdrHandle(&m.Handle)
-	c.hdrFlags(&m.Flags, WriteFUA|WriteResent)
+	c.hdrFlags(&m.Flags, WriteFUA|WriteResent|WriteReserve)
 	c.hdrMark(&m.Mark)
 	length := int64(len(m.Data))
 	c.hdrRange(&m.Offset, &length)
@@ -131,7 +131,7 @@ func (*Zero) kind() kind { return kindZero }
 func (m *Zero) code(c *coder) {
 	c.hdrReq(&m.ReqID)
 	c.hdrHandle(&m.Handle)
-	c.hdrFlags(&m.Flags, WriteFUA|WriteResent|ZeroDiscard)
+	c.hdrFlags(&m.Flags, WriteFUA|WriteResent|ZeroDiscard|WriteReserve)
 	c.hdrMark(&m.Mark)
 	c.hdrRange(&m.Offset, &m.Length)
 	c.u32(&m.SnapSeq)

@@ -132,6 +132,7 @@ func (c *coder) told(t *Told) {
 	slice(c, &t.Out, 16, (*coder).id)
 	c.id(&t.Pending)
 	c.bool(&t.Complete)
+	c.bool(&t.Whole)
 	c.u32(&t.SnapSeq)
 	slice(c, &t.Snaps, 4, (*coder).u32)
 	for i, n := range t.Snaps {

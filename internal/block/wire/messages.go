@@ -120,6 +120,7 @@ type Told struct {
 	Out        []ids.ID
 	Pending    ids.ID // a disk that a grow in progress counts; zero = none
 	Complete   bool
+	Whole      bool     // every copy is in sync in all its segments: objects may be merged. Not kept on disk
 	SnapSeq    uint32   // highest snapshot number reserved: no write of this volume may bear a higher one
 	Snaps      []uint32 // rising: snapshots that exist, and the one under way; at most repl.MaxSnapshots+1
 }
@@ -187,9 +188,10 @@ type WriteFlags uint16
 
 // The flags of Write and Zero.
 const (
-	WriteFUA    WriteFlags = 1 << iota
-	WriteResent            // after a resumed session: a duplicate (same mark, same crc) is acked
-	ZeroDiscard            // Zero: the client does not need the space (TRIM)
+	WriteFUA     WriteFlags = 1 << iota
+	WriteResent             // after a resumed session: a duplicate (same mark, same crc) is acked
+	ZeroDiscard             // Zero: the client does not need the space (TRIM)
+	WriteReserve            // Write: a repair, which may use the space kept for it
 )
 
 // Piggyback rides on Write, Zero, Flush and Heartbeat.

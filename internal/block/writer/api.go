@@ -58,9 +58,23 @@ type Mutations struct {
 	KeepWinnerOnHolder     bool // the winner of reconcile is not rewritten on its holder
 	ShrinkToOneForLostLink bool // the sick-link rule is off
 	ClaimWithoutPrepare    bool // the CAS is made without PREPARE
+	FillCounts             bool // a copy of a segment counts before it is complete
 	TrustDamaged           bool // a damaged copy stays in sync at takeover
 	ServeBeforeConfig      bool // a takeover serves before its CONFIG is durable
 	TrustEtcd              bool // replicas that know more than etcd are not listened to
+	ResyncFromOwnMark      bool // a join lists what is newer than the disk's own mark
+	BarrierBeforeCount     bool // grow's barrier comes before the disk's answers count
+	WaitForDead            bool // a takeover waits for members whose nodes are silent
+	LoneCopyVolatile       bool // a lone copy is not written through
+	NoSoleKeep             bool // the sole member that came back is not opened again
+	NoPending              bool // CONFIG does not name the disk of a grow under way
+	IgnoreSession          bool // a new storage process counts as the old one
+	LeaseFromReceipt       bool // a lease runs from the answer, not from the question
+	ReadAnyMember          bool // reads go to members that are out, too
+	QuorumAck              bool // a write is committed when most members have it
+	FlushOneMember         bool // a flush is answered when one member has done it
+	KeepCold               bool // a living writer keeps cold copies that lost acked writes
+	AdoptCold              bool // a successor adopts a guest although only cold copies answer
 	FlushWhileReconciling  bool // the flush mark moves before a takeover has rewritten every window
 	KeepSyncOnReplace      bool // a disk that is given more segments goes on joining as it was
 
@@ -193,7 +207,7 @@ const (
 	Release
 	// Snapshot takes a snapshot or deletes one: Snapshotted.
 	Snapshot
-	// ReplaceDisk puts a new disk in the place of a dead one: Replaced.
+	// ReplaceDisk gives a disk segments that another one holds or held: Replaced.
 	ReplaceDisk
 	// AcceptUnverified goes on although the unverified tail of the only answering
 	// member cannot be judged, or a durable part of its log is lost (an operator
@@ -217,11 +231,14 @@ type Claim struct {
 	Nonce       ids.ID          // of Reclaim: drawn for the new epoch
 }
 
-// Replace names the disks of ReplaceDisk.
+// Replace names the disks of ReplaceDisk: New is given segments of Old.
 type Replace struct {
+	ID       uint64 // the caller's, told in Replaced
 	Volume   int
-	Old, New ids.ID
+	Old, New ids.ID // New zero: Old, one too many, takes no copy's place after all
 	NewNode  ids.ID
+	Segments []uint32 // empty: all of Old's
+	Live     bool     // Old may be in sync, and stays until New is
 }
 
 // SnapshotOrder asks for a snapshot of volumes at one moment, or for the deletion
@@ -316,6 +333,7 @@ type (
 	Replaced struct {
 		Replace Replace
 		OK      bool
+		Busy    bool // not OK: another change is under way; ask again
 		Text    string
 	}
 	// Snapshotted answers Snapshot. OK: it exists (is deleted), under Numbers in
@@ -460,5 +478,6 @@ type MemberHealth struct {
 	Syncing   bool
 	SyncDone  uint64 // objects
 	SyncTotal uint64
-	SyncBytes uint64 // bytes sent
+	SyncBytes uint64        // bytes sent
+	SyncLeft  time.Duration // about how long yet; 0: not known
 }

@@ -33,6 +33,11 @@ type change struct {
 	retryAt clock.Instant // send again then
 }
 
+// putsSeg reports whether the placement changes, too.
+func (ch *change) putsSeg() bool {
+	return slices.ContainsFunc(ch.txn.Puts, func(p repl.Put) bool { return p.Seg != nil })
+}
+
 // txnRetry is how long to wait before a transaction of unknown outcome is
 // looked at again.
 const txnRetry = 200e6
@@ -182,7 +187,7 @@ func (v *volume) removable() []*member {
 		for rest < max(1, v.rec.Cfg.MinISR) || rest == 1 && !c.moveNever && !c.mut.ShrinkToOneForLostLink {
 			// Keep the last in placement order that may still come back.
 			k := slices.IndexFunc(out, func(m *member) bool {
-				return slices.Contains(s.members, m) && (rest < max(1, v.rec.Cfg.MinISR) || m.sickLink())
+				return s.holds(m) && (rest < max(1, v.rec.Cfg.MinISR) || m.sickLink())
 			})
 			if k < 0 {
 				break
@@ -228,13 +233,13 @@ func (c *Core) moveNeeded(v *volume, sick bool) {
 func (v *volume) keepSole() {
 	for i := range v.segs {
 		s := &v.segs[i]
-		if s.rest() > 0 {
+		if s.rest() > 0 || v.c.mut.NoSoleKeep {
 			continue
 		}
 		all, cold := true, 0
 		var warm, any *member
 		for _, m := range s.members {
-			if !m.counted || v.isOut(m) {
+			if !m.counted || v.isOut(m) || s.lacks(m) {
 				continue
 			}
 			if why := m.lostReason(); m.open != opened || why != "" && why != repl.OutRestarted || m.newRun && m.ack.Damaged && !v.c.acceptTail {
@@ -269,12 +274,12 @@ func (v *volume) keepSole() {
 
 // lostBy returns a segment of m in which a cold m may lack acked writes, or -1.
 func (v *volume) lostBy(m *member) int {
-	if !v.c.cfg.GuestAlive && v.c.state < Serving {
+	if !v.c.cfg.GuestAlive && v.c.state < Serving || v.c.mut.KeepCold {
 		return -1 // no guest knows them
 	}
 	for i := range v.segs {
 		s := &v.segs[i]
-		if slices.Contains(s.members, m) && (s.dirtyWseq > v.flushMark.Wseq || v.c.state < Serving && !v.lossless(s)) {
+		if s.holds(m) && (s.dirtyWseq > v.flushMark.Wseq || v.c.state < Serving && !v.lossless(s)) {
 			return i
 		}
 	}
@@ -299,10 +304,10 @@ func (c *Core) txnDone(ev TxnDone) {
 		switch ev.Outcome {
 		case repl.OutcomeCommitted:
 			ch.next.OwnRev = ev.Revision
-			switch ch.kind {
-			case changeReplace:
+			if ch.putsSeg() {
 				ch.next.SegRev = ev.Revision
-			case changeReserve, changeSnapshot:
+			}
+			if ch.kind == changeReserve || ch.kind == changeSnapshot {
 				ch.next.CfgRev = ev.Revision
 			}
 			if c.mut.SnapshotWithoutOwn && ch.kind == changeSnapshot {
@@ -353,7 +358,11 @@ func (v *volume) changed(ch *change) {
 	v.dirty, c.wake = true, true
 	switch ch.kind {
 	case changeShrink:
+		for _, m := range ch.members {
+			m.abortSync("put out") // while own still says what it lacks
+		}
 		v.rec = ch.next
+		v.refill()
 		for _, m := range ch.members {
 			m.putOut()
 			c.report(ReportHealth, v.id, m.disk, "out of the in-sync set: "+string(m.leaving))
@@ -362,11 +371,18 @@ func (v *volume) changed(ch *change) {
 			v.releaseOut()
 		}
 	case changeGrow:
-		v.rec = ch.next
 		m := ch.members[0]
 		v.pending = nil
 		m.counted = true
 		m.sync = nil
+		if ch.putsSeg() { // the copies that it takes the place of leave
+			v.discardMoved(v.rec.Own.Out[m.disk].Fill)
+			v.layout(ch.next, c.recs.Disks)
+			c.wantNodes()
+		} else {
+			v.rec = ch.next
+			v.refill()
+		}
 		c.report(ReportHealth, v.id, m.disk, "in sync")
 	case changeReserve:
 		v.rec = ch.next
@@ -377,11 +393,13 @@ func (v *volume) changed(ch *change) {
 		v.rec = ch.next
 		v.snap.done = true
 	case changeReplace:
-		// layout searches disks by halves: the new one must stand in its place.
-		disks := append(slices.Clone(c.recs.Disks), repl.DiskNode{Disk: ch.replace.New, Node: ch.replace.NewNode})
-		slices.SortFunc(disks, func(a, b repl.DiskNode) int { return a.Disk.Compare(b.Disk) })
-		v.layout(ch.next, disks)
 		v.restartSync(ch.replace.New)
+		// layout searches disks by halves: the new one must stand in its place.
+		if !ch.replace.New.IsZero() && !slices.ContainsFunc(c.recs.Disks, func(d repl.DiskNode) bool { return d.Disk == ch.replace.New }) {
+			c.recs.Disks = append(slices.Clone(c.recs.Disks), repl.DiskNode{Disk: ch.replace.New, Node: ch.replace.NewNode})
+			slices.SortFunc(c.recs.Disks, func(a, b repl.DiskNode) int { return a.Disk.Compare(b.Disk) })
+		}
+		v.layout(ch.next, c.recs.Disks)
 		c.wantNodes()
 		c.effect(Replaced{Replace: ch.replace, OK: true})
 	}
@@ -425,13 +443,16 @@ func (v *volume) syncRecords() {
 
 func (v *volume) toldNow() wire.Told {
 	t := wire.Told{Epoch: v.epoch(), CfgVersion: v.rec.Own.CfgVersion, Complete: v.config.complete}
-	for d := range v.rec.Own.Out {
-		t.Out = append(t.Out, d)
+	for d, o := range v.rec.Own.Out {
+		if !o.Partial {
+			t.Out = append(t.Out, d)
+		}
 	}
 	slices.SortFunc(t.Out, ids.ID.Compare)
-	if v.pending != nil {
+	if v.pending != nil && !v.c.mut.NoPending {
 		t.Pending = v.pending.disk
 	}
+	t.Whole = len(v.rec.Own.Out) == 0 && v.pending == nil
 	t.SnapSeq, t.Snaps = max(v.snap.seq, v.rec.Cfg.Snap.Next), v.snapNumbers()
 	return t
 }

@@ -1,8 +1,7 @@
 package writer
 
 import (
-	"slices"
-
+	"roseau/internal/base/ids"
 	"roseau/internal/block/wire"
 	"roseau/internal/core/repl"
 )
@@ -114,7 +113,7 @@ func (c *Core) beginDrain(kind CommandKind) {
 	case kind == Release && (c.state == Serving || c.state == Stalled):
 		for _, v := range c.vols {
 			for _, m := range v.members {
-				if !m.counted {
+				if m.sync != nil && m.sync.phase < syncCount {
 					m.abortSync("release")
 				}
 			}
@@ -233,19 +232,38 @@ func (c *Core) replaceDisk(r Replace) {
 	}
 	v := c.vols[r.Volume]
 	if v.change != nil || v.pending != nil || v.frozenSince != 0 || !v.told() || c.reopen.unwritten {
-		deny("another change of the volume is under way")
+		c.effect(Replaced{Replace: r, Busy: true, Text: "another change of the volume is under way"})
 		return
 	}
-	txn, next, err := repl.ReplaceDisk(v.rec, r.Old, r.New)
+	txn, next, err := r.transition(v.rec)
 	if err != nil {
 		deny(err.Error())
 		return
 	}
-	if i := slices.IndexFunc(v.members, func(m *member) bool { return m.disk == r.Old }); i >= 0 && v.members[i].counted {
-		deny("the disk is still being put out")
-		return
+	for _, m := range v.members {
+		if (m.disk == r.Old || m.disk == r.New) && m.counted && (v.isOut(m) || m.leaving != "") {
+			deny("the disk is still being put out")
+			return
+		}
 	}
 	v.commitChange(&change{kind: changeReplace, txn: txn, next: next, replace: r})
+}
+
+// transition is the transaction of r: a move, or the end of one.
+func (r Replace) transition(rec repl.VolumeRecord) (repl.Txn, repl.VolumeRecord, error) {
+	if r.New.IsZero() {
+		return repl.CancelMove(rec, r.Old)
+	}
+	return repl.MoveCopies(rec, repl.Move{Old: r.Old, New: r.New, Segments: r.Segments, Live: r.Live})
+}
+
+func (v *volume) memberOf(d ids.ID) *member {
+	for _, m := range v.members {
+		if m.disk == d {
+			return m
+		}
+	}
+	return nil
 }
 
 // Health returns a snapshot for people.
@@ -268,10 +286,11 @@ func (c *Core) Health() Health {
 			}
 		}
 		for _, m := range v.members {
-			mh := MemberHealth{Disk: m.disk, Node: m.node.id, InSync: !v.isOut(m), Connected: m.node.up && m.node.lostAt == 0, Reason: v.rec.Own.Out[m.disk].Reason}
+			_, out := v.rec.Own.Out[m.disk]
+			mh := MemberHealth{Disk: m.disk, Node: m.node.id, InSync: !out, Connected: m.node.up && m.node.lostAt == 0, Reason: v.rec.Own.Out[m.disk].Reason}
 			if m.sync != nil {
 				mh.Syncing = true
-				mh.SyncDone, mh.SyncTotal, mh.SyncBytes = m.sync.progress()
+				mh.SyncDone, mh.SyncTotal, mh.SyncBytes, mh.SyncLeft = m.sync.progress()
 			}
 			vh.Members = append(vh.Members, mh)
 		}

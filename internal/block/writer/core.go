@@ -22,6 +22,7 @@ type Core struct {
 
 	state      State
 	since      clock.Instant // of state
+	pace       pace          // of resyncs beside the guest
 	graceUntil clock.Instant // after a pause of our own, nobody is judged by the clock
 
 	recs     repl.Records

@@ -19,6 +19,7 @@ type fakeDisk struct {
 	node *fakeNode
 	vols map[ids.ID]*fakeVol
 	dead bool
+	full bool // refuses writes for lack of space
 }
 
 type fakeRecord struct {
@@ -277,6 +278,9 @@ func (v *fakeVol) change(id uint64, r fakeRecord, f wire.WriteFlags, p wire.Pigg
 		v.disk.node.w.fail("disk %s: wseq %v after %v in extent %d", v.disk.id.Short(), r.mark, v.exts[ext], ext)
 		return &wire.Ack{ReqID: id, Status: wire.OutOfOrder, Mark: r.mark}
 	}
+	if v.disk.full && r.kind == wire.RecordWrite {
+		return &wire.Ack{ReqID: id, Status: wire.NoSpace, Mark: r.mark}
+	}
 	if v.syncing {
 		for i := range r.count {
 			v.live[r.block+int64(i)] = true
@@ -482,6 +486,9 @@ func (n *fakeNode) serveSync(msg wire.Message) []wire.Message {
 		if v == nil {
 			return one(&wire.Ack{ReqID: m.ReqID, Status: wire.BadHandle})
 		}
+		if v.disk.full && !m.Tombstone {
+			return one(&wire.Ack{ReqID: m.ReqID, Status: wire.NoSpace})
+		}
 		v.syncWrite(m)
 		return one(&wire.Ack{ReqID: m.ReqID})
 	case *wire.SyncEnd:
@@ -506,10 +513,18 @@ func (v *fakeVol) syncWrite(m *wire.SyncWrite) {
 	}
 	base := int64(m.Extent) * repl.ExtentBlocks
 	if m.Tombstone {
+		some := false
+		for i := range int64(repl.ExtentBlocks) {
+			some = some || v.live[base+i]
+		}
 		for i := range int64(repl.ExtentBlocks) {
 			if _, ok := v.blocks[base+i]; ok {
 				put(base+i, wire.Tag{}, 0)
 			}
+		}
+		if !some {
+			v.apply(fakeRecord{mark: m.Mark, block: base, sync: true, kind: wire.RecordTombstone})
+			v.tomb[m.Extent] = true
 		}
 		return
 	}

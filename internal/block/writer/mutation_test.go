@@ -15,14 +15,17 @@ func TestMutantsDie(t *testing.T) {
 		name string
 		mut  Mutations
 		many bool // rare: tried only with -mutants, and reported
+		// moves: copies are moved meanwhile
+		moves bool
 	}{
-		{"ack before the shrink is known", Mutations{AckBeforeShrinkKnown: true}, false},
-		{"own watermark", Mutations{OwnWatermark: true}, false},
-		{"keep winner on holder", Mutations{KeepWinnerOnHolder: true}, false},
-		{"grow without count", Mutations{GrowWithoutCount: true}, true},
-		{"adopt without run", Mutations{AdoptWithoutRun: true}, true},
-		{"release before config", Mutations{ReleaseBeforeConfig: true}, true},
-		{"no sync lock", Mutations{NoSyncLock: true}, true},
+		{"ack before the shrink is known", Mutations{AckBeforeShrinkKnown: true}, false, false},
+		{"own watermark", Mutations{OwnWatermark: true}, false, false},
+		{"keep winner on holder", Mutations{KeepWinnerOnHolder: true}, false, false},
+		{"fill counts", Mutations{FillCounts: true}, false, true},
+		{"grow without count", Mutations{GrowWithoutCount: true}, true, false},
+		{"adopt without run", Mutations{AdoptWithoutRun: true}, true, false},
+		{"release before config", Mutations{ReleaseBeforeConfig: true}, true, false},
+		{"no sync lock", Mutations{NoSyncLock: true}, true, false},
 	} {
 		seeds := 400
 		if c.many {
@@ -30,7 +33,9 @@ func TestMutantsDie(t *testing.T) {
 		}
 		died := 0
 		for seed := 1; seed <= seeds && died == 0; seed++ {
-			if runSeed(t, uint64(seed), c.mut, false).failed {
+			w := newWorld(t, uint64(seed), c.mut)
+			w.moves = c.moves
+			if w.play(false).failed {
 				died = seed
 			}
 		}

@@ -1,6 +1,7 @@
 package writer
 
 import (
+	"roseau/internal/base/clock"
 	"roseau/internal/core/repl"
 )
 
@@ -49,7 +50,8 @@ type op struct {
 	crc      []uint32
 
 	wseq    uint64
-	cum     int64 // cumulative bytes of all writes up to and with this one
+	began   clock.Instant // a write: when it got its wseq
+	cum     int64         // cumulative bytes of all writes up to and with this one
 	targets []target
 	tbuf    [4]target
 

@@ -11,7 +11,7 @@ import (
 func (m *member) linked() {
 	m.open, m.resumed, m.retryAt = closed, false, 0
 	m.v.dirty = true
-	if m.answered && m.session != m.node.session {
+	if m.answered && m.session != m.node.session && !m.v.c.mut.IgnoreSession {
 		m.newRun = true
 	}
 	m.absent = !slices.Contains(m.node.disks, m.disk)
@@ -26,7 +26,7 @@ func (m *member) unlinked() {
 	if m.sync != nil {
 		m.sync.flushing = false
 	}
-	if !m.counted {
+	if m.sync != nil && m.sync.phase < syncCount {
 		m.abortSync("connection lost")
 	}
 }
@@ -41,7 +41,7 @@ func (v *volume) lostSlot(m *member, s slot) {
 	case slotWindow:
 		v.rc.restart = true
 	case slotSync:
-		if j := v.members[s.arg>>56].sync; j != nil && j.m != m {
+		if j := s.job; j.m.sync == j && j.m != m {
 			j.orphan = true
 			v.c.wake = true
 		}
@@ -124,6 +124,9 @@ func (m *member) opened(a *wire.OpenAck) {
 	switch {
 	case m.sync != nil && !m.counted:
 		m.session, m.newRun, m.resumed = m.node.session, false, true
+		m.sync.opened()
+	case m.sync != nil && m.sync.phase == syncOpen && !m.newRun && m.leavable():
+		m.resume()
 		m.sync.opened()
 	case c.state == Opening, first:
 		m.session, m.newRun, m.resumed = m.node.session, false, true

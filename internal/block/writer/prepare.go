@@ -246,7 +246,7 @@ func (c *Core) endRound() {
 
 func (v *volume) reachable() bool {
 	for i := range v.segs {
-		if !slices.ContainsFunc(v.segs[i].members, func(m *member) bool { return !v.isOut(m) && m.triedOK() }) {
+		if !slices.ContainsFunc(v.segs[i].members, func(m *member) bool { return !v.isOut(m) && !v.segs[i].lacks(m) && m.triedOK() }) {
 			return false
 		}
 	}

@@ -66,7 +66,7 @@ func (v *volume) reader(o *op) *member {
 	for i := range o.seg.members {
 		// Rotate by extent, so that a remote reader spreads its load.
 		m := o.seg.members[(i+int(o.ext))%len(o.seg.members)]
-		if !m.counted || v.isOut(m) || !m.usable() || o.rep.has(m) {
+		if (!m.counted || v.isOut(m) || o.seg.lacks(m)) && !v.c.mut.ReadAnyMember || !m.usable() || o.rep.has(m) {
 			continue
 		}
 		if m.node.id == v.c.cfg.Node {
@@ -82,7 +82,7 @@ func (v *volume) reader(o *op) *member {
 // allUnreadable reports whether every in-sync copy has been tried (C5).
 func (v *volume) allUnreadable(o *op) bool {
 	for _, m := range o.seg.members {
-		if m.counted && !v.isOut(m) && !o.rep.has(m) {
+		if m.counted && !v.isOut(m) && !o.seg.lacks(m) && !o.rep.has(m) {
 			return false
 		}
 	}
@@ -154,7 +154,7 @@ func (c *Core) readReply(n *node, a *wire.ReadReply) {
 		v.dirty = true
 	case o.rep != nil && o.rep.rc != nil:
 		v.rcRead(o, a)
-	case !c.leased() || !m.counted || v.isOut(m):
+	case !c.leased() || (!m.counted || v.isOut(m) || !o.seg.holds(m)) && !c.mut.ReadAnyMember:
 		// The lease is checked after the disk was read, right before the reply
 		// (C3); what was read without it proves nothing.
 		o.state = opWaiting

@@ -85,7 +85,7 @@ func (v *volume) beginReconcile() {
 	for i := range v.segs {
 		warm := false
 		for _, m := range v.segs[i].members {
-			warm = warm || m.counted && m.open == opened && !m.cold
+			warm = warm || m.counted && m.open == opened && !m.cold && !v.segs[i].lacks(m)
 		}
 		if !warm && !v.lossless(&v.segs[i]) {
 			rc.cold = true
@@ -249,6 +249,9 @@ func (c *Core) windowReply(n *node, a *wire.Window) {
 		}
 		if !rc.from.Less(e.Mark) && !c.mut.OwnWatermark {
 			continue
+		}
+		if k := int64(e.Extent) * repl.ExtentBytes / c.cfg.SegmentBytes; k >= int64(len(v.segs)) || !v.segs[k].holds(m) {
+			continue // being given it: what it has proves nothing
 		}
 		for b := e.Block; b < e.Block+e.Count; b++ {
 			k := rcKey{e.Extent, e.Object, b}

@@ -105,12 +105,7 @@ func (c *Core) reopenable() (repl.Records, []uint32, bool) {
 			return recs, nil, false
 		}
 		if c.cached && told.CfgVersion > rec.Own.CfgVersion {
-			rec.Own = rec.Own.Clone()
-			rec.Own.CfgVersion = told.CfgVersion
-			rec.Own.Out = make(map[ids.ID]repl.Out, len(told.Out))
-			for _, d := range told.Out {
-				rec.Own.Out[d] = repl.Out{Base: v.rec.Own.Out[d].Base}
-			}
+			return recs, nil, false // which segments are whose, only etcd knows now
 		}
 		if c.cached {
 			// Also under the same version: a snapshot that the predecessor was taking
@@ -119,7 +114,7 @@ func (c *Core) reopenable() (repl.Records, []uint32, bool) {
 		}
 		inc[i] = rec.Own.Inc
 		for _, m := range v.members {
-			if _, out := rec.Own.Out[m.disk]; out && m.disk != told.Pending {
+			if o, out := rec.Own.Out[m.disk]; out && !o.Partial && m.disk != told.Pending {
 				continue
 			}
 			if !m.triedOK() {
@@ -253,7 +248,7 @@ func (c *Core) reopened(recs repl.Records) {
 	c.beginOpening() // forgets the answers
 	for i, v := range c.vols {
 		for _, m := range v.members {
-			if m.disk == pending[i] && v.isOut(m) && r.unwritten {
+			if m.disk == pending[i] && (v.isOut(m) || v.isPartial(m)) && r.unwritten {
 				m.counted = true
 				v.pending = m
 			}

@@ -4,7 +4,9 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"time"
 
+	"roseau/internal/base/clock"
 	"roseau/internal/block/wire"
 	"roseau/internal/core/repl"
 )
@@ -29,6 +31,7 @@ type syncJob struct {
 	m        *member
 	phase    syncPhase
 	base     repl.Mark
+	began    clock.Instant // the copying
 	joinWseq uint64
 	lists    int
 	src      []*member // per segment: whose list counts
@@ -40,10 +43,12 @@ type syncJob struct {
 	barrier  uint64
 	flushing bool
 	flushed  bool
-	ready    bool  // complete; waits until step 1 of grow may begin
-	orphan   bool  // a source went away with a question: begin again
-	lost     bool  // a source went away: chunks that wait must be read elsewhere
-	ops      []*op // chunks that hold or wait for their range
+	ready    bool          // complete; waits until step 1 of grow may begin
+	orphan   bool          // a source went away with a question: begin again
+	lost     bool          // a source went away: chunks that wait must be read elsewhere
+	ops      []*op         // chunks that hold or wait for their range
+	waiting  []int         // objects that wait for the pace
+	again    clock.Instant // when they may go on
 }
 
 // syncObject is one extent of one object that may differ.
@@ -57,6 +62,7 @@ type syncObject struct {
 
 	src    *member
 	have   []wire.Tag // the joining disk's
+	had    repl.Mark  // of the extent there; after something was sent, the source's
 	want   []wire.Tag // the source's
 	asked  int
 	block  int // next to be looked at
@@ -99,12 +105,14 @@ func (v *volume) settleSync() {
 			m.sync.settle()
 			continue
 		}
-		if m.counted || !v.isOut(m) || m.open == opening || !m.node.up || m.absent || m.failed || c.now < m.rejoinAt || c.reopen.unwritten || v.change != nil || c.state != Serving {
+		if !v.mayJoin(m) {
 			continue
 		}
 		m.sync = &syncJob{m: m}
 		c.report(ReportHealth, v.id, m.disk, "joining")
-		m.open, m.retryAt, m.resumed = closed, 0, false // open again: fresh marks
+		// Open again: fresh marks, and a fresh set of live writes. One that is in
+		// sync for other segments takes up its session at once.
+		m.reopen()
 		c.wake = true
 	}
 }
@@ -118,20 +126,26 @@ func (j *syncJob) opened() {
 		return
 	}
 	j.base = v.rec.Own.Out[m.disk].Base
-	if m.ack.DurableMark.Less(j.base) {
+	if m.ack.DurableMark.Less(j.base) || v.c.mut.ResyncFromOwnMark {
 		j.base = m.ack.DurableMark
 	}
 	if m.ack.Damaged {
 		j.base = repl.Mark{}
 	}
 	j.phase = syncBegin
-	m.live, m.highAcked, m.flushed = true, 0, 0
+	m.live = true
+	if !m.counted {
+		m.highAcked, m.flushed = 0, 0
+	}
 	j.joinWseq = v.wseq
 	v.c.send(m.node, &wire.SyncBegin{ReqID: j.slot(m, askBegin, 0), Handle: m.handle})
 }
 
 func (j *syncJob) slot(m *member, ask int, object int) uint64 {
-	return j.m.v.c.newSlot(slotSync, m, nil, uint64(j.m.index)<<56|uint64(object)<<8|uint64(ask))
+	c := j.m.v.c
+	id := c.newSlot(slotSync, m, nil, uint64(object)<<8|uint64(ask))
+	c.slots[uint32(id)].job = j
+	return id
 }
 
 // abortSync ends the join of m, if one is under way and does not count yet.
@@ -143,8 +157,11 @@ func (m *member) abortSync(why string) {
 	v := m.v
 	m.sync = nil
 	v.dropSyncOps(j)
-	v.c.forgetSync(m)
-	if !m.counted {
+	v.c.forgetSync(j)
+	if v.isPartial(m) {
+		v.releaseFill(m)
+		m.rejoinAt = max(m.rejoinAt, v.c.now.Add(v.c.t.OpenRetry))
+	} else if !m.counted {
 		v.release(m)
 		m.open, m.resumed = closed, false
 		m.rejoinAt = v.c.now.Add(v.c.t.OpenRetry)
@@ -152,11 +169,11 @@ func (m *member) abortSync(why string) {
 	v.c.report(ReportHealth, v.id, m.disk, "joining ended: "+why)
 }
 
-// forgetSync drops the unanswered questions of the job of m, to any member.
-func (c *Core) forgetSync(m *member) {
+// forgetSync drops the unanswered questions of a job, to any member.
+func (c *Core) forgetSync(j *syncJob) {
 	for i := range c.slots {
 		s := &c.slots[i]
-		if s.kind == slotSync && s.m.v == m.v && int(s.arg>>56) == m.index {
+		if s.kind == slotSync && s.job == j {
 			c.dropSlot(uint32(i))
 		}
 	}
@@ -182,7 +199,7 @@ func (v *volume) dropSyncOps(j *syncJob) {
 
 func (j *syncJob) fail(why string) {
 	m := j.m
-	if m.counted {
+	if j.phase >= syncCount {
 		m.v.cancelGrow(m)
 		return
 	}
@@ -191,7 +208,18 @@ func (j *syncJob) fail(why string) {
 
 // cancelGrow takes back step 1 of a grow whose CAS was never sent: CONFIG
 // without pending is made durable before the disk's answers stop counting.
+//
+// A disk that is in sync for other segments stays so; for what it was being
+// given nobody ever took it for a copy, so nothing has to be made durable first.
 func (v *volume) cancelGrow(m *member) {
+	if v.isPartial(m) {
+		if v.change == nil || v.change.kind != changeGrow {
+			v.pending = nil
+			v.config.serial++
+			m.abortSync("failed while it was counted")
+		}
+		return
+	}
 	v.pending = nil
 	v.config.serial++
 	if m.leaving == "" {
@@ -222,6 +250,7 @@ func (j *syncJob) settle() {
 			j.list()
 		}
 	case syncCopy:
+		j.resumeWaiting()
 		j.pump()
 	case syncEnd:
 		if j.ready {
@@ -263,7 +292,7 @@ func (j *syncJob) list() {
 	v := m.v
 	src := make([]*member, len(v.segs))
 	for i := range v.segs {
-		if !slices.Contains(v.segs[i].members, m) {
+		if !v.segs[i].wants(m) {
 			continue
 		}
 		if src[i] = v.source(&v.segs[i], nil); src[i] == nil {
@@ -291,7 +320,7 @@ func (j *syncJob) addList(from *member, es []wire.ExtEntry, own bool) {
 	for i := range es {
 		e := &es[i]
 		k := int64(e.Extent) * repl.ExtentBytes / v.c.cfg.SegmentBytes
-		if k >= int64(len(v.segs)) || !slices.Contains(v.segs[k].members, j.m) {
+		if k >= int64(len(v.segs)) || !v.segs[k].wants(j.m) {
 			continue
 		}
 		if !own && j.src[k] != from {
@@ -306,7 +335,7 @@ func (j *syncJob) addList(from *member, es []wire.ExtEntry, own bool) {
 // source picks the in-sync member of a segment to copy from.
 func (v *volume) source(s *segment, not []*member) *member {
 	for _, m := range s.members {
-		if m.counted && !v.isOut(m) && m.usable() && !slices.Contains(not, m) {
+		if m.counted && !v.isOut(m) && !s.lacks(m) && m.usable() && !slices.Contains(not, m) {
 			return m
 		}
 	}
@@ -336,7 +365,7 @@ func (j *syncJob) listed() {
 		return cmp.Or(cmp.Compare(a.prio, b.prio), cmp.Compare(a.ext, b.ext), cmp.Compare(a.object, b.object), cmp.Compare(src(a), src(b)))
 	})
 	j.objects = slices.CompactFunc(j.objects, func(a, b syncObject) bool { return a.ext == b.ext && a.object == b.object })
-	j.phase = syncCopy
+	j.phase, j.began = syncCopy, j.m.v.c.now
 	j.pump()
 }
 
@@ -350,6 +379,12 @@ func (j *syncJob) pump() {
 	}
 	if j.next == len(j.objects) && j.running == 0 && j.phase == syncCopy {
 		j.phase = syncEnd
+		if v.isPartial(j.m) {
+			// SYNC_END makes a copy warm and whole: that is for one that was out. The
+			// barrier of the grow makes the data durable.
+			j.count()
+			return
+		}
 		v.c.send(j.m.node, &wire.SyncEnd{ReqID: j.slot(j.m, askEnd, 0), Handle: j.m.handle})
 	}
 }
@@ -379,7 +414,7 @@ func (j *syncJob) copyObject(i int) {
 	o := &j.objects[i]
 	m := j.m
 	v := m.v
-	if len(o.want) == 0 && len(o.have) == 0 {
+	if len(o.want) == 0 && len(o.have) == 0 && !o.had.Less(o.mark) {
 		j.endObject(i)
 		return
 	}
@@ -388,7 +423,10 @@ func (j *syncJob) copyObject(i int) {
 		v.c.send(m.node, &wire.SyncWrite{
 			ReqID: j.slot(m, askWrite, i), Handle: m.handle, Extent: o.ext, Object: o.object, Mark: o.mark, Tombstone: true,
 		})
-		o.block, o.have = repl.ExtentBlocks, nil
+		o.block, o.have, o.had = repl.ExtentBlocks, nil, o.mark
+		return
+	}
+	if o.block < repl.ExtentBlocks && !j.mayCopy(i) {
 		return
 	}
 	for o.block < repl.ExtentBlocks {
@@ -406,10 +444,12 @@ func (j *syncJob) copyObject(i int) {
 		if last < 0 {
 			continue
 		}
+		v.c.pace.sent(v.c.now, int64(last-first+1)*repl.BlockBytes)
 		p := v.c.newOp(opSync, v, int64(o.ext), first, last-first+1)
 		p.job, p.arg = j, i
 		j.ops = append(j.ops, p)
 		o.unsent++
+		o.had = o.mark
 		if v.c.mut.NoSyncLock {
 			p.block, p.count = first, 0 // conflicts with nothing
 			p.unlocked = last - first + 1
@@ -417,7 +457,7 @@ func (j *syncJob) copyObject(i int) {
 		v.lock(p)
 		return
 	}
-	if o.unsent == 0 {
+	if o.unsent == 0 && !j.sendMark(i) {
 		j.endObject(i)
 	}
 }
@@ -434,7 +474,7 @@ func (j *syncJob) endObject(i int) {
 func (j *syncJob) readSource(p *op) {
 	v := j.m.v
 	o := &j.objects[p.arg]
-	if o.src == nil || !o.src.usable() || !o.src.counted {
+	if o.src == nil || !o.src.usable() || !o.src.counted || !p.seg.holds(o.src) {
 		o.src = v.source(v.segment(o.ext), o.tried)
 	}
 	if o.src == nil {
@@ -505,7 +545,10 @@ func (c *Core) syncAnswer(n *node, id uint64, msg wire.Message) {
 		return
 	}
 	v := s.m.v
-	j := v.members[s.arg>>56].sync
+	j := s.job
+	if j.m.sync != j {
+		j = nil
+	}
 	if l, ok := msg.(*wire.ExtList); !ok || l.Last || l.Status != wire.OK {
 		c.dropSlot(uint32(id))
 	}
@@ -513,7 +556,7 @@ func (c *Core) syncAnswer(n *node, id uint64, msg wire.Message) {
 	if j == nil {
 		return
 	}
-	j.answer(s, int(s.arg&0xff), int(s.arg>>8&(1<<48-1)), msg)
+	j.answer(s, int(s.arg&0xff), int(s.arg>>8), msg)
 }
 
 func (j *syncJob) answer(s slot, ask, i int, msg wire.Message) {
@@ -568,7 +611,7 @@ func (j *syncJob) tags(i, ask int, a *wire.ExtTags) {
 			o.mark = a.Mark
 		}
 	} else {
-		o.have = a.Tags
+		o.have, o.had = a.Tags, a.Mark
 	}
 	if o.asked--; o.asked == 0 {
 		j.copyObject(i)
@@ -586,6 +629,10 @@ func (j *syncJob) count() {
 		return
 	}
 	j.ready = false
+	if v.c.mut.BarrierBeforeCount {
+		j.phase, j.barrier = syncFlush, v.wseq
+		return
+	}
 	if v.c.mut.GrowWithoutCount {
 		j.phase = syncCommit
 		return
@@ -620,6 +667,10 @@ func (j *syncJob) flushedTo(upto uint64) {
 	j.flushing = false
 }
 
-func (j *syncJob) progress() (done, total, bytes uint64) {
-	return j.done, uint64(len(j.objects)), j.bytes
+// progress: left is 0 as long as nothing can be said.
+func (j *syncJob) progress() (done, total, bytes uint64, left time.Duration) {
+	if j.done > 0 {
+		left = time.Duration(float64(j.m.v.c.now.Sub(j.began)) / float64(j.done) * float64(uint64(len(j.objects))-j.done))
+	}
+	return j.done, uint64(len(j.objects)), j.bytes, left
 }

@@ -66,6 +66,9 @@ func (w *world) current() *fakeGuard {
 // fault does one random bad thing.
 func (w *world) fault() {
 	n := w.nodes[w.rng.IntN(3)]
+	if w.moves {
+		n = w.nodes[w.rng.IntN(4)]
+	}
 	g := w.current()
 	ms := func(k int) time.Duration { return time.Duration(w.rng.IntN(k)) * time.Millisecond }
 	switch k := w.rng.IntN(12); k {
@@ -162,16 +165,22 @@ func (w *world) powerCut(n *fakeNode, d time.Duration) {
 // complete.
 func (w *world) allCold() bool {
 	v := w.etcd.recs.Volumes[0]
-	for _, n := range w.nodes {
-		d := n.disks[0]
-		if _, out := v.Own.Out[d.id]; out || !slices.Contains(v.Seg.Disks, d.id) {
-			continue
-		}
-		if fv := d.vols[w.vol]; n.up && fv != nil && fv.boot == n.boot {
-			return false
+	for s := range v.Seg.Map {
+		if !slices.ContainsFunc(v.ISR(s), w.warm) {
+			return true
 		}
 	}
-	return true
+	return false
+}
+
+func (w *world) warm(disk ids.ID) bool {
+	for _, n := range w.nodes {
+		if n.disks[0].id == disk {
+			fv := n.disks[0].vols[w.vol]
+			return n.up && fv != nil && fv.boot == n.boot
+		}
+	}
+	return false
 }
 
 // ignorant reports whether g does not know yet that some in-sync copy has lost
@@ -267,7 +276,10 @@ func (w *world) supervise() {
 // runSeed is one random schedule: chaos, then peace, in which everything must
 // become whole.
 func runSeed(t *testing.T, seed uint64, mut Mutations, log bool) *world {
-	w := newWorld(t, seed, mut)
+	return newWorld(t, seed, mut).play(log)
+}
+
+func (w *world) play(log bool) *world {
 	w.log = log
 	w.start(w.nodes[0])
 	w.run(200 * time.Millisecond)
@@ -286,6 +298,9 @@ func runSeed(t *testing.T, seed uint64, mut Mutations, log bool) *world {
 		w.supervise()
 		if w.rng.IntN(2) == 0 {
 			w.fault()
+		}
+		if w.moves {
+			w.move()
 		}
 		if w.failed {
 			return w
@@ -362,14 +377,86 @@ func (w *world) whole() bool {
 
 // compare checks that all copies are equal, tags included (I11).
 func (w *world) compare() {
-	d0 := w.nodes[0].disks[0].vols[w.vol]
-	for _, n := range w.nodes[1:3] {
-		d := n.disks[0].vols[w.vol]
-		for b := range int64(2 * repl.ExtentBlocks) {
-			if x, y := d0.blocks[b], d.blocks[b]; x.value != y.value || x.tag != y.tag {
-				w.fail("block %d differs: %+v on %s, %+v on %s", b, x, w.nodes[0].id.Short(), y, n.id.Short())
+	v := w.etcd.recs.Volumes[0]
+	for b := range int64(2 * repl.ExtentBlocks) {
+		row := v.ISR(int(b / repl.ExtentBlocks))
+		if len(row) != 3 {
+			w.fail("segment %d has %d copies", b/repl.ExtentBlocks, len(row))
+			return
+		}
+		x := w.disk(row[0]).vols[w.vol].blocks[b]
+		for _, d := range row[1:] {
+			if y := w.disk(d).vols[w.vol].blocks[b]; x.value != y.value || x.tag != y.tag {
+				w.fail("block %d differs: %+v on %s, %+v on %s", b, x, row[0].Short(), y, d.Short())
 				return
 			}
+		}
+	}
+}
+
+func (w *world) disk(id ids.ID) *fakeDisk {
+	for _, n := range w.nodes {
+		if n.disks[0].id == id {
+			return n.disks[0]
+		}
+	}
+	return nil
+}
+
+// move asks the writer to give some disk some segment, or to end such a move.
+func (w *world) move() {
+	g := w.current()
+	if !g.alive || g.core.State() != Serving || w.rng.IntN(2) > 0 {
+		return
+	}
+	from, to := w.nodes[w.rng.IntN(4)], w.nodes[w.rng.IntN(4)]
+	r := Replace{Old: from.disks[0].id, New: to.disks[0].id, NewNode: to.id, Live: w.rng.IntN(4) > 0}
+	if w.rng.IntN(5) == 0 {
+		r.New, r.NewNode = ids.ID{}, ids.ID{}
+	}
+	if w.rng.IntN(3) > 0 {
+		r.Segments = []uint32{uint32(w.rng.IntN(2))}
+	}
+	w.logf("MOVE %+v", r)
+	g.command(Command{Kind: ReplaceDisk, Replace: r})
+	for w.rng.IntN(2) == 0 { // while it is being copied
+		w.run(time.Duration(w.rng.IntN(4000)) * time.Microsecond)
+		if w.rng.IntN(2) == 0 && g.alive && g == w.oracle.owner {
+			w.oracle.request(w, g)
+		} else {
+			w.fault()
+		}
+	}
+}
+
+// TestWorldMoves is TestWorld while copies move between four disks.
+func TestWorldMoves(t *testing.T) {
+	run := func(seed uint64, log bool) *world {
+		w := newWorld(t, seed, Mutations{})
+		w.moves = true
+		return w.play(log)
+	}
+	if *flagSeed != 0 {
+		run(*flagSeed, true)
+		return
+	}
+	stats := map[string]int{}
+	bad := 0
+	for seed := uint64(1); seed <= uint64(*flagSeeds); seed++ {
+		w := run(seed, false)
+		for k, n := range w.stats {
+			stats[k] += n
+		}
+		if w.failed {
+			if bad++; bad > 5 {
+				t.Fatal("enough")
+			}
+		}
+	}
+	for _, k := range []string{"moved", "move begun", "move cancelled", "partial at takeover"} {
+		t.Logf("%s: %d", k, stats[k])
+		if stats[k] == 0 && *flagSeeds >= 100 {
+			t.Errorf("no schedule has %q", k)
 		}
 	}
 }

@@ -28,8 +28,9 @@ type slot struct {
 	gen  uint32
 	kind slotKind
 	m    *member
-	op   *op    // write, read
-	arg  uint64 // kind's own
+	op   *op      // write, read
+	arg  uint64   // kind's own
+	job  *syncJob // slotSync
 	sent clock.Instant
 }
 

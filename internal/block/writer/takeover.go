@@ -81,7 +81,7 @@ func (v *volume) judgeSegment(s *segment) openVerdict {
 	warm, cold, tail, maybe, others := 0, 0, 0, 0, 0
 	waited := c.now.Sub(c.since)
 	for _, m := range s.members {
-		if !m.counted {
+		if !m.counted || s.lacks(m) {
 			continue
 		}
 		others++
@@ -113,7 +113,7 @@ func (v *volume) judgeSegment(s *segment) openVerdict {
 	if warm > 0 {
 		return openGo
 	}
-	if c.cfg.GuestAlive && !v.lossless(s) {
+	if c.cfg.GuestAlive && !v.lossless(s) && !c.mut.AdoptCold {
 		if maybe > 0 {
 			return openWait // a warm one may exist: without limit, while the guest lives [S6]
 		}
@@ -127,14 +127,14 @@ func (v *volume) judgeSegment(s *segment) openVerdict {
 
 // mayCome reports whether m may still answer.
 func (c *Core) mayCome(m *member) bool {
-	return m.node.up || c.isAlive(m.node.id)
+	return m.node.up || c.isAlive(m.node.id) || c.mut.WaitForDead
 }
 
 // lossless reports whether cold copies of s cannot have lost an acked write: an
 // answering member knows durably that it was alone (C7).
 func (v *volume) lossless(s *segment) bool {
 	for _, m := range s.members {
-		if m.open != opened || !m.counted || m.ack.Damaged {
+		if m.open != opened || !m.counted || m.ack.Damaged || s.lacks(m) {
 			continue
 		}
 		alone := true

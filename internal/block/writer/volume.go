@@ -76,7 +76,8 @@ type member struct {
 // segment is a row of the placement.
 type segment struct {
 	members   []*member
-	dirtyWseq uint64 // newest committed write that was not written through
+	filling   []*member // of members: in sync elsewhere, being given this segment
+	dirtyWseq uint64    // newest committed write that was not written through
 }
 
 // volume is one volume of the group.
@@ -96,6 +97,7 @@ type volume struct {
 	extents    map[int64]*extent
 	held       requestList // requests that wait for Serving
 	blocked    opList      // writes that wait for window space
+	refused    int         // extents in which a write waits for space
 	reads      opList      // reads that wait for a lease or a member
 
 	flush     flushState
@@ -134,9 +136,11 @@ func (v *volume) epoch() uint64 { return v.rec.Own.Epoch }
 
 func (v *volume) mark(wseq uint64) repl.Mark { return repl.Mark{Epoch: v.epoch(), Wseq: wseq} }
 
+// isOut reports whether m is outside the in-sync set of all of its segments. One
+// that is outside for some counts as in sync, but see segment.lacks.
 func (v *volume) isOut(m *member) bool {
-	_, out := v.rec.Own.Out[m.disk]
-	return out
+	o, out := v.rec.Own.Out[m.disk]
+	return out && !o.Partial
 }
 
 func (v *volume) piggyback() wire.Piggyback {
@@ -167,30 +171,38 @@ func (v *volume) layout(rec repl.VolumeRecord, disks []repl.DiskNode) {
 	for i, m := range v.members {
 		m.index = i
 	}
+	if cap(v.segs) < len(rec.Seg.Map) {
+		v.segs = slices.Grow(v.segs, len(rec.Seg.Map)-len(v.segs))
+	}
+	for i, row := range rec.Seg.Map {
+		// Ops point to their segment: it keeps its place.
+		if i == len(v.segs) {
+			v.segs = append(v.segs, segment{})
+		}
+		s := &v.segs[i]
+		s.members = nil
+		for _, d := range row {
+			s.members = append(s.members, v.members[d])
+		}
+	}
+	v.segs = v.segs[:len(rec.Seg.Map)]
+	if !slices.Equal(old, v.members) {
+		v.rc.restart = true // its windows name members by their place
+	}
+	v.rec = rec
+	v.refill()
 	for _, m := range old {
 		if !slices.Contains(v.members, m) {
 			m.drop()
 		}
 	}
-	was := slices.Clone(v.segs)
-	v.segs = slices.Grow(v.segs[:0], len(rec.Seg.Map))
-	for i, row := range rec.Seg.Map {
-		s := segment{}
-		if i < len(was) {
-			s.dirtyWseq = was[i].dirtyWseq
-		}
-		for _, d := range row {
-			s.members = append(s.members, v.members[d])
-		}
-		v.segs = append(v.segs, s)
-	}
-	v.rec = rec
 }
 
 // drop ends a member that is no longer in the placement.
 func (m *member) drop() {
 	m.abortSync("replaced")
-	m.v.c.forget(m, func(slot) {})
+	m.v.retireReads(m)
+	m.v.release(m)
 	n := m.node
 	n.members = slices.DeleteFunc(n.members, func(o *member) bool { return o == m })
 }
@@ -205,7 +217,7 @@ func (m *member) usable() bool {
 func (s *segment) rest() int {
 	n := 0
 	for _, m := range s.members {
-		if m.counted && m.leaving == "" && !m.v.isOut(m) {
+		if m.counted && m.leaving == "" && !m.v.isOut(m) && !s.lacks(m) {
 			n++
 		}
 	}
@@ -267,6 +279,9 @@ func (v *volume) deadlines(d *deadline) {
 		}
 		if !m.counted && m.sync == nil && m.node.up {
 			d.later(m.rejoinAt)
+		}
+		if m.sync != nil && len(m.sync.waiting) > 0 {
+			d.later(m.sync.again)
 		}
 	}
 	v.flushDeadlines(d)

@@ -41,6 +41,7 @@ type world struct {
 	log     bool
 	mut     Mutations
 	stats   map[string]int
+	moves   bool // copies are moved between disks
 	// of scenarios: plain requests, no random outcomes of etcd
 	plain          map[*Request]bool
 	calm, etcdLost bool
@@ -155,6 +156,9 @@ func (w *world) commit(t repl.Txn) (repl.Outcome, int64) {
 			if v.ID != p.Key.ID {
 				continue
 			}
+			if p.Own != nil && w.moves {
+				w.noteMove(v, &p, t)
+			}
 			if p.Own != nil {
 				v.Own, v.OwnRev = p.Own.Clone(), e.rev
 				w.logf("etcd own: epoch %d inc %d cfg %d out %d", p.Own.Epoch, p.Own.Inc, p.Own.CfgVersion, len(p.Own.Out))
@@ -165,6 +169,33 @@ func (w *world) commit(t repl.Txn) (repl.Outcome, int64) {
 		}
 	}
 	return repl.OutcomeCommitted, e.rev
+}
+
+// noteMove counts what a transaction is about.
+func (w *world) noteMove(v *repl.VolumeRecord, p *repl.Put, t repl.Txn) {
+	seg := slices.ContainsFunc(t.Puts, func(p repl.Put) bool { return p.Seg != nil })
+	partial := false
+	for _, o := range v.Own.Out {
+		partial = partial || o.Partial
+	}
+	switch {
+	case partial && p.Own.Epoch > v.Own.Epoch:
+		w.seen("partial at takeover")
+	case !seg:
+	case len(p.Own.Out) > len(v.Own.Out):
+		w.seen("move begun")
+	case len(t.Puts) > 1:
+		for _, q := range t.Puts {
+			if q.Seg != nil && len(q.Seg.Map[0])+len(q.Seg.Map[1]) < len(v.Seg.Map[0])+len(v.Seg.Map[1]) {
+				w.seen("moved")
+				for _, d := range v.Seg.Disks {
+					if _, out := v.Own.Out[d]; out && !slices.Contains(q.Seg.Disks, d) {
+						w.seen("move cancelled")
+					}
+				}
+			}
+		}
+	}
 }
 
 // fakeConn is one connection of a guard with a node; both directions are FIFO.

@@ -13,7 +13,7 @@ import (
 func (v *volume) startWrite(o *op) {
 	c := v.c
 	v.wseq++
-	o.wseq = v.wseq
+	o.wseq, o.began = v.wseq, c.now
 	if !o.rc { // a winner stays in its object
 		o.object = v.snap.seq
 	}
@@ -21,7 +21,7 @@ func (v *volume) startWrite(o *op) {
 	o.cum = v.cumIssued
 	v.inflight.push(o)
 	for _, m := range o.seg.members {
-		if !m.counted && !m.live {
+		if !m.live && (!m.counted || o.seg.lacks(m) && v.pending != m) {
 			continue
 		}
 		o.targets = append(o.targets, target{m: m})
@@ -41,11 +41,14 @@ func (c *Core) sendWrite(o *op, m *member, flags wire.WriteFlags) {
 		return
 	}
 	t.sent, t.nospc = true, false
-	if o.fua || o.seg.rest() <= 1 {
+	if o.fua || o.seg.rest() <= 1 && !c.mut.LoneCopyVolatile {
 		o.fua = true // a lone copy has no volatile window (C7)
 		flags |= wire.WriteFUA
 	}
 	v := o.v
+	if o.rc || !m.counted || o.seg.lacks(m) {
+		flags |= wire.WriteReserve // else a full pool could not be repaired
+	}
 	id := c.newSlot(slotWrite, m, o, 0)
 	if o.kind == opWrite {
 		c.send(m.node, &wire.Write{
@@ -106,16 +109,21 @@ func (c *Core) writeAck(n *node, a *wire.Ack) {
 
 // tryCommit commits o if every counted member has acked it.
 func (v *volume) tryCommit(o *op) {
+	missing := 0
 	for i := range o.targets {
 		t := &o.targets[i]
-		if !t.acked && v.needs(t.m) {
-			return
+		if !t.acked && v.needs(t.m) && (v.pending == t.m || !o.seg.lacks(t.m)) {
+			missing++
 		}
+	}
+	if missing > 1 || missing == 1 && !v.c.mut.QuorumAck {
+		return
 	}
 	v.commit(o)
 }
 
-// needs reports whether acks and flushes wait for m.
+// needs reports whether flushes, and acks in the segments that it holds, wait
+// for m.
 func (v *volume) needs(m *member) bool {
 	if m.leaving != "" && (v.c.mut.AckBeforeShrinkKnown || v.c.mut.ReadBeforeOut && v.c.state == Reconciling) {
 		return false
@@ -147,6 +155,7 @@ func (v *volume) commit(o *op) {
 		v.rc.running--
 	}
 	if o.req != nil {
+		c.pace.write(c.now, c.now.Sub(o.began))
 		c.endPart(o.req)
 		o.req = nil
 	}
@@ -212,9 +221,18 @@ func (v *volume) release(m *member) {
 	v.c.wake = true
 }
 
+// joinWithoutSpace is the pause before a disk that was full is joined again.
+const joinWithoutSpace = 10e9
+
 // noSpace notes that m refused o. Nothing new is sent in that extent until the
 // refused writes have been taken, in their order.
 func (v *volume) noSpace(o *op, m *member, t *target, st wire.Status) {
+	if st == wire.NoSpace && m.sync != nil && v.pending != m && (!m.counted || o.seg.lacks(m)) {
+		// A target that is full is a rebuild that has to wait, not a guest.
+		m.abortSync("no space on the disk")
+		m.rejoinAt = v.c.now.Add(joinWithoutSpace)
+		return
+	}
 	e := v.extents[o.ext]
 	if st == wire.OutOfOrder && (e == nil || !e.refused) || o.state == opZombie {
 		v.c.report(ReportBug, v.id, m.disk, "write refused as out of order")
@@ -223,7 +241,9 @@ func (v *volume) noSpace(o *op, m *member, t *target, st wire.Status) {
 		return
 	}
 	if !e.refused {
-		v.c.report(ReportNoSpace, v.id, m.disk, "a write waits for space")
+		if v.refused++; v.refused == 1 {
+			v.c.report(ReportNoSpace, v.id, m.disk, "writes wait for space on a disk")
+		}
 	}
 	e.refused, o.refused, t.nospc, t.sent = true, true, true, false
 	if m.nospcAt == 0 {
@@ -283,6 +303,8 @@ func (v *volume) clearRefused(ext int64, e *extent) {
 		}
 	}
 	e.refused = false
-	v.c.report(ReportSpaceBack, v.id, ids.ID{}, "no write waits for space")
+	if v.refused--; v.refused == 0 {
+		v.c.report(ReportSpaceBack, v.id, ids.ID{}, "no write waits for space")
+	}
 	v.startWaiting(e, e.head)
 }

@@ -257,7 +257,7 @@ func reasons(req Request, n Node) string {
 }
 
 func plural(n int, word string) string {
-	if n == 1 {
+	if n == 1 || word == "chassis" {
 		return "1 " + word
 	}
 	return fmt.Sprintf("%d %ss", n, word)

@@ -88,7 +88,7 @@ func disks(nodes, perNode int, data size.Bytes) []Disk {
 	var out []Disk
 	for n := 1; n <= nodes; n++ {
 		for d := 1; d <= perNode; d++ {
-			out = append(out, Disk{ID: id(100*n + d), Name: fmt.Sprintf("srv%d/d%d", n, d), Node: id(n), NodeName: fmt.Sprintf("srv%d", n), Data: data})
+			out = append(out, Disk{ID: id(100*n + d), Name: fmt.Sprintf("srv%d/d%d", n, d), Node: id(n), NodeName: fmt.Sprintf("srv%d", n), Domain: fmt.Sprintf("srv%d", n), Data: data})
 		}
 	}
 	return out
@@ -104,11 +104,11 @@ func TestSegmentsProperties(t *testing.T) {
 		perNode := rapid.IntRange(1, 4).Draw(t, "disks")
 		count := rapid.IntRange(1, 200).Draw(t, "segments")
 		all := disks(nodes, perNode, 1000*size.GiB)
-		order, rows, err := Segments("p", id(7), count, copies, ids.ID{}, all)
+		order, rows, err := Segments(Rule{"p", copies, "node"}, id(7), count, ids.ID{}, all)
 		if err != nil {
 			t.Fatal(err)
 		}
-		_, again, _ := Segments("p", id(7), count, copies, ids.ID{}, all)
+		_, again, _ := Segments(Rule{"p", copies, "node"}, id(7), count, ids.ID{}, all)
 		if fmt.Sprint(rows) != fmt.Sprint(again) {
 			t.Fatal("not deterministic")
 		}
@@ -142,7 +142,7 @@ func TestSegmentsProperties(t *testing.T) {
 
 func TestSegmentsPreferAndWeights(t *testing.T) {
 	all := disks(5, 1, 1000*size.GiB)
-	_, rows, err := Segments("p", id(7), 50, 3, id(4), all)
+	_, rows, err := Segments(Rule{"p", 3, "node"}, id(7), 50, id(4), all)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -152,7 +152,7 @@ func TestSegmentsPreferAndWeights(t *testing.T) {
 		}
 	}
 	all[0].Data *= 4
-	_, rows, _ = Segments("p", id(7), 300, 1, ids.ID{}, all)
+	_, rows, _ = Segments(Rule{"p", 1, "node"}, id(7), 300, ids.ID{}, all)
 	big := 0
 	for _, row := range rows {
 		if row[0] == 0 {
@@ -167,23 +167,122 @@ func TestSegmentsPreferAndWeights(t *testing.T) {
 func TestSegmentsRefusal(t *testing.T) {
 	all := disks(3, 1, size.GiB)
 	all[2].Unusable = "failed"
-	_, _, err := Segments("p", id(7), 1, 3, ids.ID{}, all)
+	_, _, err := Segments(Rule{"p", 3, "node"}, id(7), 1, ids.ID{}, all)
 	if err == nil || err.Error() != "pool p: 2 nodes with usable disks (srv3/d1 is failed), needs 3" || !strings.Contains(errs.Hint(err), "claim a disk") {
 		t.Errorf("%v -> %s", err, errs.Hint(err))
 	}
 }
 
-func TestReplaceDisk(t *testing.T) {
+func TestTarget(t *testing.T) {
+	rule := Rule{"p", 2, "node"}
 	all := disks(3, 3, 10*size.GiB)
-	all[4].Unusable = "failed" // srv2/d2
+	all[4].Unusable = "failed" // srv2/d2, the other copy is on srv1
 	all[3].Promised = 5 * size.GiB
-	got, err := ReplaceDisk("p", all[4], all)
-	if err != nil || got != all[5].ID {
-		t.Errorf("got %v, %v", got, err)
+	row := []ids.ID{all[0].ID}
+	if got, err := Target(rule, all[4].ID, row, all); err != nil || got != all[5].ID {
+		t.Errorf("the node of the old disk first: %v, %v", got, err)
 	}
-	all[3].Unusable, all[5].Unusable = "missing", "retired"
-	if _, err := ReplaceDisk("p", all[4], all); err == nil || err.Error() != "replace disk srv2/d2 in pool p: srv2 has no other usable disk in it" {
+	for i := 3; i < 6; i++ {
+		all[i].Unusable = "on a node that is down"
+	}
+	all[6].Promised, all[7].Promised = 2*size.GiB, 1*size.GiB
+	if got, err := Target(rule, all[4].ID, row, all); err != nil || got != all[8].ID {
+		t.Errorf("another domain: %v, %v", got, err)
+	}
+	row = append(row, all[7].ID)
+	if _, err := Target(rule, all[4].ID, row, all); err == nil || err.Error() != "rebuild the copies of srv2/d2 in pool p: no usable disk in a node that has no other copy" || errs.Hint(err) == "" {
 		t.Error(err)
+	}
+	// Domain disk: any disk that holds no copy, another node's first.
+	rule.Level = "disk"
+	for i := range all {
+		all[i].Domain = all[i].Name
+	}
+	if got, err := Target(rule, all[1].ID, []ids.ID{all[0].ID}, all); err != nil || got != all[2].ID {
+		t.Errorf("the same node, another disk: %v, %v", got, err)
+	}
+}
+
+// TestBalanceEnds: from any start the steps end, each is allowed, and afterwards
+// no move is worth it: what was claimed late is used.
+func TestBalanceEnds(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		nodes := rapid.IntRange(1, 4).Draw(t, "nodes")
+		per := rapid.IntRange(1, 3).Draw(t, "disks")
+		copies := rapid.IntRange(1, nodes).Draw(t, "copies")
+		all := disks(nodes, per, 100*size.GiB)
+		order, table, err := Segments(Rule{"p", copies, "node"}, id(7), rapid.IntRange(1, 60).Draw(t, "segments"), ids.ID{}, all)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range rapid.IntRange(0, 3).Draw(t, "new") {
+			n := 1 + i%nodes
+			d := disks(nodes, 9, 100*size.GiB)[(n-1)*9+5+i]
+			all = append(all, d)
+		}
+		var rows []Row
+		for k, r := range table {
+			row := Row{Volume: id(7), Segment: k}
+			for _, i := range r {
+				row.Disks = append(row.Disks, order[i])
+			}
+			rows = append(rows, row)
+		}
+		promise := func() {
+			for i := range all {
+				all[i].Promised = 0
+				for _, r := range rows {
+					for _, d := range r.Disks {
+						if d == all[i].ID {
+							all[i].Promised += SegmentBytes
+						}
+					}
+				}
+			}
+		}
+		promise()
+		steps := 0
+		for s, ok := Balance(all, rows); ok; s, ok = Balance(all, rows) {
+			if steps++; steps > 500 {
+				t.Fatal("it never ends")
+			}
+			r := &rows[s.Segment]
+			for i, d := range r.Disks {
+				if d == s.Old {
+					r.Disks[i] = s.New
+				}
+			}
+			seen := map[string]bool{}
+			for _, d := range r.Disks {
+				for _, x := range all {
+					if x.ID == d {
+						if seen[x.Domain] {
+							t.Fatalf("two copies in %s after %+v", x.Domain, s)
+						}
+						seen[x.Domain] = true
+					}
+				}
+			}
+			promise()
+		}
+	})
+}
+
+func TestBalanceFillsANewDisk(t *testing.T) {
+	all := disks(3, 2, 8*size.GiB)
+	for i := range all {
+		all[i].Promised = 3 * size.GiB
+	}
+	fresh := all[0]
+	fresh.ID, fresh.Name, fresh.Promised = id(999), "srv1/d3", 0
+	all = append(all, fresh)
+	rows := []Row{{Volume: id(7), Disks: []ids.ID{all[0].ID, all[2].ID, all[4].ID}, Keep: id(1)}}
+	if s, ok := Balance(all, rows); !ok || s.New != fresh.ID || s.Old != all[0].ID {
+		t.Errorf("%+v %v", s, ok)
+	}
+	rows[0].Busy = true
+	if s, ok := Balance(all, rows); ok {
+		t.Errorf("a busy volume is moved: %+v", s)
 	}
 }
 
@@ -200,10 +299,57 @@ func TestPoolCapacity(t *testing.T) {
 		{2, 2, 8 * g, 3, 16 * g, 0},
 		{4, 2, 8 * g, 2, 32 * g, 16 * g},
 		{6, 2, 8 * g, 3, 32 * g, 16*g + 16*g/3},
+		{1, 1, 8 * g, 1, 0, 8 * g},
 	} {
 		c := PoolCapacity(tt.copies, disks(tt.nodes, tt.per, tt.data))
 		if c.Reserve != tt.reserve || c.Usable != tt.usable {
 			t.Errorf("%+v: reserve %s usable %s", tt, c.Reserve, c.Usable)
 		}
 	}
+}
+
+// On one machine a disk is a domain: two disks and two copies keep no reserve,
+// for nothing could be rebuilt; the third disk is what a lost one is rebuilt to.
+func TestCapacityOfOneMachine(t *testing.T) {
+	g := size.GiB
+	for _, tt := range []struct {
+		disks           int
+		reserve, usable size.Bytes
+	}{{2, 0, 8 * g}, {3, 8 * g, 8 * g}, {4, 8 * g, 12 * g}} {
+		all := disks(1, tt.disks, 8*g)
+		for i := range all {
+			all[i].Domain = all[i].Name
+			all[i].Used = 3 * g
+		}
+		c := PoolCapacity(2, all)
+		if off := func(a, b size.Bytes) bool { return max(a-b, b-a) > size.MiB }; off(c.Reserve, tt.reserve) || off(c.Usable, tt.usable) {
+			t.Errorf("%d disks: reserve %s usable %s", tt.disks, c.Reserve, c.Usable)
+		}
+		if limit := Limits(2, all)[all[0].ID]; c.Fullest != int(3*g*100/limit) {
+			t.Errorf("%d disks: fullest %d %%, limit %s", tt.disks, c.Fullest, limit)
+		}
+	}
+}
+
+// What a lost disk held fits into the reserves of the others of its node, however
+// unequal they are.
+func TestLimitsLeaveRoomForRebuild(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		all := disks(rapid.IntRange(1, 4).Draw(t, "nodes"), rapid.IntRange(2, 4).Draw(t, "disks"), 0)
+		for i := range all {
+			all[i].Data = size.Bytes(rapid.IntRange(1, 64).Draw(t, "GiB")) * size.GiB
+		}
+		limits := Limits(3, all)
+		for _, lost := range all {
+			var free size.Bytes
+			for _, d := range all {
+				if d.Node == lost.Node && d.ID != lost.ID {
+					free += d.Data - limits[d.ID]
+				}
+			}
+			if free+size.MiB < limits[lost.ID] {
+				t.Fatalf("%s may hold %s, the others keep %s", lost.Name, limits[lost.ID], free)
+			}
+		}
+	})
 }

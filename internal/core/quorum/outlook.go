@@ -61,7 +61,7 @@ func nameOf(v View, id ids.ID) string {
 		}
 	}
 	if v.Witness != nil && v.Witness.ID == id {
-		return "witness " + v.Witness.Name
+		return v.Witness.title()
 	}
 	return "a machine that was removed"
 }
@@ -99,6 +99,15 @@ func sentence(v View, o Outlook, up, down []string) string {
 	return fmt.Sprintf("Any %d of %s can fail next, at once or one after the other, without loss of service%s.", o.Nodes, list(up, "and"), gone)
 }
 
+// title is how sentences name the witness; one that is called so is not named
+// twice.
+func (w *Witness) title() string {
+	if w.Name == "witness" {
+		return "the witness"
+	}
+	return "witness " + w.Name
+}
+
 // ofWitness is about the witness: what it adds, and what must not fail with it.
 func ofWitness(v View, o Outlook, c config, up []string) string {
 	w := v.Witness
@@ -111,27 +120,29 @@ func ofWitness(v View, o Outlook, c config, up []string) string {
 		}
 		return ""
 	}
+	name := w.title()
+	begin := strings.ToUpper(name[:1]) + name[1:]
 	i := slices.IndexFunc(c, func(m machine) bool { return m.witness })
 	switch {
 	case i < 0 && WitnessVotes(len(up)) == 0:
-		return fmt.Sprintf("Witness %s has no vote: %d voters need none.", w.Name, len(up))
+		return fmt.Sprintf("%s has no vote: %d voters need none.", begin, len(up))
 	case i < 0 && !w.Present:
-		return fmt.Sprintf("Witness %s is away and has no vote.", w.Name)
+		return fmt.Sprintf("%s is away and has no vote.", begin)
 	case i < 0:
-		return fmt.Sprintf("Witness %s has no vote yet: it gets one when all voters are up and steady.", w.Name)
+		return fmt.Sprintf("%s has no vote yet: it gets one when all voters are up and steady.", begin)
 	case !c[i].alive && w.Leaving:
-		return fmt.Sprintf("Witness %s is leaving.", w.Name)
+		return fmt.Sprintf("%s is leaving.", begin)
 	case !c[i].alive:
-		return fmt.Sprintf("Witness %s does not answer: its votes go after 10 s.", w.Name)
+		return fmt.Sprintf("%s does not answer: its votes go after 10 s.", begin)
 	case !o.Witness:
-		return fmt.Sprintf("Witness %s cannot fail: its votes are needed.", w.Name)
+		return fmt.Sprintf("%s cannot fail: its votes are needed.", begin)
 	}
 	for j, m := range c {
 		if m.alive && m.votes > 0 && j != i && !c.holds(1<<i|1<<j) {
-			return fmt.Sprintf("So can witness %s, but not the witness and a node together.", w.Name)
+			return fmt.Sprintf("So can %s, but not the witness and a node together.", name)
 		}
 	}
-	return fmt.Sprintf("So can witness %s.", w.Name)
+	return fmt.Sprintf("So can %s.", name)
 }
 
 // ofChange names what is under way.

@@ -3,7 +3,9 @@ package quorum
 import (
 	"fmt"
 	"math/rand/v2"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -380,9 +382,12 @@ func (w *world) personRemoves(rng *rand.Rand) {
 }
 
 func TestChaos(t *testing.T) {
-	worlds := 1000
+	worlds := 300
 	if testing.Short() {
-		worlds = 200
+		worlds = 100
+	}
+	if n, err := strconv.Atoi(os.Getenv("ROSEAU_QUORUM_WORLDS")); err == nil {
+		worlds = n
 	}
 	checked := 0
 	for seed := range uint64(worlds) {
@@ -437,7 +442,7 @@ func TestMutants(t *testing.T) {
 				break
 			}
 		}
-		for seed := uint64(0); seed < 1000 && killed == ""; seed++ {
+		for seed := uint64(0); seed < 300 && killed == ""; seed++ {
 			w := chaos(seed, func(s string) {
 				if killed == "" {
 					killed = fmt.Sprintf("seed %d: %s", seed, s)

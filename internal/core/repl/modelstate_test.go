@@ -244,7 +244,7 @@ func (m *memo) grow(o owner, r int) (change, bool) {
 
 func (m *memo) replace(o owner, old, r int) (change, bool) {
 	return m.do(5, o, uint8(old), uint8(r), func(v repl.VolumeRecord) (repl.Txn, repl.VolumeRecord, error) {
-		return repl.ReplaceDisk(v, id(uint8(old)), id(uint8(r)))
+		return repl.MoveCopies(v, repl.Move{Old: id(uint8(old)), New: id(uint8(r))})
 	})
 }
 

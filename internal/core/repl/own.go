@@ -7,7 +7,10 @@
 // volume compares the revision of its own record and bumps CfgVersion.
 package repl
 
-import "roseau/internal/base/ids"
+import (
+	"roseau/internal/base/errs"
+	"roseau/internal/base/ids"
+)
 
 // Fixed sizes of the engine, in bytes.
 const (
@@ -60,11 +63,39 @@ type Out struct {
 	// miss anything newer, and nothing flushed that is older.
 	Base   Mark      `json:"base"`
 	Reason OutReason `json:"reason"`
+	// Fill lists segments that the disk was given and never held completely: for
+	// them Base is zero. Not changed once it is in a record.
+	Fill []Fill `json:"fill,omitempty"`
+	// Partial: it is in sync for its segments that are not in Fill. Else it is
+	// outside for all of them, and Base is zero if Fill is not empty.
+	Partial bool `json:"partial,omitempty"`
 }
+
+// Fill is a segment whose copy a disk is being given.
+type Fill struct {
+	Segment uint32 `json:"segment"`
+	// Drop is the copy that leaves the segment once this one is in sync; zero:
+	// none.
+	Drop ids.ID `json:"drop,omitzero"`
+}
+
+// Fills reports whether the disk is being given a segment.
+func (o Out) Fills(segment int) bool {
+	for i := range o.Fill {
+		if int(o.Fill[i].Segment) == segment {
+			return true
+		}
+	}
+	return false
+}
+
+// Covers reports whether the disk is outside the in-sync set of a segment.
+func (o Out) Covers(segment int) bool { return !o.Partial || o.Fills(segment) }
 
 // Own is /s/vol/<uuid>/own, the one compare-and-swap object of a volume.
 //
-// The in-sync set of a segment is placement(segment) minus the keys of Out.
+// The in-sync set of a segment is placement(segment) minus the disks whose Out
+// covers it.
 type Own struct {
 	Generation Generation     `json:"generation"`
 	Epoch      uint64         `json:"epoch"` // +1 at each takeover; 0 = never opened
@@ -106,6 +137,9 @@ type Cfg struct {
 	VM        ids.ID      `json:"vm,omitzero"` // the VM that it belongs to, if any
 	Pool      ids.ID      `json:"pool"`
 	Snap      SnapContext `json:"snap,omitzero"`
+	// Incompat has a bit for each feature without which the volume would be
+	// written wrongly. A writer that does not know one refuses the volume.
+	Incompat uint64 `json:"incompat,omitempty"`
 }
 
 // SnapContext is what etcd knows of a volume's snapshots.
@@ -142,6 +176,23 @@ func (s SnapContext) Numbers() []uint32 {
 		list[i] = s.List[i].Number
 	}
 	return list
+}
+
+// KnownFeatures are the bits of Cfg.Incompat that this build knows. A bit is
+// never given a second meaning; docs/formats/disk.md has the same rule for disks.
+const KnownFeatures = FeatureSnapshots
+
+// FeatureSnapshots: numbers of snapshots were reserved, and writes must bear them.
+const FeatureSnapshots uint64 = 1 << 0
+
+// Supported returns nil if this build knows every feature that the volume needs,
+// else errs.Invalid.
+func (r *VolumeRecord) Supported() error {
+	if unknown := r.Cfg.Incompat &^ KnownFeatures; unknown != 0 {
+		return errs.New(errs.Invalid, "open volume %s: it uses features %#x, this build knows %#x", r.ID, unknown, KnownFeatures).
+			WithHint("a newer version of Roseau made this volume: upgrade this node, or run it on one that was")
+	}
+	return nil
 }
 
 // Segments is /s/vol/<uuid>/seg: Disks indexed by Map, one row a segment.

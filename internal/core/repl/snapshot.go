@@ -36,6 +36,7 @@ func ReserveSnapshot(v VolumeRecord, name string) (Txn, VolumeRecord, error) {
 	}
 	cfg := v.Cfg
 	cfg.Snap.Next++
+	cfg.Incompat |= FeatureSnapshots // before any write bears one
 	txn, next := putCfg(v, cfg)
 	return txn, next, nil
 }

@@ -18,6 +18,7 @@ const (
 	OutMissing    OutReason = "missing at takeover"
 	OutRebuild    OutReason = "rebuild"
 	OutDamaged    OutReason = "damaged"
+	OutMoving     OutReason = "moving" // it is given segments that others hold
 )
 
 // Row returns the disks of a segment, in placement order.
@@ -32,7 +33,13 @@ func (s Segments) Row(segment int) []ids.ID {
 // ISR returns the in-sync disks of a segment, in placement order.
 func (r *VolumeRecord) ISR(segment int) []ids.ID {
 	row := r.Seg.Row(segment)
-	return slices.DeleteFunc(row, func(d ids.ID) bool { _, out := r.Own.Out[d]; return out })
+	return slices.DeleteFunc(row, func(d ids.ID) bool { return r.OutOf(d, segment) })
+}
+
+// OutOf reports whether a disk of a segment's row is outside its in-sync set.
+func (r *VolumeRecord) OutOf(d ids.ID, segment int) bool {
+	o, out := r.Own.Out[d]
+	return out && o.Covers(segment)
 }
 
 // Clone returns a copy that shares nothing with o.
@@ -145,8 +152,10 @@ func Reincarnate(recs Records, inc []uint32) (Txn, Records, error) {
 	return txn, next, nil
 }
 
-// Shrink puts disks out of the in-sync set: base is the ISR-wide flush mark.
-// errs.Invalid if it would empty the in-sync set of a segment.
+// Shrink puts disks out of the in-sync set: base is the ISR-wide flush mark. A
+// disk that is outside for some segments goes out as a whole; what it was being
+// given is then compared from the beginning. errs.Invalid if it would empty the
+// in-sync set of a segment.
 func Shrink(v VolumeRecord, disks []ids.ID, reasons []OutReason, base Mark) (Txn, VolumeRecord, error) {
 	var txn Txn
 	o := v.Own.Clone()
@@ -154,10 +163,15 @@ func Shrink(v VolumeRecord, disks []ids.ID, reasons []OutReason, base Mark) (Txn
 		o.Out = make(map[ids.ID]Out, len(disks))
 	}
 	for i, d := range disks {
-		if _, is := o.Out[d]; is {
+		was, is := o.Out[d]
+		if is && !was.Partial {
 			return txn, v, errs.New(errs.Invalid, "shrink volume %s: disk %s is out already", v.ID, d)
 		}
-		o.Out[d] = Out{Base: base, Reason: reasons[i]}
+		out := Out{Base: base, Reason: reasons[i], Fill: was.Fill}
+		if len(out.Fill) > 0 {
+			out.Base = Mark{}
+		}
+		o.Out[d] = out
 	}
 	o.CfgVersion++
 	next := v
@@ -169,66 +183,22 @@ func Shrink(v VolumeRecord, disks []ids.ID, reasons []OutReason, base Mark) (Txn
 }
 
 // Grow takes a disk back into the in-sync set. The caller has made it complete
-// and has counted its answers since before the barrier [S4].
+// and has counted its answers since before the barrier [S4]. Copies that it
+// takes the place of leave their segments in the same transaction.
 func Grow(v VolumeRecord, disk ids.ID) (Txn, VolumeRecord, error) {
-	var txn Txn
-	if _, is := v.Own.Out[disk]; !is {
-		return txn, v, errs.New(errs.Invalid, "grow volume %s: disk %s is not out", v.ID, disk)
+	was, is := v.Own.Out[disk]
+	if !is {
+		return Txn{}, v, errs.New(errs.Invalid, "grow volume %s: disk %s is not out", v.ID, disk)
 	}
 	o := v.Own.Clone()
 	delete(o.Out, disk)
-	o.CfgVersion++
-	next := v
-	putOwn(&txn, &next, o)
-	return txn, next, nil
-}
-
-// ReplaceDisk puts disk d in the place of old in every segment, and into out in
-// the same transaction [S8]. old must be out. d may hold other segments of the
-// volume: then it is out for those too until it is in sync again.
-func ReplaceDisk(v VolumeRecord, old, d ids.ID) (Txn, VolumeRecord, error) {
-	var txn Txn
-	at := slices.Index(v.Seg.Disks, old)
-	if _, out := v.Own.Out[old]; at < 0 || !out {
-		return txn, v, errs.New(errs.Invalid, "replace disk of volume %s: %s is not an excluded copy", v.ID, old)
-	}
-	seg, err := replaceIn(v, uint16(at), d)
-	if err != nil {
-		return txn, v, err
-	}
-	o := v.Own.Clone()
-	delete(o.Out, old)
-	o.Out[d] = Out{Reason: OutRebuild}
-	o.CfgVersion++
-	next := v
-	putOwn(&txn, &next, o)
-	next.Seg = seg
-	txn.Compares = append(txn.Compares, Compare{Key{KeySeg, v.ID}, v.SegRev})
-	txn.Puts = append(txn.Puts, Put{Key: Key{KeySeg, v.ID}, Seg: &seg})
-	if s := next.emptySegment(); s >= 0 {
-		return Txn{}, v, errs.New(errs.Conflict, "replace disk of volume %s: segment %d would have no copy", v.ID, s)
-	}
-	return txn, next, nil
-}
-
-func replaceIn(v VolumeRecord, at uint16, d ids.ID) (Segments, error) {
-	seg := Segments{Disks: slices.Clone(v.Seg.Disks), Map: make([][]uint16, len(v.Seg.Map))}
-	to := slices.Index(seg.Disks, d)
-	if to < 0 {
-		to = int(at)
-		seg.Disks[at] = d
-	}
-	for i, row := range v.Seg.Map {
-		row = slices.Clone(row)
-		if j := slices.Index(row, at); j >= 0 {
-			if to != int(at) && slices.Contains(row, uint16(to)) {
-				return seg, errs.New(errs.Conflict, "replace disk of volume %s: %s has a copy of segment %d already", v.ID, d, i)
-			}
-			row[j] = uint16(to)
+	seg := v.Seg.clone()
+	for _, f := range was.Fill {
+		if !f.Drop.IsZero() && f.Drop != disk && int(f.Segment) < len(seg.Map) {
+			seg.drop(int(f.Segment), f.Drop)
 		}
-		seg.Map[i] = row
 	}
-	return seg, nil
+	return v.withSeg(o, seg, "grow")
 }
 
 func (r *VolumeRecord) emptySegment() int {

@@ -55,7 +55,7 @@ func TestShrinkGrowReplace(t *testing.T) {
 	v := testRecords().Volumes[0]
 	base := Mark{1, 40}
 	txn, s, err := Shrink(v, []ids.ID{tid(1), tid(2)}, []OutReason{OutLost, OutHung}, base)
-	if err != nil || len(s.ISR(0)) != 1 || s.Own.Out[tid(2)] != (Out{base, OutHung}) || txn.Compares[0].Rev != 7 {
+	if err != nil || len(s.ISR(0)) != 1 || s.Own.Out[tid(2)].Base != base || s.Own.Out[tid(2)].Reason != OutHung || txn.Compares[0].Rev != 7 {
 		t.Fatalf("%v %+v", err, s)
 	}
 	if _, _, err := Shrink(s, []ids.ID{tid(3)}, []OutReason{OutLost}, base); !errors.Is(err, errs.Invalid) {
@@ -67,14 +67,14 @@ func TestShrinkGrowReplace(t *testing.T) {
 	if _, _, err := Grow(v, tid(1)); !errors.Is(err, errs.Invalid) {
 		t.Fatalf("grow of a member: %v", err)
 	}
-	txn, r, err := ReplaceDisk(s, tid(1), tid(9))
+	txn, r, err := MoveCopies(s, Move{Old: tid(1), New: tid(9)})
 	if err != nil || r.Seg.Row(1)[2] != tid(9) || r.Own.Out[tid(9)].Reason != OutRebuild || len(txn.Puts) != 2 {
 		t.Fatalf("%v %+v", err, r)
 	}
 	if _, is := r.Own.Out[tid(1)]; is {
 		t.Fatal("the replaced disk is still named")
 	}
-	if _, _, err := ReplaceDisk(s, tid(1), tid(3)); !errors.Is(err, errs.Conflict) {
+	if _, _, err := MoveCopies(s, Move{Old: tid(1), New: tid(3)}); !errors.Is(err, errs.Conflict) {
 		t.Fatalf("two copies on one disk: %v", err)
 	}
 }

@@ -221,6 +221,8 @@ func (c *Core) dispatch(e Event) {
 		c.vcpu = vcpuRunning // settle stops it again if that was not ours
 	case GuestOff:
 		c.guestOff()
+	case SpaceWaits:
+		c.spaceWaits(e)
 	case IOError:
 		c.ioError(e)
 	case UserPause:
@@ -625,17 +627,6 @@ func (c *Core) guestOff() {
 	c.report("info", "the guest powered itself off")
 	c.enter(Stopping, "the guest powered itself off")
 	c.killFor(dyingStop)
-}
-
-func (c *Core) ioError(e IOError) {
-	r := PauseError
-	if e.NoSpace {
-		r = PauseSpace
-	}
-	if !c.pauses[r] {
-		c.report("error", "paused: I/O error (%s)", r)
-	}
-	c.pauses[r] = true
 }
 
 func (c *Core) userStop(e UserStop) {

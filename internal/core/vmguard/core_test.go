@@ -229,6 +229,17 @@ func TestPauseReasons(t *testing.T) {
 	r.step(UserResume{}).want(Cont{})
 }
 
+// A full pool pauses the guest; it goes on by itself when there is space, unless
+// there is another reason to stay paused.
+func TestSpacePause(t *testing.T) {
+	r := running(t)
+	r.step(SpaceWaits{On: true}).want(Stop{}).runs(false)
+	r.step(VCPUsStopped{}, SpaceWaits{}).want(Cont{}).runs(true)
+	r.step(VCPUsResumed{}, SpaceWaits{On: true}).want(Stop{})
+	r.step(VCPUsStopped{}, UserPause{}, SpaceWaits{}).wantNot(Cont{}).runs(false)
+	r.step(UserResume{}).want(Cont{}).runs(true)
+}
+
 // A STOP without a cause is not answered at once: a migration's comes first.
 func TestUnaskedStop(t *testing.T) {
 	r := running(t)

@@ -175,6 +175,8 @@ type (
 	GuestOff struct{}
 	// IOError: QEMU stopped the guest on an I/O error.
 	IOError struct{ NoSpace bool }
+	// SpaceWaits: writes of the guest wait for space in the pool, or no longer.
+	SpaceWaits struct{ On bool }
 
 	// User requests.
 	UserPause  struct{}
@@ -332,6 +334,7 @@ func (VCPUsStopped) isEvent()   {}
 func (VCPUsResumed) isEvent()   {}
 func (GuestOff) isEvent()       {}
 func (IOError) isEvent()        {}
+func (SpaceWaits) isEvent()     {}
 func (UserPause) isEvent()      {}
 func (UserResume) isEvent()     {}
 func (UserReset) isEvent()      {}

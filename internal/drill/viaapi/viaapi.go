@@ -47,6 +47,15 @@ func (k *Cluster) Nodes(ctx context.Context) ([]model.Node, error) {
 	return out, k.c.Get(ctx, "/v1/nodes", &out)
 }
 
+// Outlook asks what can fail next.
+func (k *Cluster) Outlook(ctx context.Context) (int, string, error) {
+	var st member.Status
+	if err := k.c.Get(ctx, "/v1/cluster/status", &st); err != nil {
+		return 0, "", err
+	}
+	return st.Quorum.Nodes, st.Quorum.Text, nil
+}
+
 // Disks lists the claimed disks of the nodes that answer.
 func (k *Cluster) Disks(ctx context.Context) ([]model.Disk, error) {
 	var list disk.List

@@ -143,11 +143,16 @@ type MigrateRequest struct {
 	MaxBandwidth size.Bytes `json:"max_bandwidth"`
 }
 
-// ReplaceDiskRequest rebuilds the copies of the VM's volumes that lie on Old
-// onto New (another disk of the same node).
+// ReplaceDiskRequest moves copies of the VM's volumes that lie on Old to New.
 type ReplaceDiskRequest struct {
-	Old ids.ID `json:"old"`
-	New ids.ID `json:"new"`
+	// Volume whose copies are moved; zero: every volume of the VM with some on Old.
+	Volume ids.ID `json:"volume,omitzero"`
+	Old    ids.ID `json:"old"`
+	New    ids.ID `json:"new,omitzero"` // zero: Old leaves, its move is cancelled
 	// Node of New; zero: the node of Old.
 	Node ids.ID `json:"node,omitzero"`
+	// Segments to be moved; empty: all of Old's.
+	Segments []uint32 `json:"segments,omitempty"`
+	// Live: Old may be in sync; it stays until New is.
+	Live bool `json:"live,omitempty"`
 }

@@ -15,6 +15,7 @@ import (
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
 	"roseau/internal/base/size"
+	"roseau/internal/core/repl"
 	"roseau/internal/driver/blockdev"
 	"roseau/internal/model"
 )
@@ -81,6 +82,22 @@ type WipeRequest struct {
 // DiskRequest is the body of POST /release and POST /retry.
 type DiskRequest struct {
 	Disk ids.ID `json:"disk"`
+}
+
+// Copy is what a disk holds of a volume.
+type Copy struct {
+	Disk       ids.ID       `json:"disk"`
+	Volume     ids.ID       `json:"volume"`
+	Promise    repl.Promise `json:"promise"`
+	CfgVersion uint32       `json:"cfg_version"` // newest that it was told
+	Max        repl.Mark    `json:"max"`         // newest record
+	Extents    int          `json:"extents"`     // allocated
+}
+
+// LimitsRequest is the body of POST /limits: how many bytes guests may use of each
+// disk; the rest is kept for repairs.
+type LimitsRequest struct {
+	Bytes map[ids.ID]int64 `json:"bytes"`
 }
 
 // DeleteRequest is the body of POST /delete-volume. Record is the positive
@@ -184,6 +201,24 @@ func (c *Client) Retry(ctx context.Context, disk ids.ID) error {
 func (c *Client) Status(ctx context.Context) (Status, error) {
 	var s Status
 	return s, c.do(ctx, http.MethodGet, "/status", nil, &s)
+}
+
+// Copies lists what the disks hold of volumes.
+func (c *Client) Copies(ctx context.Context) ([]Copy, error) {
+	var list []Copy
+	return list, c.do(ctx, http.MethodGet, "/copies", nil, &list)
+}
+
+// DropStray frees a copy, as Copies told it, of a volume whose records do not name
+// the disk; they were read after Copies. Unavailable: it changed since.
+func (c *Client) DropStray(ctx context.Context, seen Copy) error {
+	return c.do(ctx, http.MethodPost, "/drop-stray", seen, nil)
+}
+
+// SetLimits says how much guests may use. Disks that are not there are passed
+// over; a storage process that has just started has no limits.
+func (c *Client) SetLimits(ctx context.Context, r LimitsRequest) error {
+	return c.do(ctx, http.MethodPost, "/limits", r, nil)
 }
 
 // DeleteVolume frees every extent of a volume on the given disks.

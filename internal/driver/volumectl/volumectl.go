@@ -54,8 +54,12 @@ type Config struct {
 // Replace names a disk and its successor.
 type Replace struct {
 	Old  ids.ID `json:"old"`
-	New  ids.ID `json:"new"`
-	Node ids.ID `json:"node"` // of New
+	New  ids.ID `json:"new,omitzero"`  // zero: Old leaves, its move is cancelled
+	Node ids.ID `json:"node,omitzero"` // of New
+	// Segments to be moved; empty: all of Old's.
+	Segments []uint32 `json:"segments,omitempty"`
+	// Live: Old may be in sync; it stays until New is.
+	Live bool `json:"live,omitempty"`
 }
 
 // Peer is a node of the cluster.
@@ -95,15 +99,16 @@ type Status struct {
 
 // DiskStatus is one copy.
 type DiskStatus struct {
-	Disk      ids.ID `json:"disk"`
-	Node      ids.ID `json:"node"`
-	InSync    bool   `json:"in_sync"`
-	Connected bool   `json:"connected"`
-	Reason    string `json:"reason,omitempty"` // why it is out
-	Syncing   bool   `json:"syncing,omitempty"`
-	SyncDone  uint64 `json:"sync_done,omitempty"`  // objects
-	SyncTotal uint64 `json:"sync_total,omitempty"` // objects
-	SyncBytes uint64 `json:"sync_bytes,omitempty"`
+	Disk      ids.ID        `json:"disk"`
+	Node      ids.ID        `json:"node"`
+	InSync    bool          `json:"in_sync"`
+	Connected bool          `json:"connected"`
+	Reason    string        `json:"reason,omitempty"` // why it is out
+	Syncing   bool          `json:"syncing,omitempty"`
+	SyncDone  uint64        `json:"sync_done,omitempty"`  // objects
+	SyncTotal uint64        `json:"sync_total,omitempty"` // objects
+	SyncBytes uint64        `json:"sync_bytes,omitempty"`
+	SyncLeft  time.Duration `json:"sync_left_ns,omitempty"` // 0: not known
 }
 
 // Validate reports the first thing that is wrong.

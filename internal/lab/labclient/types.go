@@ -24,6 +24,9 @@ const (
 	NodesDir    = "nodes" // NAME/state is the node's /var/lib/roseau, NAME/log its logs
 )
 
+// WitnessName is what orders call the witness's machine.
+const WitnessName = "witness"
+
 // DefaultName is the lab that commands mean without --name.
 const DefaultName = "lab"
 
@@ -65,6 +68,14 @@ func ValidName(name string) bool {
 	return true
 }
 
+// Machines returns the nodes, and the witness's machine if there is one.
+func (s Status) Machines() []Node {
+	if s.Witness == nil {
+		return s.Nodes
+	}
+	return append(s.Nodes[:len(s.Nodes):len(s.Nodes)], *s.Witness)
+}
+
 // Power is the state of a node's power.
 type Power string
 
@@ -83,6 +94,7 @@ type Status struct {
 	Since   time.Time `json:"since"`
 	PID     int       `json:"pid"` // of the daemon
 	Nodes   []Node    `json:"nodes"`
+	Witness *Node     `json:"witness,omitempty"` // nil: the lab was made without
 	// Partition lists the groups that are apart; nil = none.
 	Partition [][]string        `json:"partition,omitempty"`
 	Ports     map[string][]Port `json:"ports"` // by switch: cluster, storage, vm
@@ -126,6 +138,7 @@ type Spec struct {
 	Nodes         int         `json:"nodes"`
 	DisksPerNode  int         `json:"disks_per_node"`
 	DiskSizeBytes int64       `json:"disk_size_bytes"`
+	Witness       bool        `json:"witness,omitempty"`   // a machine beside the nodes that votes
 	RawDisks      bool        `json:"raw_disks,omitempty"` // without the fault layer, for benchmarks
 	Binary        string      `json:"binary"`              // roseau, as the nodes run it
 	Units         []unit.Unit `json:"units,omitempty"`     // nil = unit.Templates; tests put trivial ones

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 
 	"roseau/internal/base/ids"
+	"roseau/internal/base/size"
 	"roseau/internal/driver/storagectl"
 )
 
@@ -71,6 +72,23 @@ type Freer struct{ c *storagectl.Client }
 
 // NewFreer returns the Freer of the node whose control socket c speaks to.
 func NewFreer(c *storagectl.Client) Freer { return Freer{c} }
+
+// Copies lists what the disks of this node hold of volumes.
+func (f Freer) Copies(ctx context.Context) ([]storagectl.Copy, error) { return f.c.Copies(ctx) }
+
+// DropStray frees a copy that lies elsewhere now.
+func (f Freer) DropStray(ctx context.Context, seen storagectl.Copy) error {
+	return f.c.DropStray(ctx, seen)
+}
+
+// SetLimits says how much of each disk guests may use.
+func (f Freer) SetLimits(ctx context.Context, limits map[ids.ID]size.Bytes) error {
+	r := storagectl.LimitsRequest{Bytes: map[ids.ID]int64{}}
+	for id, b := range limits {
+		r.Bytes[id] = int64(b)
+	}
+	return f.c.SetLimits(ctx, r)
+}
 
 // FreeVolume frees a volume by its tomb, as it was read.
 func (f Freer) FreeVolume(ctx context.Context, vol ids.ID, disks []ids.ID, tomb json.RawMessage) error {

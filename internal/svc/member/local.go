@@ -72,7 +72,7 @@ func Init(req InitRequest, clk clock.Clock) (*nodeconf.Config, error) {
 		return nil, fmt.Errorf("init cluster: %w", err)
 	}
 	conf := &nodeconf.Config{Cluster: cluster, ClusterName: req.ClusterName, Node: node, Name: req.Name,
-		Addresses: req.Addresses, Uplinks: req.Uplinks, Seat: nodeconf.Seat{Seated: true},
+		Addresses: req.Addresses, Uplinks: req.Uplinks, Seat: nodeconf.Seat{Seated: true}, Generation: firstGeneration,
 		Endpoints: []string{etcd.ClientURL(req.Addresses[model.RoleCluster][0])},
 		Settling:  &nodeconf.Settling{Init: true}}
 	return conf, writeNode(conf, pki.Files{CA: ca.CertPEM(), CAKey: caKey, Cert: cert, Key: key})
@@ -172,7 +172,7 @@ func Join(ctx context.Context, req LocalJoinRequest) (*nodeconf.Config, error) {
 	}
 	files := pki.Files{CA: []byte(ans.CA), Cert: []byte(ans.Cert), Key: []byte(pending.Key)}
 	conf := &nodeconf.Config{Cluster: inv.Cluster, ClusterName: ans.ClusterName, Node: pending.Node, Name: req.Name,
-		Addresses: req.Addresses, Uplinks: req.Uplinks, Endpoints: ans.Endpoints, Settling: &nodeconf.Settling{Token: inv.Token}}
+		Addresses: req.Addresses, Uplinks: req.Uplinks, Endpoints: ans.Endpoints, Generation: ans.Generation, Settling: &nodeconf.Settling{Token: inv.Token}}
 	if err := writeNode(conf, files); err != nil {
 		return nil, fmt.Errorf("join cluster: %w", err)
 	}

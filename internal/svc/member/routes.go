@@ -138,6 +138,12 @@ func (m *Server) nodeRoutes(r *api.Router) {
 			}
 			return api.OK(n, err)
 		})
+	huma.Register(r, api.Op("set-node", http.MethodPatch, "/v1/nodes/{ref}", "Say where a node stands"), func(ctx context.Context, in *struct {
+		api.Ref
+		Body NodeChange
+	}) (*api.Body[*model.Node], error) {
+		return api.OK(m.SetNode(ctx, in.Ref.Ref, in.Body))
+	})
 	op := api.Op("remove-node", http.MethodDelete, "/v1/nodes/{ref}", "Remove a node from the cluster")
 	op.DefaultStatus = http.StatusAccepted
 	// A node does not saw off its own branch: another one removes it.

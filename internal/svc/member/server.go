@@ -154,8 +154,9 @@ type JoinRequest struct {
 type JoinAnswer struct {
 	Cluster     ids.ID   `json:"cluster"`
 	ClusterName string   `json:"cluster_name"`
-	CA          string   `json:"ca"`        // PEM
-	Cert        string   `json:"cert"`      // PEM
+	CA          string   `json:"ca"`   // PEM
+	Cert        string   `json:"cert"` // PEM
+	Generation  uint32   `json:"generation"`
 	Endpoints   []string `json:"endpoints"` // etcd client URLs of the voters
 }
 
@@ -202,7 +203,7 @@ func (m *Server) Join(ctx context.Context, req JoinRequest) (*JoinAnswer, error)
 		return fail(err)
 	}
 	m.Log.Info(what+" is joining", "id", req.Node, "name", req.Name)
-	return &JoinAnswer{Cluster: cluster.ID, ClusterName: cluster.Name, CA: string(ca.CertPEM()), Cert: string(cert), Endpoints: etcd.Endpoints(members)}, nil
+	return &JoinAnswer{Cluster: cluster.ID, ClusterName: cluster.Name, Generation: cluster.Generation, CA: string(ca.CertPEM()), Cert: string(cert), Endpoints: etcd.Endpoints(members)}, nil
 }
 
 const tokenHint = "make a new token on a node of the cluster: `roseau cluster token`"

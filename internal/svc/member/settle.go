@@ -58,6 +58,24 @@ func (m *Server) settleInit(ctx context.Context) error {
 	return nil
 }
 
+// RaiseGeneration makes the cluster's generation to, if it is lower: the step
+// by which a recovery becomes known. It may be repeated.
+func (m *Server) RaiseGeneration(ctx context.Context, to uint32) error {
+	r, err := store.GetRecord[model.Cluster](ctx, m.Store, clusterKey)
+	if err != nil {
+		return err
+	}
+	if r.Revision == 0 {
+		return errs.New(errs.Corrupt, "raise generation: the records of this node have no cluster")
+	}
+	if r.Value.Generation >= to {
+		return nil
+	}
+	r.Value.Generation = to
+	_, err = m.Store.Commit(ctx, store.NewTx().If(clusterKey, r.Revision).Put(clusterKey, r.Value))
+	return err
+}
+
 // Sweep removes what joins left behind that will not go on: tokens long over,
 // and the name of a node that never came. It runs until ctx
 // ends and works where the etcd leader is.

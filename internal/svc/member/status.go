@@ -161,6 +161,12 @@ func (m *Server) look(ctx context.Context, s *store.Store) (quorum.View, []Membe
 	return v, out, nil
 }
 
+// View is what this node sees of the votes now, without a majority too.
+func (m *Server) View(ctx context.Context) (quorum.View, error) {
+	v, _, err := m.look(ctx, m.Store.Relaxed())
+	return v, err
+}
+
 func quorumOf(v quorum.View, members []MemberState) Quorum {
 	o := quorum.Look(v)
 	q := Quorum{Voters: o.Votes, Answer: o.Answer, Needed: o.Needed, Nodes: o.Nodes, Text: o.Text}

@@ -6,7 +6,6 @@ package pool
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -33,9 +32,18 @@ func New(env *svc.Env) *Service { return &Service{env: env} }
 // Info is a pool with its disks.
 type Info struct {
 	model.Pool
-	Reserve size.Bytes `json:"reserve"` // raw bytes kept free for rebuilds
-	Members []Member   `json:"members"`
-	Volumes int        `json:"volumes"`
+	Raw     size.Bytes `json:"raw"`      // of all disks
+	RawUsed size.Bytes `json:"raw_used"` // allocated on them, all copies
+	Reserve size.Bytes `json:"reserve"`  // raw bytes kept free for rebuilds
+	// Percent is how full it is: as a whole, or its fullest disk, whichever is more;
+	// at 100 writes that need new space wait.
+	Percent int         `json:"percent"`
+	Level   place.Level `json:"level"`
+	// Copies says in one line what is being copied: balanced, moving, rebuilding,
+	// degraded.
+	Copies  string   `json:"copies"`
+	Members []Member `json:"members"`
+	Volumes int      `json:"volumes"`
 }
 
 // Member is a disk of a pool.
@@ -45,14 +53,18 @@ type Member struct {
 	State model.DiskState `json:"state"`
 	Data  size.Bytes      `json:"data"`
 	Used  size.Bytes      `json:"used"`
+	Limit size.Bytes      `json:"limit"` // of Data, for guests; the rest is for rebuilds
 }
 
 // CreateRequest is the body of POST /v1/pools.
 type CreateRequest struct {
-	Name   string   `json:"name"`
-	Copies int      `json:"copies,omitempty" doc:"1 to 3; default 3"`
-	MinISR int      `json:"min_isr,omitempty" doc:"1 or 2; default 1: the last copy goes on"`
-	Disks  []string `json:"disks,omitempty" doc:"names of claimed disks; default: all that are in no pool"`
+	Name   string `json:"name"`
+	Copies int    `json:"copies,omitempty" doc:"1 to 3; default 3"`
+	Domain string `json:"domain,omitempty" enum:"disk,node,chassis,rack,site" doc:"failure domain: two copies of a block never share one; default node"`
+	// RebuildAfter is a duration: "15m".
+	RebuildAfter string   `json:"rebuild_after,omitempty" doc:"how long a node must be down before its copies are rebuilt on others; default 15m"`
+	MinISR       int      `json:"min_isr,omitempty" doc:"1 or 2; default 1: the last copy goes on"`
+	Disks        []string `json:"disks,omitempty" doc:"names of claimed disks; default: all that are in no pool"`
 }
 
 // Routes adds the operations.
@@ -65,6 +77,18 @@ func (s *Service) Routes(r *api.Router) {
 	})
 	huma.Register(r, api.Op("create-pool", "POST", "/v1/pools", "Create a pool"), func(ctx context.Context, in *struct{ Body CreateRequest }) (*api.AcceptTask, error) {
 		return api.Accepted(s.Create(ctx, in.Body))
+	})
+	huma.Register(r, api.Op("set-pool", "PATCH", "/v1/pools/{ref}", "Change a pool"), func(ctx context.Context, in *struct {
+		api.Ref
+		Body ChangeRequest
+	}) (*api.Body[Info], error) {
+		return api.OK(s.Set(ctx, in.Ref.Ref, in.Body))
+	})
+	huma.Register(r, api.Op("add-disks", "POST", "/v1/pools/{ref}/disks", "Add claimed disks to a pool"), func(ctx context.Context, in *struct {
+		api.Ref
+		Body AddRequest
+	}) (*api.AcceptTask, error) {
+		return api.Accepted(s.Add(ctx, in.Ref.Ref, in.Body))
 	})
 	huma.Register(r, api.Op("delete-pool", "DELETE", "/v1/pools/{ref}", "Delete an empty pool"), func(ctx context.Context, in *api.Ref) (*api.AcceptTask, error) {
 		return api.Accepted(s.Delete(ctx, in.Ref))
@@ -79,6 +103,41 @@ type View struct {
 	Volumes map[ids.ID]*repl.VolumeRecord
 	Names   records.Names
 	members map[ids.ID][]*model.Disk
+	nodes   []*model.Node
+}
+
+// Replaced reports whether another node takes the place of a node.
+func (v *View) Replaced(node ids.ID) bool {
+	for _, n := range v.nodes {
+		if n.ID == node {
+			return !n.Spec.ReplacedBy.IsZero()
+		}
+	}
+	return false
+}
+
+// Rule is how a pool places copies.
+func Rule(p *model.Pool) place.Rule {
+	return place.Rule{Pool: p.Name, Copies: p.Spec.Copies, Level: string(level(p))}
+}
+
+func level(p *model.Pool) model.Domain {
+	if p.Spec.Domain == "" {
+		return model.DomainNode
+	}
+	return p.Spec.Domain
+}
+
+// domain is the key of a disk's failure domain. Nodes that do not say where they
+// stand count as standing together: two copies there might fail together.
+func (v *View) domain(d *model.Disk, l model.Domain) string {
+	for _, n := range v.nodes {
+		if n.ID == d.Spec.Node {
+			key, _ := l.In(n, d.ID)
+			return key
+		}
+	}
+	return d.Spec.Node.String()
 }
 
 // ReadView reads pools, disks and volumes.
@@ -103,6 +162,11 @@ func ReadView(ctx context.Context, s *store.Store) (*View, error) {
 		return nil, err
 	}
 	v.Names = records.NewNames(disks, nodes)
+	level := map[ids.ID]model.Domain{}
+	for _, p := range v.Pools {
+		level[p.ID] = p.Spec.Domain
+	}
+	v.nodes = nodes
 	promised := map[ids.ID]size.Bytes{}
 	for _, vol := range v.Volumes {
 		for _, row := range vol.Seg.Map {
@@ -118,6 +182,7 @@ func ReadView(ctx context.Context, s *store.Store) (*View, error) {
 			continue
 		}
 		p := place.Disk{ID: d.ID, Name: d.Name, Node: d.Spec.Node, NodeName: v.Names.NodeName(d.Spec.Node), Data: d.Status.Data, Used: d.Status.Used, Promised: promised[d.ID]}
+		p.Domain = v.domain(d, level[d.Spec.Pool])
 		if d.Status.State != model.DiskActive {
 			p.Unusable = string(d.Status.State)
 		} else if _, up := alive[d.Spec.Node]; !up {
@@ -148,19 +213,31 @@ func (v *View) Pool(name string) (*model.Pool, error) {
 	return nil, errs.New(errs.NotFound, "read pool %s: not found", name).WithHint("`roseau pool list` shows what there is")
 }
 
-// Capacity computes what a pool can hold, over the disks that are not failed: a
-// node that is down for a while takes nothing away.
+// Capacity computes what a pool can hold.
 func (v *View) Capacity(p *model.Pool) place.Capacity {
+	return place.PoolCapacity(p.Spec.Copies, v.standing(p))
+}
+
+// standing lists the disks of a pool without those that are retired; a node that
+// is down for a while takes nothing away.
+func (v *View) standing(p *model.Pool) []place.Disk {
 	var ds []place.Disk
 	for _, d := range v.Disks[p.ID] {
 		switch d.Unusable {
-		case string(model.DiskFailed), string(model.DiskMissing), string(model.DiskRetired):
+		case string(model.DiskRetired):
 			continue
+		case string(model.DiskFailed), string(model.DiskMissing):
+		default:
+			d.Unusable = ""
 		}
-		d.Unusable = ""
 		ds = append(ds, d)
 	}
-	return place.PoolCapacity(p.Spec.Copies, ds)
+	return ds
+}
+
+// Limits returns how much guests may use of each disk of a pool.
+func (v *View) Limits(p *model.Pool) map[ids.ID]size.Bytes {
+	return place.Limits(p.Spec.Copies, v.standing(p))
 }
 
 // Fits refuses a new volume that can never be filled.
@@ -179,10 +256,11 @@ func (v *View) Fits(p *model.Pool, what string, b size.Bytes) error {
 
 func (v *View) info(p *model.Pool, volumes []*model.Volume) Info {
 	c := v.Capacity(p)
-	i := Info{Pool: *p, Reserve: c.Reserve, Members: []Member{}}
+	i := Info{Pool: *p, Raw: c.Raw, RawUsed: c.RawUsed, Reserve: c.Reserve, Percent: c.Percent(), Level: place.LevelOf(c.Percent()), Copies: v.copying(p), Members: []Member{}}
+	limits := v.Limits(p)
 	i.Status = model.PoolStatus{Disks: len(v.members[p.ID]), Size: c.Usable, Used: c.Used}
 	for _, d := range v.members[p.ID] {
-		i.Members = append(i.Members, Member{Name: d.Name, Node: v.Names.NodeName(d.Spec.Node), State: d.Status.State, Data: d.Status.Data, Used: d.Status.Used})
+		i.Members = append(i.Members, Member{Name: d.Name, Node: v.Names.NodeName(d.Spec.Node), State: d.Status.State, Data: d.Status.Data, Used: d.Status.Used, Limit: limits[d.ID]})
 	}
 	for _, vol := range volumes {
 		if vol.Spec.Pool == p.Name {
@@ -229,12 +307,19 @@ const maxDisks = 60
 
 // Create makes a pool of disks: one transaction.
 func (s *Service) Create(ctx context.Context, req CreateRequest) (*model.Task, error) {
-	p := &model.Pool{Meta: model.Meta{ID: ids.New(), Name: req.Name}, Spec: model.PoolSpec{Copies: req.Copies, MinISR: req.MinISR}}
+	p := &model.Pool{Meta: model.Meta{ID: ids.New(), Name: req.Name}, Spec: model.PoolSpec{Copies: req.Copies, MinISR: req.MinISR, Domain: model.Domain(req.Domain)}}
 	if p.Spec.Copies == 0 {
 		p.Spec.Copies = 3
 	}
 	if p.Spec.MinISR == 0 {
 		p.Spec.MinISR = 1
+	}
+	if req.RebuildAfter != "" {
+		d, err := parseAfter(p.Name, req.RebuildAfter)
+		if err != nil {
+			return nil, err
+		}
+		p.Spec.RebuildAfter = d
 	}
 	if err := p.Validate(); err != nil {
 		return nil, err
@@ -242,9 +327,12 @@ func (s *Service) Create(ctx context.Context, req CreateRequest) (*model.Task, e
 	if _, err := store.Get[model.Pool](ctx, s.env.Store, p.Name); err == nil {
 		return nil, errs.New(errs.Conflict, "create pool %s: the name is taken", p.Name).WithHint("`roseau pool list`")
 	}
-	disks, err := s.choose(ctx, p, req.Disks)
+	disks, domains, err := s.choose(ctx, "create pool "+p.Name, p, req.Disks)
 	if err != nil {
 		return nil, err
+	}
+	if domains < p.Spec.Copies {
+		return nil, tooFew(p, level(p), domains)
 	}
 	return s.env.Tasks.Start(ctx, "pool create "+p.Name, func(ctx context.Context, h *task.Handle) (string, error) {
 		tx := store.NewTx()
@@ -268,46 +356,6 @@ func (s *Service) Create(ctx context.Context, req CreateRequest) (*model.Task, e
 		s.env.Events.Emit("info", "pool "+p.Name, fmt.Sprintf("created of %d disks", len(disks)))
 		return fmt.Sprintf("pool %s: %d disks, %d copies, holds %s (%s raw, %s kept for rebuilds)", p.Name, len(disks), p.Spec.Copies, c.Usable, c.Raw, c.Reserve), nil
 	})
-}
-
-// choose returns the disks of a new pool, or refuses.
-func (s *Service) choose(ctx context.Context, p *model.Pool, names []string) ([]*model.Disk, error) {
-	all, err := store.List[model.Disk](ctx, s.env.Store)
-	if err != nil {
-		return nil, err
-	}
-	nodes := map[ids.ID]bool{}
-	var out []*model.Disk
-	for _, n := range names {
-		i := slices.IndexFunc(all, func(d *model.Disk) bool { return d.Name == n || d.ID.String() == n })
-		if i < 0 {
-			return nil, errs.New(errs.NotFound, "create pool %s: disk %s: not claimed, or does not exist", p.Name, n).WithHint("`roseau disk list`, then `roseau disk claim NODE/PATH`")
-		}
-		if !all[i].Spec.Pool.IsZero() {
-			return nil, errs.New(errs.Conflict, "create pool %s: disk %s: is in a pool already", p.Name, n)
-		}
-	}
-	for _, d := range all {
-		if d.Spec.Pool.IsZero() && d.Status.State == model.DiskActive && (len(names) == 0 || slices.Contains(names, d.Name) || slices.Contains(names, d.ID.String())) {
-			out = append(out, d)
-			nodes[d.Spec.Node] = true
-		}
-	}
-	if len(nodes) < p.Spec.Copies {
-		return nil, errs.New(errs.Exhausted, "pool %s: %s with free claimed disks, needs %d", p.Name, plural(len(nodes), "node"), p.Spec.Copies).
-			WithHint("claim a disk on each of %d nodes: `roseau disk list`, `roseau disk claim NODE/PATH`; or --copies %d", p.Spec.Copies, max(1, len(nodes)))
-	}
-	if len(out) > maxDisks {
-		return nil, errs.New(errs.Invalid, "create pool %s: %d disks at once, at most %d", p.Name, len(out), maxDisks)
-	}
-	return out, nil
-}
-
-func plural(n int, word string) string {
-	if n == 1 {
-		return "1 " + word
-	}
-	return fmt.Sprintf("%d %ss", n, word)
 }
 
 // Delete removes an empty pool; its disks stay claimed.

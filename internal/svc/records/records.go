@@ -210,14 +210,14 @@ func Health(v *repl.VolumeRecord, names Names, up map[ids.ID]bool) model.VolumeS
 		st.Writer = names.NodeName(v.Own.Node) + ", " + string(v.Own.Purpose)
 	}
 	waiting := false
-	for _, row := range v.Seg.Map {
+	for s, row := range v.Seg.Map {
 		in, reach := 0, 0
 		for _, i := range row {
 			if int(i) >= len(v.Seg.Disks) {
 				continue
 			}
 			disk := v.Seg.Disks[i]
-			if _, out := v.Own.Out[disk]; !out {
+			if !v.OutOf(disk, s) {
 				in++
 				if up == nil || up[disk] {
 					reach++
@@ -252,7 +252,7 @@ func Health(v *repl.VolumeRecord, names Names, up map[ids.ID]bool) model.VolumeS
 func Groups(v *repl.VolumeRecord, names Names) [][]ids.ID {
 	var out [][]ids.ID
 	seen := map[string]bool{}
-	for _, row := range v.Seg.Map {
+	for s, row := range v.Seg.Map {
 		var nodes []ids.ID
 		key := ""
 		for _, i := range row {
@@ -260,7 +260,7 @@ func Groups(v *repl.VolumeRecord, names Names) [][]ids.ID {
 				continue
 			}
 			disk := v.Seg.Disks[i]
-			if _, isOut := v.Own.Out[disk]; isOut {
+			if v.OutOf(disk, s) {
 				continue
 			}
 			key += disk.String()

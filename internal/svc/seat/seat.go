@@ -51,6 +51,7 @@ type Seat struct {
 	mu     sync.Mutex // protects the fields below
 	saved  nodeconf.Seat
 	wanted bool // false: stopped by hand
+	alone  bool // the next start throws all other members out
 	srv    *etcd.Server
 	since  clock.Instant // since when it has seen the same leader; zero: none
 	change chan struct{} // closed and replaced when what should run changes
@@ -59,6 +60,14 @@ type Seat struct {
 // New returns a seat that goes on with what was saved.
 func New(cfg Config, saved nodeconf.Seat) *Seat {
 	return &Seat{cfg: cfg, saved: saved, wanted: true, change: make(chan struct{})}
+}
+
+// Alone makes the next start throw every other member out of the data: for a
+// recovery, before Run.
+func (s *Seat) Alone() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.alone = true
 }
 
 // Run runs the member while there should be one, until ctx ends.
@@ -109,6 +118,9 @@ func (s *Seat) once(ctx context.Context) error {
 	}()
 	cfg := s.cfg.Etcd
 	cfg.InitialCluster = s.Saved().Initial
+	s.mu.Lock()
+	cfg.ForceNew = s.alone
+	s.mu.Unlock()
 	srv, err := etcd.Start(sctx, cfg)
 	if err != nil {
 		if sctx.Err() != nil {
@@ -160,6 +172,9 @@ func (s *Seat) started(srv *etcd.Server) error {
 			return err
 		}
 	}
+	s.mu.Lock()
+	s.alone = false
+	s.mu.Unlock()
 	s.set(srv, 0)
 	s.cfg.Log.Info("etcd member runs", "member", fmt.Sprintf("%x", srv.Member()))
 	return nil

@@ -506,7 +506,7 @@ func essence(r records.Report) records.Report {
 	copy(vols, s.Volumes)
 	for i := range vols {
 		vols[i].IO = guardctl.IOStats{}
-		vols[i].Status.SyncDone = 0
+		vols[i].Status.SyncDone, vols[i].Status.SyncLeft = 0, 0
 	}
 	s.Volumes = vols
 	return r

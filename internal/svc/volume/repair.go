@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"roseau/internal/base/clock"
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
+	"roseau/internal/base/size"
 	"roseau/internal/core/place"
 	"roseau/internal/core/repl"
 	"roseau/internal/driver/guardctl"
@@ -30,7 +32,7 @@ const (
 	deadFor = 5 * time.Second
 	// askAgain is the pause between two requests for the same repair.
 	askAgain = 30 * time.Second
-	// maxMaintenance bounds the maintenance writers that one round starts.
+	// maxMaintenance bounds the maintenance writers at work.
 	maxMaintenance = 4
 )
 
@@ -42,26 +44,52 @@ func (s *Service) Run(ctx context.Context) error {
 	defer stop()
 	go func() {
 		done <- s.env.Store.Elect(rctx, "repair", s.env.Node, func(ctx context.Context) error {
-			p := &planner{s: s, dead: map[ids.ID]clock.Instant{}, asked: map[string]clock.Instant{}}
+			p := &planner{s: s, dead: map[ids.ID]clock.Instant{}, down: map[ids.ID]clock.Instant{}, asked: map[string]clock.Instant{}, level: map[ids.ID]place.Level{}}
 			return s.env.Loop(ctx, "repair", repairInterval, nil, p.round)
 		})
 	}()
+	limits, stray := make(chan error, 1), make(chan error, 1)
+	go func() { limits <- s.env.Loop(rctx, "limits", limitInterval, nil, s.setLimits) }()
+	go func() { stray <- s.env.Loop(rctx, "stray copies", strayInterval, nil, s.freeStray) }()
 	err := s.env.Loop(ctx, "free", freeInterval, nil, s.freeDead)
 	stop()
-	return errors.Join(err, <-done)
+	return errors.Join(err, <-done, <-limits, <-stray)
+}
+
+// limitInterval is how often the storage process is told how much of its disks is
+// for guests: one that restarted has forgotten it.
+const limitInterval = 2 * time.Second
+
+func (s *Service) setLimits(ctx context.Context) error {
+	view, err := pool.ReadView(ctx, s.env.Store)
+	if err != nil {
+		return err
+	}
+	mine := map[ids.ID]size.Bytes{}
+	for _, p := range view.Pools {
+		for id, b := range view.Limits(p) {
+			if view.Names.DiskNode[id] == s.env.Node {
+				mine[id] = b
+			}
+		}
+	}
+	if len(mine) == 0 {
+		return nil
+	}
+	if err := s.storage.SetLimits(ctx, mine); err != nil {
+		return fmt.Errorf("tell the disks how much guests may use: %w", err)
+	}
+	return nil
 }
 
 // planner remembers between rounds what it saw and asked.
 type planner struct {
 	s     *Service
-	dead  map[ids.ID]clock.Instant // since when a disk is dead
+	dead  map[ids.ID]clock.Instant // since when a disk is dead on a node that lives
+	down  map[ids.ID]clock.Instant // since when a node is down
 	asked map[string]clock.Instant
-}
-
-// repair is one thing that should be done.
-type repair struct {
-	vol     *repl.VolumeRecord
-	replace []volumectl.Replace // empty: bring back what is out
+	told  map[string]bool // alarms given
+	level map[ids.ID]place.Level
 }
 
 func (p *planner) round(ctx context.Context) error {
@@ -77,162 +105,180 @@ func (p *planner) round(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p.noteDead(disks, alive)
-	started := 0
+	keep, err := p.keep(ctx)
+	if err != nil {
+		return err
+	}
+	p.notice(disks, alive)
+	w := &world{view: view, disks: disks, alive: alive, dead: p.deadNow(view, disks), keep: keep}
+	list := plan(w)
+	p.alarm(ctx, list)
+	p.watermarks(view)
+	rebuilds, moves := running(view)
+	started := maintained(view, alive)
 	var all error
-	for _, r := range plan(view, disks, alive, p.deadNow()) {
-		key := r.vol.ID.String() + fmt.Sprint(r.replace)
-		now := p.s.env.Clock.Now()
+	for _, r := range admit(list, rebuilds, moves) {
+		key, now := r.key(), p.s.env.Clock.Now()
 		if t, ok := p.asked[key]; ok && now.Sub(t) < askAgain {
 			continue
 		}
-		maintenance, err := p.do(ctx, view, alive, r, started < maxMaintenance)
+		maintenance, err := p.do(ctx, w, r, started < maxMaintenance || r.copies <= 1)
 		if maintenance {
 			started++
 		}
-		p.asked[key] = now
-		all = errors.Join(all, err)
+		if errs.Kind(err) != errs.Conflict { // it only comes too early
+			p.asked[key] = now
+			all = errors.Join(all, err)
+		}
 	}
 	return all
 }
 
-func (p *planner) noteDead(disks []*model.Disk, alive map[ids.ID]store.Session) {
+// keep maps VMs to the nodes where they run: these keep their local copies.
+func (p *planner) keep(ctx context.Context) (map[ids.ID]ids.ID, error) {
+	vms, err := store.List[model.VM](ctx, p.s.env.Store)
+	if err != nil {
+		return nil, err
+	}
+	out := map[ids.ID]ids.ID{}
+	for _, vm := range vms {
+		pl, err := records.Placement(ctx, p.s.env.Store, vm.ID)
+		if err != nil {
+			return nil, err
+		}
+		out[vm.ID] = pl.Value.Node
+	}
+	return out, nil
+}
+
+// notice keeps since when disks are dead and nodes are down. A new holder of the
+// office begins to count anew.
+func (p *planner) notice(disks []*model.Disk, alive map[ids.ID]store.Session) {
+	since := func(m map[ids.ID]clock.Instant, id ids.ID, is bool) {
+		if !is {
+			delete(m, id)
+		} else if _, known := m[id]; !known {
+			m[id] = p.s.env.Clock.Now()
+		}
+	}
 	for _, d := range disks {
 		_, up := alive[d.Spec.Node]
-		isDead := d.Status.State == model.DiskFailed || d.Status.State == model.DiskMissing
-		if !isDead || !up {
-			delete(p.dead, d.ID)
-		} else if _, known := p.dead[d.ID]; !known {
-			p.dead[d.ID] = p.s.env.Clock.Now()
-		}
+		since(p.dead, d.ID, up && (d.Status.State == model.DiskFailed || d.Status.State == model.DiskMissing))
+		since(p.down, d.Spec.Node, !up)
 	}
 }
 
-func (p *planner) deadNow() map[ids.ID]bool {
+// deadNow returns the disks that are rebuilt elsewhere: they are dead for a
+// while, or their node is, for as long as the pool wants to wait for it.
+func (p *planner) deadNow(view *pool.View, disks []*model.Disk) map[ids.ID]bool {
 	out := map[ids.ID]bool{}
+	now := p.s.env.Clock.Now()
 	for id, since := range p.dead {
-		if p.s.env.Clock.Now().Sub(since) >= deadFor {
+		if now.Sub(since) >= deadFor {
 			out[id] = true
 		}
 	}
+	after := map[ids.ID]time.Duration{}
+	for _, x := range view.Pools {
+		after[x.ID] = cmp.Or(x.Spec.RebuildAfter, model.DefaultRebuildAfter)
+	}
+	for _, d := range disks {
+		since, down := p.down[d.Spec.Node]
+		if down && view.Replaced(d.Spec.Node) && now.Sub(since) >= deadFor {
+			out[d.ID] = true
+		}
+		if wait, in := after[d.Spec.Pool]; down && in && now.Sub(since) >= wait {
+			out[d.ID] = true
+		}
+	}
 	return out
 }
 
-// plan lists the repairs that can be made now: first the volumes with the fewest
-// copies. A dead disk is replaced by one of the same node: with as many nodes as
-// copies no other may hold a second copy of a segment.
-func plan(view *pool.View, disks []*model.Disk, alive map[ids.ID]store.Session, dead map[ids.ID]bool) []repair {
-	usable := map[ids.ID]bool{}
-	for _, d := range disks {
-		_, up := alive[d.Spec.Node]
-		usable[d.ID] = up && d.Status.State == model.DiskActive
-	}
-	var out []repair
-	for _, id := range sortedKeys(view.Volumes) {
-		v := view.Volumes[id]
-		if v.Own.Epoch == 0 && len(v.Own.Out) == 0 && !slices.ContainsFunc(v.Seg.Disks, func(d ids.ID) bool { return dead[d] }) {
+// alarm tells once of each volume whose copies cannot be rebuilt.
+func (p *planner) alarm(ctx context.Context, list []repair) {
+	now := map[string]bool{}
+	for _, r := range list {
+		if r.stuck == "" {
 			continue
 		}
-		r := repair{vol: v}
-		for _, d := range v.Seg.Disks {
-			if dead[d] {
-				if n, ok := replacement(view, v, d); ok {
-					r.replace = append(r.replace, n)
-				}
-			}
-		}
-		back := false
-		for d := range v.Own.Out {
-			back = back || usable[d]
-		}
-		if len(r.replace) > 0 || back {
-			out = append(out, r)
+		key := r.vol.ID.String() + r.stuck
+		now[key] = true
+		if !p.told[key] {
+			p.s.env.Events.Emit("error", "volume "+p.s.nameOf(ctx, r.vol.ID), fmt.Sprintf("stays at %d of %d copies: %s", r.copies, r.vol.Cfg.Copies, r.stuck))
 		}
 	}
-	slices.SortStableFunc(out, func(a, b repair) int {
-		return records.Health(a.vol, view.Names, nil).Copies - records.Health(b.vol, view.Names, nil).Copies
-	})
-	return out
+	p.told = now
 }
 
-func sortedKeys(m map[ids.ID]*repl.VolumeRecord) []ids.ID {
-	out := make([]ids.ID, 0, len(m))
-	for id := range m {
-		out = append(out, id)
+// watermarks tells when a pool passes 75, 85 and 95 % of what it can hold, up or
+// down. A new holder of the office tells of a pool that is above one.
+func (p *planner) watermarks(view *pool.View) {
+	for _, x := range view.Pools {
+		c := view.Capacity(x)
+		now := place.LevelOf(c.Percent())
+		was := cmp.Or(p.level[x.ID], place.LevelOK)
+		p.level[x.ID] = now
+		if now == was {
+			continue
+		}
+		level := map[place.Level]string{place.LevelOK: "info", place.LevelFilling: "info", place.LevelHigh: "warn", place.LevelCritical: "error"}[now]
+		p.s.env.Events.Emit(level, "pool "+x.Name, fmt.Sprintf("is %d %% full (%s): %s of %s used, the fullest disk at %d %% of what guests may use; at 100 %% machines are paused until there is space",
+			c.Percent(), now, c.Used, c.Usable, c.Fullest))
 	}
-	slices.SortFunc(out, ids.ID.Compare)
-	return out
 }
 
-// replacement chooses the successor of a dead disk and counts it as promised.
-func replacement(view *pool.View, v *repl.VolumeRecord, dead ids.ID) (volumectl.Replace, bool) {
-	ds := view.Disks[v.Cfg.Pool]
-	i := slices.IndexFunc(ds, func(d place.Disk) bool { return d.ID == dead })
-	if i < 0 {
-		return volumectl.Replace{}, false
-	}
-	id, err := place.ReplaceDisk("", ds[i], ds)
-	if err != nil || !apart(v, id, dead) {
-		return volumectl.Replace{}, false
-	}
-	for j := range ds {
-		if ds[j].ID == id {
-			ds[j].Promised += place.SegmentBytes
+// maintained counts the maintenance writers that are at work.
+func maintained(view *pool.View, alive map[ids.ID]store.Session) int {
+	n := 0
+	for _, v := range view.Volumes {
+		if _, up := alive[v.Own.Node]; up && v.Own.Purpose == repl.PurposeMaintenance && len(v.Own.Out) > 0 {
+			n++
 		}
 	}
-	return volumectl.Replace{Old: dead, New: id, Node: ds[i].Node}, true
-}
-
-// apart reports that no segment has both disks. Disks of one node never share a
-// segment, so a disk that the volume uses already may take over another's.
-func apart(v *repl.VolumeRecord, a, b ids.ID) bool {
-	for _, row := range v.Seg.Map {
-		seen := 0
-		for _, i := range row {
-			if d := v.Seg.Disks[i]; d == a || d == b {
-				seen++
-			}
-		}
-		if seen > 1 {
-			return false
-		}
-	}
-	return true
+	return n
 }
 
 // do asks the volume's writer, or opens a maintenance writer.
-func (p *planner) do(ctx context.Context, view *pool.View, alive map[ids.ID]store.Session, r repair, mayStart bool) (started bool, err error) {
+func (p *planner) do(ctx context.Context, w *world, r repair, mayStart bool) (started bool, err error) {
+	if len(r.replace) == 0 && r.stuck != "" {
+		return false, nil
+	}
 	own := r.vol.Own
-	_, up := alive[own.Node]
-	switch held, err := p.heldByVM(ctx, r.vol); {
-	case err != nil:
+	_, up := w.alive[own.Node]
+	held, err := p.heldByVM(ctx, r.vol)
+	if err != nil {
 		return false, err
-	case held:
+	}
+	if held && !up && p.gone(w, own.Node) {
+		held = false // nobody restarts it elsewhere: its volumes are repaired like those of a stopped one
+	}
+	if held {
 		if own.Purpose != repl.PurposeVM || !up {
 			return false, nil // it is starting or being recovered: its guard repairs what is out
 		}
 		for _, x := range r.replace {
 			path := fmt.Sprintf("/v1/nodes/%s/vms/%s/replace-disk", own.Node, r.vol.Cfg.VM)
-			if err := p.s.env.Ask(ctx, own.Node, http.MethodPost, path, guardctl.ReplaceDiskRequest{Old: x.Old, New: x.New}, nil); err != nil {
-				return false, p.say(view, r, x, err)
+			req := guardctl.ReplaceDiskRequest{Volume: r.vol.ID, Old: x.Old, New: x.New, Node: x.Node, Segments: x.Segments, Live: x.Live}
+			if err := p.s.env.Ask(ctx, own.Node, http.MethodPost, path, req, nil); err != nil {
+				return false, p.say(w.view, r, x, err)
 			}
-			p.told(ctx, view, r, x)
+			p.tell(ctx, w.view, r, x)
 		}
 		return false, nil
 	}
 	if st, err := p.s.WriterStatus(ctx, r.vol.ID); err == nil && !final(st.Phase) {
 		for _, x := range r.replace {
 			if err := p.s.askReplace(ctx, own.Node, r.vol.ID, x); err != nil {
-				return false, p.say(view, r, x, err)
+				return false, p.say(w.view, r, x, err)
 			}
-			p.told(ctx, view, r, x)
+			p.tell(ctx, w.view, r, x)
 		}
 		return false, nil
 	}
 	if !mayStart {
-		return false, nil
+		return false, errs.New(errs.Conflict, "repair volume %s: enough others are under repair", r.vol.ID)
 	}
-	node, ok := nodeWithCopy(view, alive, r.vol)
+	node, ok := nodeWithCopy(w.view, w.alive, r.vol)
 	if !ok {
 		return false, nil
 	}
@@ -241,9 +287,19 @@ func (p *planner) do(ctx context.Context, view *pool.View, alive map[ids.ID]stor
 		return false, fmt.Errorf("repair volume %s: %w", r.vol.ID, err)
 	}
 	for _, x := range r.replace {
-		p.told(ctx, view, r, x)
+		p.tell(ctx, w.view, r, x)
 	}
 	return true, nil
+}
+
+// gone reports whether a node is down for so long that its copies are rebuilt.
+func (p *planner) gone(w *world, node ids.ID) bool {
+	for _, d := range w.disks {
+		if d.Spec.Node == node && w.dead[d.ID] {
+			return true
+		}
+	}
+	return false
 }
 
 // heldByVM reports whether the volume's VM is placed on a node.
@@ -255,12 +311,20 @@ func (p *planner) heldByVM(ctx context.Context, v *repl.VolumeRecord) (bool, err
 	return !pl.Value.Node.IsZero(), err
 }
 
-func (p *planner) told(ctx context.Context, view *pool.View, r repair, x volumectl.Replace) {
-	p.s.env.Events.Emit("warn", "volume "+p.s.nameOf(ctx, r.vol.ID), fmt.Sprintf("rebuilds the copy of %s on %s", view.Names.DiskName(x.Old), view.Names.DiskName(x.New)))
+func (p *planner) tell(ctx context.Context, view *pool.View, r repair, x volumectl.Replace) {
+	level, text := "warn", "rebuilds the copy of %s on %s"
+	switch {
+	case x.New.IsZero():
+		p.s.env.Events.Emit("warn", "volume "+p.s.nameOf(ctx, r.vol.ID), "moves nothing to "+view.Names.DiskName(x.Old)+": it is dead")
+		return
+	case x.Live:
+		level, text = "info", "moves a copy from %s to %s"
+	}
+	p.s.env.Events.Emit(level, "volume "+p.s.nameOf(ctx, r.vol.ID), fmt.Sprintf(text, view.Names.DiskName(x.Old), view.Names.DiskName(x.New)))
 }
 
 func (p *planner) say(view *pool.View, r repair, x volumectl.Replace, err error) error {
-	return fmt.Errorf("rebuild volume %s from %s onto %s: %w", r.vol.ID, view.Names.DiskName(x.Old), view.Names.DiskName(x.New), err)
+	return fmt.Errorf("give volume %s a copy on %s for %s: %w", r.vol.ID, view.Names.DiskName(x.New), view.Names.DiskName(x.Old), err)
 }
 
 func (s *Service) nameOf(ctx context.Context, id ids.ID) string {

@@ -8,6 +8,8 @@ import (
 	"roseau/internal/base/size"
 	"roseau/internal/core/place"
 	"roseau/internal/core/repl"
+	"roseau/internal/driver/storagectl"
+	"roseau/internal/driver/volumectl"
 	"roseau/internal/model"
 	"roseau/internal/store"
 	"roseau/internal/svc/pool"
@@ -17,7 +19,7 @@ import (
 func tid(n int) ids.ID { return ids.MustParse(fmt.Sprintf("00000000-0000-4000-8000-%012d", n)) }
 
 // world is three nodes with two disks each; disk 11 is disk 1 of node 1.
-func world() (*pool.View, []*model.Disk, map[ids.ID]store.Session) {
+func testWorld() (*pool.View, []*model.Disk, map[ids.ID]store.Session) {
 	view := &pool.View{Disks: map[ids.ID][]place.Disk{}, Volumes: map[ids.ID]*repl.VolumeRecord{}}
 	var disks []*model.Disk
 	var nodes []*model.Node
@@ -28,15 +30,16 @@ func world() (*pool.View, []*model.Disk, map[ids.ID]store.Session) {
 		for d := 1; d <= 2; d++ {
 			o := &model.Disk{Meta: model.Meta{ID: tid(10*n + d), Name: fmt.Sprintf("n%d-d%d", n, d)}, Spec: model.DiskSpec{Node: tid(n), Pool: tid(100)}, Status: model.DiskStatus{State: model.DiskActive}}
 			disks = append(disks, o)
-			view.Disks[tid(100)] = append(view.Disks[tid(100)], place.Disk{ID: o.ID, Name: o.Name, Node: tid(n), Data: 100 * size.GiB})
+			view.Disks[tid(100)] = append(view.Disks[tid(100)], place.Disk{ID: o.ID, Name: o.Name, Node: tid(n), Domain: tid(n).String(), Data: 100 * size.GiB})
 		}
 	}
 	view.Names = records.NewNames(disks, nodes)
+	view.Pools = []*model.Pool{{Meta: model.Meta{ID: tid(100), Name: "p"}, Spec: model.PoolSpec{Copies: 3}}}
 	return view, disks, alive
 }
 
 func volumeOn(id int, epoch uint64, disks ...int) *repl.VolumeRecord {
-	v := &repl.VolumeRecord{ID: tid(id), Own: repl.Own{Epoch: epoch, Out: map[ids.ID]repl.Out{}}, Cfg: repl.Cfg{Copies: 3, Pool: tid(100)}}
+	v := &repl.VolumeRecord{ID: tid(id), Own: repl.Own{Epoch: epoch, Out: map[ids.ID]repl.Out{}}, Cfg: repl.Cfg{Copies: 3, Pool: tid(100), State: repl.VolumeLive}}
 	var row []uint16
 	for i, d := range disks {
 		v.Seg.Disks = append(v.Seg.Disks, tid(d))
@@ -47,7 +50,7 @@ func volumeOn(id int, epoch uint64, disks ...int) *repl.VolumeRecord {
 }
 
 func TestPlan(t *testing.T) {
-	view, disks, alive := world()
+	view, disks, alive := testWorld()
 	fine := volumeOn(201, 1, 11, 21, 31)
 	hit := volumeOn(202, 1, 12, 21, 31)
 	late := volumeOn(203, 2, 11, 22, 31)
@@ -58,7 +61,7 @@ func TestPlan(t *testing.T) {
 		view.Volumes[v.ID] = v
 	}
 	view.Disks[tid(100)][1].Unusable = "missing" // n1-d2
-	got := plan(view, disks, alive, map[ids.ID]bool{tid(12): true})
+	got := plan(&world{view: view, disks: disks, alive: alive, dead: map[ids.ID]bool{tid(12): true}})
 	text := ""
 	for _, r := range got {
 		text += view.Names.DiskName(r.vol.Seg.Disks[0]) + "/" + r.vol.ID.String()[33:]
@@ -73,13 +76,13 @@ func TestPlan(t *testing.T) {
 	}
 	delete(alive, tid(2))
 	delete(alive, tid(3))
-	if got := plan(view, disks, alive, nil); len(got) != 0 {
+	if got := plan(&world{view: view, disks: disks, alive: alive}); len(got) != 0 {
 		t.Errorf("nothing can come back from nodes that are down: %v", got)
 	}
 }
 
 func TestHealth(t *testing.T) {
-	view, _, _ := world()
+	view, _, _ := testWorld()
 	v := volumeOn(201, 3, 11, 21, 31)
 	check := func(want model.Health, copies int, up map[ids.ID]bool) {
 		t.Helper()
@@ -93,4 +96,121 @@ func TestHealth(t *testing.T) {
 	v.Own.Out[tid(31)] = repl.Out{}
 	check(model.HealthOne, 1, nil)
 	check(model.Waiting, 1, map[ids.ID]bool{tid(21): true, tid(31): true})
+}
+
+// A dead node's copies go to a node that holds none, segment by segment; where
+// there is none the volume says so, and nothing else waits for it.
+func TestPlanOfADeadNode(t *testing.T) {
+	view, disks, alive := testWorld()
+	v := volumeOn(201, 1, 11, 21, 31)
+	view.Volumes[v.ID] = v
+	delete(alive, tid(3))
+	dead := map[ids.ID]bool{tid(31): true, tid(32): true}
+	for i := range view.Disks[tid(100)] {
+		if view.Disks[tid(100)][i].Node == tid(3) {
+			view.Disks[tid(100)][i].Unusable = "on a node that is down"
+		}
+	}
+	w := &world{view: view, disks: disks, alive: alive, dead: dead}
+	if got := plan(w); len(got) != 1 || got[0].stuck == "" || len(got[0].replace) != 0 {
+		t.Fatalf("three nodes, one of them gone: %+v", got)
+	}
+	view.Disks[tid(100)] = append(view.Disks[tid(100)], place.Disk{ID: tid(41), Node: tid(4), Domain: tid(4).String(), Data: 100 * size.GiB})
+	got := plan(w)
+	if len(got) != 1 || got[0].stuck != "" || fmt.Sprint(got[0].replace) != fmt.Sprint([]volumectl.Replace{{Old: tid(31), New: tid(41), Segments: []uint32{0}}}) {
+		t.Fatalf("%+v", got)
+	}
+}
+
+// While something is to be repaired nothing is moved; then one copy at a time
+// goes to the disk that was claimed late.
+func TestPlanMovesToANewDisk(t *testing.T) {
+	view, disks, alive := testWorld()
+	for i := range 12 {
+		v := volumeOn(201+i, 1, 11, 21, 31)
+		view.Volumes[v.ID] = v
+	}
+	for i := range view.Disks[tid(100)] {
+		if d := &view.Disks[tid(100)][i]; d.ID == tid(11) || d.ID == tid(21) || d.ID == tid(31) {
+			d.Promised = 12 * size.GiB
+		}
+	}
+	w := &world{view: view, disks: disks, alive: alive}
+	got := plan(w)
+	if len(got) != 1 || !got[0].moves || !got[0].replace[0].Live || w.view.Names.DiskNode[got[0].replace[0].Old] != w.view.Names.DiskNode[got[0].replace[0].New] {
+		t.Fatalf("%+v", got)
+	}
+	view.Volumes[tid(201)].Own.Out[tid(21)] = repl.Out{Reason: repl.OutRestarted}
+	for _, r := range plan(w) {
+		if r.moves {
+			t.Fatalf("moved while a copy is out: %+v", r)
+		}
+	}
+}
+
+// A dead disk of a pool whose domains are disks: every segment goes to a disk
+// that has no copy of it, though that one holds others of the volume.
+func TestPlanOnOneMachine(t *testing.T) {
+	view, disks, alive := testWorld()
+	ds := view.Disks[tid(100)]
+	for i := range ds {
+		ds[i].Domain, ds[i].Node = ds[i].ID.String(), tid(1)
+	}
+	v := volumeOn(201, 1, 11, 12)
+	v.Seg = repl.Segments{Disks: []ids.ID{tid(11), tid(12), tid(21)}, Map: [][]uint16{{0, 1}, {0, 2}, {1, 2}}}
+	v.Cfg.Copies = 2
+	view.Volumes[v.ID] = v
+	view.Disks[tid(100)] = ds[:3]
+	got := plan(&world{view: view, disks: disks, alive: alive, dead: map[ids.ID]bool{tid(11): true}})
+	want := []volumectl.Replace{{Old: tid(11), New: tid(12), Node: tid(1), Segments: []uint32{1}}, {Old: tid(11), New: tid(21), Node: tid(2), Segments: []uint32{0}}}
+	if len(got) != 1 || fmt.Sprint(got[0].replace) != fmt.Sprint(want) {
+		t.Fatalf("%+v", got)
+	}
+}
+
+func TestAdmit(t *testing.T) {
+	var list []repair
+	for i := range 8 {
+		list = append(list, repair{copies: 1 + i/2, replace: []volumectl.Replace{{}}})
+	}
+	list = append(list, repair{}, repair{moves: true, replace: []volumectl.Replace{{}}})
+	if got := admit(list, 0, 0); len(got) != maxRebuilds+1 || got[4].replace != nil {
+		t.Errorf("four rebuilds and the one that only brings back: %+v", got)
+	}
+	if got := admit(list, maxRebuilds, 0); len(got) != 3 || got[1].copies != 1 {
+		t.Errorf("a last copy does not wait: %+v", got)
+	}
+	if got := admit(list[9:], 0, 0); len(got) != 1 {
+		t.Errorf("a move while nothing is rebuilt: %+v", got)
+	}
+}
+
+func TestStrays(t *testing.T) {
+	v := volumeOn(201, 5, 11, 21, 31)
+	v.Own.CfgVersion = 9
+	vols := map[ids.ID]*repl.VolumeRecord{v.ID: v}
+	old := storagectl.Copy{Disk: tid(12), Volume: v.ID, Promise: repl.Promise{Epoch: 4}, CfgVersion: 8}
+	change := func(f func(*storagectl.Copy)) storagectl.Copy { c := old; f(&c); return c }
+	for _, c := range []struct {
+		name string
+		copy storagectl.Copy
+		want int
+	}{
+		{"lies elsewhere", old, 1},
+		{"named by a segment", change(func(c *storagectl.Copy) { c.Disk = tid(11) }), 0},
+		{"of a volume that etcd does not know", change(func(c *storagectl.Copy) { c.Volume = tid(999) }), 0},
+		{"was told what etcd has forgotten", change(func(c *storagectl.Copy) { c.CfgVersion = 10 }), 0},
+		{"was told just this", change(func(c *storagectl.Copy) { c.CfgVersion = 9 }), 0},
+		{"promised an epoch that etcd does not know", change(func(c *storagectl.Copy) { c.Promise.Epoch = 6 }), 0},
+		{"another generation", change(func(c *storagectl.Copy) { c.Promise.Generation.Volume = 1 }), 0},
+		{"another holder of this epoch", change(func(c *storagectl.Copy) { c.Promise.Epoch, c.Promise.Nonce = 5, tid(77) }), 0},
+	} {
+		if got := strays([]storagectl.Copy{c.copy}, vols); len(got) != c.want {
+			t.Errorf("%s: %v", c.name, got)
+		}
+	}
+	v.Cfg.State = repl.VolumeDeleting
+	if got := strays([]storagectl.Copy{old}, vols); len(got) != 0 {
+		t.Errorf("a tomb says what goes: %v", got)
+	}
 }

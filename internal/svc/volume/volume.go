@@ -14,6 +14,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -23,6 +24,7 @@ import (
 	"roseau/internal/base/size"
 	"roseau/internal/core/place"
 	"roseau/internal/core/repl"
+	"roseau/internal/driver/storagectl"
 	"roseau/internal/model"
 	"roseau/internal/store"
 	"roseau/internal/svc"
@@ -43,6 +45,14 @@ type Storage interface {
 	// FreeVolume frees every extent of a volume on the given disks of this node.
 	// tomb is the positive record of the deletion: without it nothing is freed.
 	FreeVolume(ctx context.Context, vol ids.ID, disks []ids.ID, tomb json.RawMessage) error
+	// Copies lists what the disks of this node hold of volumes.
+	Copies(ctx context.Context) ([]storagectl.Copy, error)
+	// DropStray frees a copy of a volume whose records, read after Copies, do not
+	// name the disk. Unavailable: it was opened or written since.
+	DropStray(ctx context.Context, seen storagectl.Copy) error
+	// SetLimits says how many bytes guests may use of disks of this node; the rest
+	// is kept for repairs.
+	SetLimits(ctx context.Context, limits map[ids.ID]size.Bytes) error
 }
 
 // New returns the service of a node.
@@ -87,6 +97,13 @@ func (s *Service) Routes(r *api.Router) {
 	huma.Register(r, api.Op("delete-volume", "DELETE", "/v1/volumes/{ref}", "Delete a volume"), func(ctx context.Context, in *api.Ref) (*api.AcceptTask, error) {
 		return api.Accepted(s.StartDelete(ctx, in.Ref))
 	})
+	huma.Register(r, api.Op("replace-node", "POST", "/v1/nodes/{ref}/replace", "Let a new node take the place of one that is gone for good"), func(ctx context.Context, in *struct {
+		api.Ref
+		DryRun bool `query:"dry_run" doc:"say what would be done, change nothing"`
+		Body   ReplaceNodeRequest
+	}) (*api.AcceptTask, error) {
+		return api.Accepted(s.StartReplaceNode(ctx, in.Ref.Ref, in.Body, in.DryRun))
+	})
 	s.writerRoutes(r)
 	s.snapshotRoutes(r)
 }
@@ -105,7 +122,7 @@ func (s *Service) List(ctx context.Context) ([]Info, error) {
 	if err != nil {
 		return nil, err
 	}
-	live, err := s.liveStatus(ctx)
+	live, err := s.liveStatus(ctx, recs)
 	if err != nil {
 		return nil, err
 	}
@@ -125,22 +142,36 @@ func (s *Service) List(ctx context.Context) ([]Info, error) {
 
 // mergeLive adds what only the writer knows: the progress of a sync.
 func mergeLive(st *model.VolumeStatus, live *model.VolumeStatus) {
-	if live == nil || live.SyncTotal == 0 || st.Health == model.Healthy || st.Health == model.Waiting {
+	if live == nil || live.SyncTotal == 0 || st.Health == model.Waiting || len(st.Out) == 0 {
 		return
 	}
-	st.SyncDone, st.SyncTotal = live.SyncDone, live.SyncTotal
+	st.SyncDone, st.SyncTotal, st.SyncLeft = live.SyncDone, live.SyncTotal, live.SyncLeft
 	if st.Health == model.Degraded {
 		st.Health = model.Syncing
 	}
 }
 
-// liveStatus collects what guards report of the volumes that they write.
-func (s *Service) liveStatus(ctx context.Context) (map[ids.ID]*model.VolumeStatus, error) {
+// askProgress bounds the question to a maintenance writer how far it is.
+const askProgress = time.Second
+
+// liveStatus collects what guards report of the volumes that they write, and what
+// maintenance writers, of which there are few, say when they are asked.
+func (s *Service) liveStatus(ctx context.Context, vols map[ids.ID]*repl.VolumeRecord) (map[ids.ID]*model.VolumeStatus, error) {
+	out := map[ids.ID]*model.VolumeStatus{}
+	for id, v := range vols {
+		if v.Own.Purpose != repl.PurposeMaintenance || len(v.Own.Out) == 0 {
+			continue
+		}
+		actx, cancel := context.WithTimeout(ctx, askProgress)
+		if st, err := s.WriterStatus(actx, id); err == nil && !final(st.Phase) {
+			out[id] = &st.State
+		}
+		cancel()
+	}
 	recs, err := store.ListRecords[records.Report](ctx, s.env.Store.Relaxed().Relaxed(), records.ReportPrefix)
 	if err != nil {
 		return nil, err
 	}
-	out := map[ids.ID]*model.VolumeStatus{}
 	for _, r := range recs {
 		for _, v := range r.Value.Status.Volumes {
 			out[v.ID] = &v.Status
@@ -247,7 +278,7 @@ func (s *Service) Check(ctx context.Context, v *model.Volume) error {
 	if err := view.Fits(p, "create volume "+v.Name, v.Spec.Size); err != nil {
 		return err
 	}
-	_, _, err = place.Segments(p.Name, ids.ID{}, 1, p.Spec.Copies, ids.ID{}, view.Disks[p.ID])
+	_, _, err = place.Segments(pool.Rule(p), ids.ID{}, 1, ids.ID{}, view.Disks[p.ID])
 	return err
 }
 
@@ -278,7 +309,7 @@ func (s *Service) Create(ctx context.Context, v *model.Volume, o Owner) (*model.
 		return nil, err
 	}
 	count := int((v.Spec.Size + place.SegmentBytes - 1) / place.SegmentBytes)
-	disks, rows, err := place.Segments(p.Name, v.ID, count, p.Spec.Copies, o.Prefer, view.Disks[p.ID])
+	disks, rows, err := place.Segments(pool.Rule(p), v.ID, count, o.Prefer, view.Disks[p.ID])
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,110 @@
+package writer
+
+import (
+	"time"
+
+	"roseau/internal/base/clock"
+)
+
+// The pace of a resync beside the guest's I/O. Rates are bytes a second.
+const (
+	paceFloor = 20e6 // so that it ends
+	paceTop   = 2e9  // nothing to be considered
+	paceStep  = 100 * time.Millisecond
+	// paceQuiet is how long the guest must have written nothing to be idle.
+	paceQuiet = 500 * time.Millisecond
+	// paceSlack is what a write may take longer than twice its usual time: below it the
+	// clock of the machine is what is measured.
+	paceSlack = time.Millisecond
+)
+
+// pace decides how fast joining disks are filled: as fast as it goes while the
+// guest is idle; else slower as soon as the guest's writes take more than twice
+// their time without a resync, and faster again when they do not, never below the
+// floor. The zero value knows nothing of the guest yet.
+type pace struct {
+	rate   float64
+	budget float64 // bytes that may be sent; below 0 it waits
+	at     clock.Instant
+	judged clock.Instant
+	synced clock.Instant // when sync data was last sent
+	wrote  clock.Instant // when a guest's write was last committed
+	usual  time.Duration // its time while nothing is synced, smoothed
+	now    time.Duration // its time of late, smoothed
+}
+
+// write notes that a guest's write took so long.
+func (p *pace) write(at clock.Instant, took time.Duration) {
+	p.wrote = at
+	smooth(&p.now, took, 8)
+	if p.synced == 0 || at.Sub(p.synced) > paceQuiet {
+		smooth(&p.usual, took, 32)
+	}
+}
+
+func smooth(v *time.Duration, x time.Duration, n time.Duration) {
+	if *v == 0 {
+		*v = x
+		return
+	}
+	*v += (x - *v) / n
+}
+
+// may reports whether sync data may be sent now; if not, again is when to ask.
+func (p *pace) may(at clock.Instant) (ok bool, again clock.Instant) {
+	p.judge(at)
+	if p.at != 0 {
+		p.budget = min(p.budget+p.rate*at.Sub(p.at).Seconds(), p.rate*paceStep.Seconds())
+	}
+	p.at = at
+	if p.budget >= 0 {
+		return true, 0
+	}
+	return false, at.Add(max(time.Duration(-p.budget/p.rate*1e9), time.Millisecond))
+}
+
+// sent notes bytes of sync data.
+func (p *pace) sent(at clock.Instant, bytes int64) {
+	p.budget -= float64(bytes)
+	p.synced = at
+}
+
+// judge adapts the rate, a step at a time.
+func (p *pace) judge(at clock.Instant) {
+	if p.rate != 0 && at.Sub(p.judged) < paceStep {
+		return
+	}
+	p.judged = at
+	switch {
+	case p.wrote == 0 || at.Sub(p.wrote) > paceQuiet:
+		p.rate, p.now = paceTop, 0
+	case p.usual == 0: // it has never written without a resync
+		p.rate = max(paceFloor, min(p.rate, 5*paceFloor))
+	case p.now > 2*p.usual+paceSlack:
+		p.rate = max(paceFloor, p.rate*0.7)
+	default:
+		p.rate = min(paceTop, max(p.rate, paceFloor)*1.15)
+	}
+}
+
+// mayCopy reports whether a chunk of object i may be copied now; else it waits.
+func (j *syncJob) mayCopy(i int) bool {
+	c := j.m.v.c
+	ok, again := c.pace.may(c.now)
+	if !ok {
+		j.waiting, j.again = append(j.waiting, i), again
+	}
+	return ok
+}
+
+// resumeWaiting goes on with the objects that waited for the pace.
+func (j *syncJob) resumeWaiting() {
+	if len(j.waiting) == 0 || j.m.v.c.now < j.again {
+		return
+	}
+	list := j.waiting
+	j.waiting = nil
+	for _, i := range list {
+		j.copyObject(i)
+	}
+}
