@@ -11,6 +11,7 @@ import (
 	"roseau/internal/base/ids"
 	"roseau/internal/base/paths"
 	"roseau/internal/block/volume"
+	"roseau/internal/core/repl"
 	"roseau/internal/core/vmguard"
 	"roseau/internal/driver/ctlsock"
 	"roseau/internal/driver/guardctl"
@@ -48,6 +49,7 @@ func (g *guard) serveControl(ctx context.Context) error {
 	handle(mux, g, "POST /resume", g.whileRunning("resume", vmguard.UserResume{}))
 	mux.HandleFunc("POST /replace-disk", g.replaceDisk)
 	mux.HandleFunc("POST /scrub", g.scrub)
+	mux.HandleFunc("POST /snapshot", g.takeSnapshot)
 	g.async(func() {
 		defer context.AfterFunc(ctx, con.close)()
 		if err := ctlsock.Serve(ctx, l, mux); err != nil {
@@ -93,6 +95,37 @@ func (g *guard) whileRunning(what string, e vmguard.Event) func(empty) error {
 	}
 }
 
+// held returns the set of volumes, or nil if the guard does not hold them.
+func (g *guard) held(ctx context.Context) volume.Handle {
+	ch := make(chan volume.Handle, 1)
+	g.inLoop(func() { ch <- g.vols })
+	select {
+	case h := <-ch:
+		return h
+	case <-ctx.Done():
+		return nil
+	}
+}
+
+// takeSnapshot takes or deletes a snapshot of one volume, or takes one of all.
+func (g *guard) takeSnapshot(w http.ResponseWriter, r *http.Request) {
+	var req repl.SnapshotOrder
+	if err := ctlsock.Decode(w, r, "snapshot", &req); err != nil {
+		ctlsock.Refuse(w, err)
+		return
+	}
+	h := g.held(r.Context())
+	if h == nil {
+		ctlsock.Refuse(w, conflict("snapshot vm %s: it does not hold its volumes", g.cfg.Name))
+		return
+	}
+	if err := h.Snapshot(r.Context(), req); err != nil {
+		ctlsock.Refuse(w, err)
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
 // scrub starts or stops the comparison of a volume's copies, and tells how it is.
 func (g *guard) scrub(w http.ResponseWriter, r *http.Request) {
 	var req volumectl.ScrubRequest
@@ -100,14 +133,7 @@ func (g *guard) scrub(w http.ResponseWriter, r *http.Request) {
 		ctlsock.Refuse(w, err)
 		return
 	}
-	ch := make(chan volume.Handle, 1)
-	g.inLoop(func() { ch <- g.vols })
-	var h volume.Handle
-	select {
-	case h = <-ch:
-	case <-r.Context().Done():
-		return
-	}
+	h := g.held(r.Context())
 	if h == nil {
 		ctlsock.Refuse(w, conflict("scrub volume %s: vm %s does not hold its volumes", req.Volume, g.cfg.Name))
 		return
@@ -134,14 +160,7 @@ func (g *guard) replaceDisk(w http.ResponseWriter, r *http.Request) {
 		ctlsock.Refuse(w, err)
 		return
 	}
-	ch := make(chan volume.Handle, 1)
-	g.inLoop(func() { ch <- g.vols })
-	var h volume.Handle
-	select {
-	case h = <-ch:
-	case <-r.Context().Done():
-		return
-	}
+	h := g.held(r.Context())
 	if h == nil {
 		ctlsock.Refuse(w, conflict("replace disk %s: vm %s does not hold its volumes", req.Old, g.cfg.Name))
 		return

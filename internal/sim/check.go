@@ -59,7 +59,7 @@ func (w *world) damagedByFaults(n *node) bool {
 
 // scrubCopy reads every block of an extent that a copy holds a tag of, and
 // compares it with the tag.
-func (w *world) scrubCopy(n *node, d ids.ID, extent uint64, tags []wire.Tag) {
+func (w *world) scrubCopy(n *node, d ids.ID, extent uint64, snap uint32, tags []wire.Tag) {
 	for first := 0; first < len(tags) && w.err == nil; {
 		if tags[first].Stamp == 0 {
 			first++
@@ -71,7 +71,7 @@ func (w *world) scrubCopy(n *node, d ids.ID, extent uint64, tags []wire.Tag) {
 		}
 		buf := make([]byte, (end-first)*repl.BlockBytes)
 		c, err := n.ask(d, func(eng *disk.Core, token uint64) {
-			eng.Read(token, disk.ReadRequest{Volume: w.volume, Extent: extent, Block: first, Count: end - first, Buf: buf})
+			eng.Read(token, disk.ReadRequest{Volume: w.volume, Extent: extent, Object: snap, Block: first, Count: end - first, Buf: buf})
 		})
 		if err == nil {
 			err = statusError(c.Status)

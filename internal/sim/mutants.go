@@ -85,6 +85,14 @@ var Mutants = []Mutant{
 	{Name: "shrink-to-one", Rule: "nobody shrinks to one copy for lost connections while the nodes live [S13]", Set: func(m *Mutations) { m.Writer.ShrinkToOneForLostLink = true }, Scenario: "sick-link"},
 	{Name: "no-duplicates", Rule: "what is sent again after a reconnect is taken once [S16]", Set: func(m *Mutations) { m.Disk.NoDuplicates = true }, Scenario: "resumed-session"},
 	{Name: "no-own-compare", Rule: "every transaction compares the revision of own [S8]", Set: func(m *Mutations) { m.NoOwnCompare = true }, Scenario: "late-shrink"},
+	{Name: "snapshot-number-reused", Rule: "a snapshot number is reserved before it is used, and never used again", Set: func(m *Mutations) { m.Writer.SnapshotNumberReused = true }, Bias: &Bias{Faults: []string{"guard_kill", "etcd_down", "power_blip"}, Every: 500 * time.Millisecond, Unknown: 0.3, Snapshots: 200 * time.Millisecond}},
+	{Name: "snapshot-without-own", Rule: "a snapshot's transaction compares own: a takeover makes a late one fail", Set: func(m *Mutations) { m.Writer.SnapshotWithoutOwn = true }, Bias: &Bias{Faults: []string{"guard_kill", "false_alarm", "power_blip"}, Every: 500 * time.Millisecond, Unknown: 0.5, Snapshots: 200 * time.Millisecond}},
+	{Name: "snapshot-without-drain", Rule: "the boundary waits for writes under way, and a flush", Set: func(m *Mutations) { m.Writer.SnapshotWithoutDrain = true }, Bias: &Bias{Faults: []string{"power_cut_all", "power_blip"}, Every: time.Second, Torn: 0.1, Snapshots: 200 * time.Millisecond}},
+	{Name: "live-set-by-block", Rule: "the live set of a sync tells objects apart", Set: func(m *Mutations) { m.Replica.LiveSetByBlock = true }, Bias: &Bias{Faults: []string{"storage_kill", "power_blip"}, Every: 700 * time.Millisecond, Think: time.Millisecond, Snapshots: 150 * time.Millisecond}},
+	{Name: "zero-above-absent", Rule: "a zero in a newer object hides the older ones", Set: func(m *Mutations) { m.Disk.ZeroAboveIsAbsent = true }, Bias: &Bias{Snapshots: 200 * time.Millisecond}},
+	{Name: "free-before-copy", Rule: "an object is freed after what it had was copied", Set: func(m *Mutations) { m.Disk.FreeBeforeCopy = true }, Bias: &Bias{Snapshots: 200 * time.Millisecond}},
+	{Name: "merge-ignores-told", Rule: "objects that a snapshot tells apart are not merged", Set: func(m *Mutations) { m.Disk.MergeIgnoresTold = true }, Bias: &Bias{Snapshots: 200 * time.Millisecond}},
+	{Name: "forget-holes", Rule: "a tombstone above older objects is kept until an image has its holes", Set: func(m *Mutations) { m.Disk.ForgetHoles = true }, Bias: &Bias{Faults: []string{"storage_kill", "power_blip", "power_cut_all"}, Every: 500 * time.Millisecond, Snapshots: 300 * time.Millisecond}},
 }
 
 // FindMutant returns a mutant by name.

@@ -39,7 +39,7 @@ type node struct {
 }
 
 const (
-	diskBytes  = 96 << 20 // sparse
+	diskBytes  = 256 << 20 // sparse; objects pile up while a copy is away
 	ringBytes  = 1 << 20
 	tableBytes = 16 << 10
 	ringOffset = 2 << 20 // where disk.Format puts the log
@@ -339,18 +339,9 @@ func (n *node) receive(l *link, m wire.Message) {
 	n.pump()
 }
 
-// tags asks the engine of a disk for the tags of an extent and lets the world go
-// on until they are there. Each question has a token of its own: a late answer
-// to an earlier one must not pass for it.
-func (n *node) tags(d, volume ids.ID, extent uint64) ([]wire.Tag, error) {
-	c, err := n.ask(d, func(eng *disk.Core, token uint64) { eng.Tags(token, volume, extent, 0) })
-	if err != nil {
-		return nil, err
-	}
-	return c.Tags, statusError(c.Status)
-}
-
-// ask puts a question to the engine of a disk.
+// ask puts a question to the engine of a disk and lets the world go on until it
+// is answered. Each question has a token of its own: a late answer to an earlier
+// one must not pass for it.
 func (n *node) ask(d ids.ID, put func(eng *disk.Core, token uint64)) (disk.Completion, error) {
 	eng := n.engines[d]
 	if eng == nil {

@@ -74,6 +74,7 @@ type world struct {
 	oracle  *oracle
 	hot     []int
 	manager manager
+	snaps   *snapshots
 	net     network
 	profile profile
 	codec   *codec
@@ -189,6 +190,7 @@ func newWorld(opt Options) *world {
 	w.hot = drawHotBlocks(w)
 	w.guest = newGuest(w)
 	w.manager = newManager(w)
+	w.snaps = newSnapshots(w)
 	return w
 }
 

@@ -7,6 +7,7 @@ import (
 	"net/http"
 
 	"roseau/internal/block/volume"
+	"roseau/internal/core/repl"
 	"roseau/internal/driver/ctlsock"
 	"roseau/internal/driver/volumectl"
 )
@@ -46,6 +47,18 @@ func (p *proc) serveControl(ctx context.Context, l net.Listener) {
 		}
 		ctlsock.Reply(w, p.status().Scrub, nil)
 	})
+	mux.HandleFunc("POST /snapshot", func(w http.ResponseWriter, r *http.Request) {
+		var req repl.SnapshotOrder
+		if err := ctlsock.Decode(w, r, "snapshot", &req); err != nil {
+			ctlsock.Refuse(w, err)
+			return
+		}
+		if err := p.set.Snapshot(r.Context(), req); err != nil {
+			ctlsock.Refuse(w, err)
+			return
+		}
+		w.WriteHeader(http.StatusNoContent)
+	})
 	if err := ctlsock.Serve(ctx, l, mux); err != nil {
 		p.log.Error("control socket ended", "cause", err)
 	}
@@ -54,7 +67,7 @@ func (p *proc) serveControl(ctx context.Context, l net.Listener) {
 // status is the process in the words of the control API.
 func (p *proc) status() volumectl.Status {
 	p.mu.Lock()
-	out := volumectl.Status{Volume: p.cfg.Volume, Node: p.cfg.Node, Purpose: p.cfg.Purpose, Phase: p.phase, Reason: p.reason, Socket: p.socket}
+	out := volumectl.Status{Volume: p.cfg.Volume, Node: p.cfg.Node, Purpose: p.cfg.Purpose, Phase: p.phase, Reason: p.reason, Socket: p.socket, Snapshot: p.cfg.Snapshot}
 	p.mu.Unlock()
 	st := p.set.Status()
 	if len(st.Volumes) == 0 {

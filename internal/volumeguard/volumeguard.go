@@ -187,7 +187,13 @@ func run(ctx context.Context, cfg *volumectl.Config, log *slog.Logger, notify *u
 		}
 		defer os.Remove(p.socket)
 		wg.Go(func() {
-			if err := set.Serve(serving, cfg.Volume, l); err != nil {
+			serve := set.Serve
+			if cfg.Snapshot != 0 {
+				serve = func(ctx context.Context, vol ids.ID, l net.Listener) error {
+					return set.ServeSnapshot(ctx, vol, cfg.Snapshot, l)
+				}
+			}
+			if err := serve(serving, cfg.Volume, l); err != nil {
 				log.Error("nbd server ended", "cause", err)
 				release()
 			}

@@ -246,7 +246,7 @@ func (k *checker) log() error {
 
 var recordNames = map[uint8]string{
 	recWrite: "write", recZero: "zero", recTombstone: "tombstone", recSync: "sync", recRepair: "repair",
-	recVolume: "volume", recMarks: "marks", recDrop: "drop",
+	recVolume: "volume", recMarks: "marks", recDrop: "drop", recFree: "free",
 }
 
 func (k *checker) record(d *descriptor) {
@@ -263,11 +263,11 @@ func (k *checker) record(d *descriptor) {
 		}
 	case recDrop:
 		delete(k.names, k.index[d.Index])
-	case recWrite, recZero, recTombstone, recSync, recRepair:
+	case recWrite, recZero, recTombstone, recSync, recRepair, recFree:
 		if d.Flags&flagNote != 0 && d.Type != recTombstone {
 			break // it was applied before it became a note
 		}
-		k.touched[extKey{k.index[d.Index], d.Extent}] = true
+		k.touched[extKey{k.index[d.Index], d.Extent, d.Object}] = true
 	}
 }
 
@@ -305,7 +305,7 @@ func (k *checker) slot(slot uint64, b []byte) error {
 			best, img = h, one
 		}
 	}
-	key := extKey{best.Volume, best.Extent}
+	key := extKey{best.Volume, best.Extent, best.Object}
 	if broken > 0 && img != nil && !k.touched[key] {
 		k.find(Warning, where, remedyMeta, "a broken image, and the log has nothing of the extent")
 	}
@@ -322,7 +322,7 @@ func (k *checker) slot(slot uint64, b []byte) error {
 	}
 	k.rep.Extents++
 	if o, twice := k.owner[key]; twice {
-		k.find(Damage, where, remedyRebuild, "extent %s/%d is in slot %d too", best.Volume, best.Extent, o)
+		k.find(Damage, where, remedyRebuild, "extent %s/%d, object %d, is in slot %d too", best.Volume, best.Extent, best.Object, o)
 	}
 	k.owner[key] = slot
 	v := k.names[best.Volume]

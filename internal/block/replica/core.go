@@ -20,6 +20,8 @@ const (
 	StalledAfter = 2 * time.Second // a writer that says so has no veto
 	ProbeEvery   = 2 * time.Second // a probe write a disk
 	idleAfter    = 50 * time.Millisecond
+	mergePause   = 30 * time.Millisecond // between steps of merging objects, under load
+	mergeLook    = time.Second           // until a disk is asked again whether there is something to merge
 )
 
 // Options of New.
@@ -49,6 +51,8 @@ type Mutations struct {
 	NoLiveSet         bool // sync data wipes what live writes changed
 	AbsenceWipesLive  bool // a synced absence does
 	KeepOldHandles    bool // a new promise leaves older handles valid
+
+	LiveSetByBlock bool // the live set of a sync does not tell objects apart
 }
 
 // Disk is what the core needs of a disk engine; *disk.Core has it.
@@ -73,6 +77,8 @@ type Disk interface {
 	Objects(volume ids.ID, from repl.Mark) []wire.ExtEntry
 	SetFlushMark(volume ids.ID, m repl.Mark)
 	ForgetTombstones(volume ids.ID, m repl.Mark)
+	ForbidMerge(volume ids.ID)
+	Merge() bool
 	Stats() disk.Stats
 	Dead() error
 }
@@ -182,6 +188,7 @@ type diskState struct {
 	probedAt   clock.Instant // end of the last probe
 	probeStart clock.Instant
 	scrub      scrub
+	mergeAt    clock.Instant // next step of merging objects
 }
 
 // slot is a volume on a disk, as far as this process must remember it.
@@ -335,6 +342,14 @@ func (c *Core) Tick(now clock.Instant) {
 			d.d.Probe(c.pending.add(pending{kind: pendProbe, disk: d}))
 			d.touched = true
 		}
+		if now >= d.mergeAt {
+			d.mergeAt = now.Add(mergeLook)
+			if d.d.Merge() {
+				d.mergeAt = now.Add(mergePause)
+				d.active(now)
+			}
+			d.touched = true
+		}
 		if !d.idled && now >= d.activeAt.Add(idleAfter) {
 			d.idled = true
 			d.d.Idle()
@@ -351,6 +366,7 @@ func (c *Core) Next() clock.Instant {
 		if d.dead {
 			continue
 		}
+		next = min(next, d.mergeAt)
 		if !d.probing {
 			next = min(next, d.probeStart.Add(ProbeEvery))
 		}

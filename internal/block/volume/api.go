@@ -352,6 +352,8 @@ type Handle interface {
 	// Serve answers NBD clients of a volume on l until ctx ends or the set is
 	// closed; it closes l. The export's name is the volume's id, or empty.
 	Serve(ctx context.Context, vol ids.ID, l net.Listener) error
+	// ServeSnapshot is Serve for the content of a snapshot, read-only.
+	ServeSnapshot(ctx context.Context, vol ids.ID, number uint32, l net.Listener) error
 
 	// ReplaceDisk gives the disk new (on the same node's or another's storage
 	// process) segments that lie on old, and starts the copying. Conflict: another
@@ -360,6 +362,10 @@ type Handle interface {
 	// Scrub starts the comparison of a volume's copies, or stops it where it is;
 	// Status tells how it goes on.
 	Scrub(ctx context.Context, vol ids.ID, stop bool) error
+	// Snapshot takes a snapshot of one volume, or of all at one moment, or deletes
+	// one. errs.Conflict with the reason if it did not come to be; if ctx ends
+	// first it may still.
+	Snapshot(ctx context.Context, o repl.SnapshotOrder) error
 	// MoveRefused ends the wait that EventAskMove announced: no other node can
 	// take the VM, so the set goes on with the copy that it has.
 	MoveRefused() error

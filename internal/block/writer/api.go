@@ -77,6 +77,11 @@ type Mutations struct {
 	AdoptCold              bool // a successor adopts a guest although only cold copies answer
 	FlushWhileReconciling  bool // the flush mark moves before a takeover has rewritten every window
 	KeepSyncOnReplace      bool // a disk that is given more segments goes on joining as it was
+
+	SnapshotNumberReused bool // a number that a failed attempt left is used again
+	SnapshotWithoutOwn   bool // the snapshot's transaction does not compare own
+	SnapshotWithoutDrain bool // the boundary waits neither for writes under way nor for a flush
+	RawListFromBase      bool // resync compares only the objects above BASE, not all of their extents
 }
 
 // Op is the kind of a client request.
@@ -107,6 +112,7 @@ type Request struct {
 	// byte is zero.
 	Data []byte
 	CRC  []uint32 // of a write: crc32c of each block
+	Snap uint32   // OpRead: the snapshot to be read, 0 = the volume as it is
 
 	state requestState
 }
@@ -158,6 +164,8 @@ type (
 		Replace Replace
 		// Volume of Scrub and StopScrub: index in Config.Volumes.
 		Volume int
+		// Snapshot of Snapshot.
+		Snapshot SnapshotOrder
 	}
 )
 
@@ -199,6 +207,8 @@ const (
 	Reclaim
 	// Release drains, flushes and ends the epoch at every member: StateChanged{Released}.
 	Release
+	// Snapshot takes a snapshot or deletes one: Snapshotted.
+	Snapshot
 	// ReplaceDisk gives a disk segments that another one holds or held: Replaced.
 	ReplaceDisk
 	// AcceptUnverified goes on although the unverified tail of the only answering
@@ -236,6 +246,19 @@ type Replace struct {
 	NewNode  ids.ID
 	Segments []uint32 // empty: all of Old's
 	Live     bool     // Old may be in sync, and stays until New is
+}
+
+// SnapshotOrder asks for a snapshot of volumes at one moment, or for the deletion
+// of one.
+type SnapshotOrder struct {
+	Volumes []int // indexes in Config.Volumes; nil = all
+	// Delete is the number of the snapshot of the one volume to be deleted; 0:
+	// take one. Its space comes back when the copies have merged their objects.
+	Delete      uint32
+	ID          ids.ID
+	Name        string
+	CreatedUnix int64
+	Group       ids.ID
 }
 
 // Ready is what must be done, in order within each slice; between the slices
@@ -320,6 +343,15 @@ type (
 		Busy    bool // not OK: another change is under way; ask again
 		Text    string
 	}
+	// Snapshotted answers Snapshot. OK: it exists (is deleted), under Numbers in
+	// the order of the volumes. Else it does not, and if it was asked for several
+	// volumes some may have one: those of its Group are of no use.
+	Snapshotted struct {
+		Order   SnapshotOrder
+		Numbers []uint32
+		OK      bool
+		Text    string
+	}
 	// Fenced is final: another promise ended this epoch. The shell decides by
 	// run and node of By what becomes of the guest.
 	Fenced struct {
@@ -366,6 +398,7 @@ func (Prepared) isEffect()     {}
 func (Claimed) isEffect()      {}
 func (Drained) isEffect()      {}
 func (Replaced) isEffect()     {}
+func (Snapshotted) isEffect()  {}
 func (Fenced) isEffect()       {}
 func (GuestInvalid) isEffect() {}
 func (AskMove) isEffect()      {}

@@ -17,6 +17,8 @@ const (
 	changeShrink changeKind = iota + 1
 	changeGrow
 	changeReplace
+	changeReserve  // a snapshot number
+	changeSnapshot // a snapshot exists, or does not any more
 )
 
 // change is a transaction on one volume whose outcome is not known. Until it is,
@@ -305,6 +307,12 @@ func (c *Core) txnDone(ev TxnDone) {
 			if ch.putsSeg() {
 				ch.next.SegRev = ev.Revision
 			}
+			if ch.kind == changeReserve || ch.kind == changeSnapshot {
+				ch.next.CfgRev = ev.Revision
+			}
+			if c.mut.SnapshotWithoutOwn && ch.kind == changeSnapshot {
+				ch.next.OwnRev = v.rec.OwnRev
+			}
 			v.changed(ch)
 		case repl.OutcomeConflict:
 			c.readRecords()
@@ -322,6 +330,11 @@ func (v *volume) judgeChange(read repl.Records) {
 		return
 	}
 	rec := read.Volumes[v.index]
+	if v.c.mut.SnapshotWithoutOwn && ch.kind == changeSnapshot && rec.CfgRev != v.rec.CfgRev {
+		ch.next.OwnRev, ch.next.SegRev, ch.next.CfgRev = rec.OwnRev, rec.SegRev, rec.CfgRev
+		v.changed(ch)
+		return
+	}
 	switch repl.Judge(ch.txn, read) {
 	case repl.Committed:
 		ch.next.OwnRev, ch.next.SegRev, ch.next.CfgRev = rec.OwnRev, rec.SegRev, rec.CfgRev
@@ -371,6 +384,14 @@ func (v *volume) changed(ch *change) {
 			v.refill()
 		}
 		c.report(ReportHealth, v.id, m.disk, "in sync")
+	case changeReserve:
+		v.rec = ch.next
+		if c.snap != nil {
+			v.snapReserved(v.rec.Cfg.Snap.Next)
+		}
+	case changeSnapshot:
+		v.rec = ch.next
+		v.snap.done = true
 	case changeReplace:
 		v.restartSync(ch.replace.New)
 		// layout searches disks by halves: the new one must stand in its place.
@@ -431,6 +452,8 @@ func (v *volume) toldNow() wire.Told {
 	if v.pending != nil && !v.c.mut.NoPending {
 		t.Pending = v.pending.disk
 	}
+	t.Whole = len(v.rec.Own.Out) == 0 && v.pending == nil
+	t.SnapSeq, t.Snaps = max(v.snap.seq, v.rec.Cfg.Snap.Next), v.snapNumbers()
 	return t
 }
 

@@ -46,6 +46,8 @@ func (v *volume) mayJoin(m *member) bool {
 	switch {
 	case !m.node.up, m.absent, m.failed, c.now < m.rejoinAt, c.reopen.unwritten, v.change != nil, c.state != Serving:
 		return false
+	case v.snap.seq > 0 && !v.told():
+		return false // in-sync copies may still be merging objects
 	case v.isPartial(m):
 		return m.counted && m.usable() && v.pending == nil
 	}

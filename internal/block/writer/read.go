@@ -102,7 +102,7 @@ func (v *volume) startRead(o *op) {
 	}
 	o.from = m
 	id := v.c.newSlot(slotRead, m, o, 0)
-	v.c.send(m.node, &wire.Read{ReqID: id, Handle: m.handle, Offset: o.offset(), Length: o.length(), Repair: o.rep != nil})
+	v.c.send(m.node, &wire.Read{ReqID: id, Handle: m.handle, Offset: o.offset(), Length: o.length(), Repair: o.rep != nil, Object: o.object, Raw: o.rc})
 }
 
 // reader picks the member to read o from, or nil if none can be asked now.
@@ -302,14 +302,14 @@ func (v *volume) repair(o *op) {
 	told := map[*member]int{}
 	var order []*member
 	for _, b := range t.bad {
-		if !v.readable(o.seg, b.m) || b.tag == t.tags[b.i] && b.tag == (wire.Tag{}) {
+		if !v.readable(o.seg, b.m) || b.tag == t.tags[b.i] && !b.tag.HasData() {
 			continue
 		}
 		w := &wire.Repair{
-			ReqID: v.c.newSlot(slotRepair, b.m, nil, 0), Handle: b.m.handle, Extent: uint64(o.ext), Block: uint16(o.block + b.i),
+			ReqID: v.c.newSlot(slotRepair, b.m, nil, 0), Handle: b.m.handle, Extent: uint64(o.ext), Object: o.object, Block: uint16(o.block + b.i),
 			Expect: b.tag, Tag: t.tags[b.i], Mark: t.mark,
 		}
-		if w.Tag != (wire.Tag{}) {
+		if w.Tag.HasData() {
 			if w.Data = make([]byte, repl.BlockBytes); t.data != nil {
 				copy(w.Data, t.data[b.i*repl.BlockBytes:])
 			}

@@ -107,6 +107,11 @@ func (c *Core) reopenable() (repl.Records, []uint32, bool) {
 		if c.cached && told.CfgVersion > rec.Own.CfgVersion {
 			return recs, nil, false // which segments are whose, only etcd knows now
 		}
+		if c.cached {
+			// Also under the same version: a snapshot that the predecessor was taking
+			// is told and not recorded, and may exist by now.
+			adoptSnapshots(&rec.Cfg, told)
+		}
 		inc[i] = rec.Own.Inc
 		for _, m := range v.members {
 			if o, out := rec.Own.Out[m.disk]; out && !o.Partial && m.disk != told.Pending {

@@ -117,6 +117,7 @@ type volume struct {
 	heals healQueue
 
 	rc    reconcile
+	snap  snapVolume
 	sick  bool // the sick-link rule holds a shrink back
 	dirty bool // something changed that settle must look at
 }

@@ -14,6 +14,7 @@ import (
 	"roseau/internal/base/ids"
 	"roseau/internal/base/size"
 	core "roseau/internal/core/ha"
+	"roseau/internal/core/repl"
 	"roseau/internal/driver/guardctl"
 	"roseau/internal/driver/volumectl"
 	"roseau/internal/model"
@@ -51,6 +52,7 @@ type Control interface {
 	CancelMigration(ctx context.Context) error
 	ReplaceDisk(ctx context.Context, r guardctl.ReplaceDiskRequest) error
 	Scrub(ctx context.Context, r volumectl.ScrubRequest) (volumectl.ScrubStatus, error)
+	Snapshot(ctx context.Context, o repl.SnapshotOrder) error
 }
 
 // unitGuards runs guards as units.

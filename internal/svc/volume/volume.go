@@ -105,6 +105,7 @@ func (s *Service) Routes(r *api.Router) {
 		return api.Accepted(s.StartReplaceNode(ctx, in.Ref.Ref, in.Body, in.DryRun))
 	})
 	s.writerRoutes(r)
+	s.snapshotRoutes(r)
 }
 
 // List returns all volumes with their health as etcd has it.
