@@ -89,7 +89,7 @@ func (d *device) describeLocked() storagectl.Device {
 
 func (p *process) status(ctx context.Context) (storagectl.Status, error) {
 	s := storagectl.Status{Node: p.node.Node, Session: p.session, Boot: p.boot, Pool: size.Bytes(p.pool.used.Load())}
-	err := p.inLoop(ctx, func() {
+	err := p.inTurn(ctx, func() {
 		s.Guards = len(p.conns)
 		now := p.o.Clock.Now()
 		p.mu.Lock()
@@ -248,7 +248,7 @@ func (p *process) claim(ctx context.Context, r storagectl.ClaimRequest) (any, er
 		}
 		return nil, err
 	}
-	d := newDevice(cfg, p.q, p.log)
+	d := newDevice(cfg, p.ended, p.log)
 	p.mu.Lock()
 	p.keep(cfg)
 	err = p.cfg.save(p.o.Config)
@@ -387,7 +387,7 @@ func (p *process) release(ctx context.Context, id ids.ID) error {
 	}
 	state := d.state
 	p.mu.Unlock()
-	if err := p.inLoop(ctx, func() {
+	if err := p.inTurn(ctx, func() {
 		p.core.RemoveDisk(id)
 		d.core = nil
 		p.mu.Lock()
@@ -449,7 +449,7 @@ func (p *process) deleteVolume(ctx context.Context, r storagectl.DeleteRequest) 
 	}
 	for _, id := range r.Disks {
 		ch := make(chan wire.Status, 1)
-		err := p.inLoop(ctx, func() {
+		err := p.inTurn(ctx, func() {
 			p.nextN++
 			p.drops[p.nextN] = ch
 			p.core.Drop(p.o.Clock.Now(), p.nextN, id, r.Volume)

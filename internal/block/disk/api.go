@@ -25,6 +25,7 @@ type Options struct {
 	TagCacheBytes      int   // tag tables kept in memory; default 256 MiB
 	DataCacheBytes     int   // payload of logged, unapplied blocks kept in memory; default 64 MiB
 	LogQueueDepth      int   // log writes in flight; default 2
+	ExtraBatchBytes    int   // payload that must have gathered for a batch beside others in flight: small ones had better gather; default 0
 	BatchBytes         int   // largest log batch; default 1 MiB, at most an eighth of the ring
 	CheckpointFraction int   // a checkpoint starts when 1/n of the ring is used; default 4
 	ApplyDepth         int   // extents applied at a time; default 16

@@ -58,13 +58,26 @@ func (c *Core) formBatches() {
 	l := &c.log
 	for len(l.flying) < c.o.LogQueueDepth {
 		c.passFlushes()
-		if len(l.notes) == 0 && len(l.gather) == 0 && !l.nudge {
+		if len(l.notes) == 0 && len(l.gather) == 0 && !l.nudge || len(l.flying) > 0 && !c.worthwhile() {
 			return
 		}
 		if !c.formBatch() {
 			return
 		}
 	}
+}
+
+// worthwhile reports whether what has gathered is large enough for another batch
+// beside those that are being written.
+func (c *Core) worthwhile() bool {
+	n := 0
+	for _, r := range c.log.gather {
+		if n >= c.o.ExtraBatchBytes {
+			break
+		}
+		n += len(r.data)
+	}
+	return n >= c.o.ExtraBatchBytes
 }
 
 // passFlushes moves flushes at the front of the queue to the waiters.

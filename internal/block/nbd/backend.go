@@ -104,8 +104,28 @@ func (r *Request) Alloc() []byte {
 // a backend that is only stalled does not call Done at all.
 func (r *Request) Done(err error) {
 	r.err = err
-	r.conn.complete(r)
+	if r.conn.complete(r) {
+		r.conn.signal()
+	}
 }
+
+// Finish is Done, but the answer is written at the latest when Flush is called.
+// A backend that finishes several requests at a time calls it for all, then
+// Flush once.
+func (r *Request) Finish(err error) Flusher {
+	r.err = err
+	c := r.conn
+	c.complete(r)
+	return Flusher{c}
+}
+
+// Flusher is the connection of a finished request.
+type Flusher struct{ c *conn }
+
+// Flush writes the answers that wait; at once, without a wake-up, if they are
+// small and the client reads, unless later says that more is to come soon. It
+// never blocks.
+func (f Flusher) Flush(later bool) { f.c.flush(later) }
 
 // Backend is what an export serves. One backend serves all connections of an
 // export at once, and a completed OpFlush covers every write replied on any of

@@ -2,6 +2,7 @@ package volume
 
 import (
 	"bytes"
+	"slices"
 	"sync/atomic"
 
 	"roseau/internal/base/ids"
@@ -11,7 +12,7 @@ import (
 	"roseau/internal/core/repl"
 )
 
-// device is the nbd.Backend of one volume. Requests go to the event loop in
+// device is the nbd.Backend of one volume. Requests go to the core in
 // batches; they wait in the core until the set serves.
 type device struct {
 	s     *Set
@@ -31,15 +32,15 @@ type op struct {
 	n *nbd.Request
 }
 
-// request is a client's request on its way to the loop.
+// request is a client's request on its way to the core.
 type request struct {
 	r   *nbd.Request
 	d   *device
 	crc []uint32 // of a write
 }
 
-// Submit hands the requests to the loop. Checksums of writes are made here, in
-// the goroutine of the client's connection: the loop is the bottleneck.
+// Submit hands the requests to the core. Checksums of writes are made before,
+// outside of the turn: it is the bottleneck.
 func (d *device) Submit(rs []*nbd.Request) {
 	var blocks int64
 	for _, r := range rs {
@@ -63,8 +64,7 @@ func (d *device) Submit(rs []*nbd.Request) {
 		}
 		s.inbox.reqs = append(s.inbox.reqs, q)
 	}
-	s.mu.Unlock()
-	s.signal()
+	s.takeTurn()
 }
 
 // appendChecksums appends crc32c of each block.
@@ -75,7 +75,7 @@ func appendChecksums(crc []uint32, data []byte) []uint32 {
 	return crc
 }
 
-// submit passes a request to the core; in the loop.
+// submit passes a request to the core; in the turn.
 func (s *Set) submit(q request) {
 	r, d := q.r, q.d
 	var o *op
@@ -117,7 +117,7 @@ func (s *Set) submit(q request) {
 	s.step(&o.w)
 }
 
-// complete answers a client; in the loop.
+// complete answers a client; in the turn.
 func (s *Set) complete(c writer.Completion) {
 	o := s.ops[c.Request.Token]
 	r := o.n
@@ -138,7 +138,9 @@ func (s *Set) complete(c writer.Completion) {
 	}
 	o.n, o.w.Data, o.w.CRC = nil, nil, nil
 	s.freeOps = append(s.freeOps, o)
-	r.Done(err)
+	if f := r.Finish(err); !slices.Contains(s.answered, f) {
+		s.answered = append(s.answered, f)
+	}
 }
 
 var zeroBlock [repl.BlockBytes]byte
