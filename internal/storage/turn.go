@@ -39,19 +39,21 @@ type queue struct {
 	over   chan struct{} // closed with the queue
 }
 
-// take swaps the gathered events for the memory of an emptied slice. If there
-// are none and last is set, the turn is over.
-func (q *queue) take(reuse []event, last, crowd bool) []event {
-	clear(reuse)
+// take swaps the gathered events for p.batch, and returns how many there are. If
+// there are none and last is set the turn is over: nothing of it may be touched.
+func (p *process) take(last bool) int {
+	clear(p.batch)
+	crowd := p.load.crowded()
+	q := &p.q
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	q.events, p.batch = p.batch[:0], q.events
 	q.crowd = crowd
-	es := q.events
-	q.events = reuse[:0]
-	if len(es) == 0 && last {
+	if len(p.batch) == 0 && last {
 		q.taken = false
+		return 0
 	}
-	return es
+	return len(p.batch)
 }
 
 // push gives events to the core and returns whether the caller ran the turn.
@@ -114,14 +116,14 @@ func (p *process) turns(reader *conn) {
 		// Go on for a while as long as something has come meanwhile: its answers
 		// join the batches that are sent together.
 		for round := range drainRounds {
-			p.batch = p.q.take(p.batch, round == 0, p.load.crowded())
-			if len(p.batch) == 0 {
-				if round == 0 {
-					return
-				}
+			got := p.take(round == 0)
+			if got == 0 && round == 0 {
+				return
+			}
+			if got == 0 {
 				break
 			}
-			if len(p.batch) > 1 {
+			if got > 1 {
 				reader = nil
 			}
 			p.round(reader)
