@@ -9,7 +9,7 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 LDFLAGS := -s -w -X roseau/internal/base/version.version=$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo check test unit sim mutants e2e faults bench vuln clean
+.PHONY: help setup build demo check test unit sim mutants e2e soak faults bench vuln clean
 
 help: ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,13 @@ mutants: ## break the engine one switch at a time and show that the simulator se
 
 e2e: setup build ## the lab under go test
 	ROSEAU_E2E=1 $(GO) test -count=1 -timeout 40m -v ./test/e2e/...
+
+soak: setup build ## random faults on a lab for MINUTES (restartable: goes on after the last round)
+	@scripts/soak.sh soak --minutes $(MINUTES)
+
+faults: setup build ## RUNS rounds of random faults, and as many of the control plane alone (restartable)
+	@scripts/soak.sh faults --rounds $(RUNS)
+	@scripts/soak.sh control-faults --rounds $(RUNS) --control-plane-only
 
 bench: setup build ## raw file, qemu-nbd, QEMU quorum and a Roseau volume, in one run
 	@scripts/bench.sh

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -33,7 +32,7 @@ func newDrillCmd(a *app) *cobra.Command {
 				return t
 			})
 		}},
-		newDrillRunCmd(a),
+		newDrillRunCmd(a), newDrillSoakCmd(a),
 	)
 	return cmd
 }
@@ -47,7 +46,7 @@ func newDrillRunCmd(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			env, done, err := a.drillEnv(cmd, labName, network)
+			env, _, done, err := a.drillEnv(cmd, labName, network)
 			if err != nil {
 				return err
 			}
@@ -83,43 +82,41 @@ func newDrillRunCmd(a *app) *cobra.Command {
 }
 
 // drillEnv connects the drill with the cluster and with the lab below it.
-func (a *app) drillEnv(cmd *cobra.Command, labName, network string) (drill.Env, func(), error) {
-	var env drill.Env
+func (a *app) drillEnv(cmd *cobra.Command, labName, network string) (env drill.Env, lab *inlab.Lab, done func(), err error) {
 	c, err := a.client()
 	if err != nil {
-		return env, nil, err
+		return env, nil, nil, err
 	}
 	if labName == "" {
 		labName = currentLab(a.context)
 	}
 	l, err := labclient.Open(labName)
 	if err != nil {
-		return env, nil, err
+		return env, nil, nil, err
 	}
-	if _, err := l.Status(cmd.Context()); err != nil {
-		return env, nil, errs.New(errs.Unavailable, "run a drill: this version cuts power and pulls disks in a lab only: %w", err).WithHint("roseau lab up")
+	lab = inlab.New(l)
+	if err := lab.Ready(cmd.Context()); err != nil {
+		return env, nil, nil, err
 	}
 	cache, err := os.UserCacheDir()
 	if err != nil {
-		return env, nil, err
+		return env, nil, nil, err
 	}
 	self, err := os.Executable()
 	if err != nil {
-		return env, nil, err
+		return env, nil, nil, err
 	}
 	b := guestimage.Builder{CacheDir: filepath.Join(cache, "roseau", "guests"), Probe: filepath.Join(filepath.Dir(self), "roseau-probe")}
 	img, err := b.Build(cmd.Context())
 	if err != nil {
-		return env, nil, err
+		return env, nil, nil, err
 	}
 	work, err := os.MkdirTemp("", "roseau-drill-")
 	if err != nil {
-		return env, nil, err
+		return env, nil, nil, err
 	}
-	lab := inlab.New(l)
-	var out io.Writer = cmd.ErrOrStderr()
-	env = drill.Env{Cluster: viaapi.New(c), Faults: lab, Vantage: lab, Out: out, Log: slog.New(slog.DiscardHandler), Image: img, WorkDir: work, Network: network}
-	return env, func() { os.RemoveAll(work); l.Close() }, nil
+	env = drill.Env{Cluster: viaapi.New(c), Faults: lab, Vantage: lab, Out: cmd.ErrOrStderr(), Log: slog.New(slog.DiscardHandler), Image: img, WorkDir: work, Network: network}
+	return env, lab, func() { os.RemoveAll(work); l.Close() }, nil
 }
 
 // currentLab is the lab whose context the commands use; a lab says so

@@ -18,6 +18,7 @@ import (
 	"roseau/internal/lab"
 	"roseau/internal/lab/initd"
 	"roseau/internal/lab/labclient"
+	"roseau/internal/unit"
 )
 
 // labApp is what the verbs of `roseau lab` share.
@@ -183,6 +184,14 @@ func labUnits(n labclient.Node) string {
 	var parts []string
 	for _, u := range n.Units {
 		text := strings.TrimPrefix(string(u.Name), "roseau-")
+		vm, isGuard := u.Name.VMID()
+		_, isVolume := u.Name.VolumeID()
+		if (isGuard || isVolume) && u.State == unit.Stopped {
+			continue // its VM or volume is not in use here any more
+		}
+		if name := n.GuardNames[vm]; isGuard && name != "" {
+			text = "guard:" + name
+		}
 		if u.State != "running" {
 			text += " " + string(u.State)
 		}

@@ -268,7 +268,10 @@ func (g *guard) writeRecord() {
 	}
 }
 
-func (g *guard) report(level, text string) {
+func (g *guard) report(level, text string) { g.reportCopy(level, text, ids.ID{}) }
+
+// reportCopy reports what concerns the copy on a disk; zero: no copy.
+func (g *guard) reportCopy(level, text string, disk ids.ID) {
 	l := slog.LevelInfo
 	switch level {
 	case "warn":
@@ -280,7 +283,7 @@ func (g *guard) report(level, text string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.eventSeq++
-	g.events = append(g.events, guardctl.Event{Seq: g.eventSeq, Time: g.clock.Wall(), Level: level, Text: text})
+	g.events = append(g.events, guardctl.Event{Seq: g.eventSeq, Time: g.clock.Wall(), Level: level, Text: text, Disk: disk})
 	if len(g.events) > 64 {
 		g.events = g.events[len(g.events)-64:]
 	}

@@ -79,7 +79,8 @@ type link struct {
 
 func newLink(c net.Conn) *link { return &link{conn: c, r: bufio.NewReaderSize(c, maxLine)} }
 
-// sendTimeout bounds a line's way into the socket.
+// sendTimeout bounds a line's way into the socket. What follows on the same
+// connection, a stream that may last for minutes, has no limit.
 const sendTimeout = 2 * time.Second
 
 func (l *link) send(m message) error {
@@ -92,8 +93,10 @@ func (l *link) send(m message) error {
 	if err := l.conn.SetWriteDeadline(time.Now().Add(sendTimeout)); err != nil {
 		return err
 	}
-	_, err = l.conn.Write(append(b, '\n'))
-	return err
+	if _, err := l.conn.Write(append(b, '\n')); err != nil {
+		return err
+	}
+	return l.conn.SetWriteDeadline(time.Time{})
 }
 
 func (l *link) receive() (message, error) {

@@ -181,6 +181,6 @@ func (g *guard) volumeEvent(ctx context.Context, e volume.Event) {
 		level = "error"
 	}
 	if e.Text != "" {
-		g.report(level, e.Text)
+		g.reportCopy(level, e.Text, e.Disk)
 	}
 }

@@ -379,7 +379,7 @@ func (n *node) status(ctx context.Context) labclient.Node {
 		c := n.life.units()
 		defer c.Close()
 		if list, err := c.List(ctx); err == nil {
-			st.Units = list
+			st.Units, st.GuardNames = list, guardNames(n.life)
 		}
 	}
 	return st

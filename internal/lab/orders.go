@@ -267,24 +267,33 @@ func (l *Lab) diskCorrupt(_ context.Context, req labclient.Request) (labclient.A
 // guardOf finds the VM called name by the configs of the guards on the node: it
 // works without the node's daemon and without a quorum.
 func guardOf(l *life, name string) (ids.ID, error) {
-	configs, err := filepath.Glob(l.inside("/run/roseau/vm/*/config.json"))
-	if err != nil {
-		return ids.ID{}, err
+	for vm, n := range guardNames(l) {
+		if n == name {
+			return vm, nil
+		}
 	}
+	return ids.ID{}, errors.New("no guard on this node has a VM of that name or ID")
+}
+
+// guardNames returns the names of the VMs that have a guard's configuration on a
+// node; one that ended meanwhile is left out.
+func guardNames(l *life) map[ids.ID]string {
+	configs, _ := filepath.Glob(l.inside("/run/roseau/vm/*/config.json")) // the pattern is right
+	names := map[ids.ID]string{}
 	for _, path := range configs {
 		b, err := os.ReadFile(path)
 		if err != nil {
-			continue // its guard ended meanwhile
+			continue
 		}
 		var c struct {
 			VM   ids.ID `json:"vm"`
 			Name string `json:"name"`
 		}
-		if json.Unmarshal(b, &c) == nil && c.Name == name {
-			return c.VM, nil
+		if json.Unmarshal(b, &c) == nil {
+			names[c.VM] = c.Name
 		}
 	}
-	return ids.ID{}, errors.New("no guard on this node has a VM of that name or ID")
+	return names
 }
 
 // unitName translates what people call a service of a node.

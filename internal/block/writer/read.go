@@ -3,6 +3,7 @@ package writer
 import (
 	"hash/crc32"
 
+	"roseau/internal/base/ids"
 	"roseau/internal/block/wire"
 	"roseau/internal/core/repl"
 )
@@ -166,7 +167,7 @@ func (c *Core) readReply(n *node, a *wire.ReadReply) {
 func (v *volume) endRead(o *op, a *wire.ReadReply) {
 	c := v.c
 	if a.Data != nil && int64(len(a.Data)) != o.length() {
-		c.report(ReportBug, v.id, o.v.id, "read reply of a wrong length")
+		c.report(ReportBug, v.id, ids.ID{}, "read reply of a wrong length")
 		o.state = opWaiting
 		v.reads.push(o)
 		return

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"slices"
 
+	"roseau/internal/base/ids"
 	"roseau/internal/block/wire"
 )
 
@@ -279,6 +280,6 @@ func (v *volume) clearRefused(ext int64, e *extent) {
 		}
 	}
 	e.refused = false
-	v.c.report(ReportSpaceBack, v.id, v.id, "no write waits for space")
+	v.c.report(ReportSpaceBack, v.id, ids.ID{}, "no write waits for space")
 	v.startWaiting(e, e.head)
 }

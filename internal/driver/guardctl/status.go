@@ -112,11 +112,11 @@ type Incoming struct {
 // Event is something for the cluster's timeline. The daemon forwards those with
 // a Seq above the last one that it has seen of this Instance.
 type Event struct {
-	Seq   uint64            `json:"seq"`
-	Time  time.Time         `json:"time"`
-	Level string            `json:"level"` // info | warn | error
-	Text  string            `json:"text"`
-	Data  map[string]string `json:"data,omitempty"`
+	Seq   uint64    `json:"seq"`
+	Time  time.Time `json:"time"`
+	Level string    `json:"level"` // info | warn | error
+	Text  string    `json:"text"`
+	Disk  ids.ID    `json:"disk,omitzero"` // the copy that it is about; zero: none
 }
 
 // StopRequest asks for a power-off. Without Force the guest gets an ACPI

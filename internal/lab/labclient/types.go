@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"roseau/internal/base/errs"
+	"roseau/internal/base/ids"
 	"roseau/internal/driver/blockdev/faultdisk"
 	"roseau/internal/unit"
 )
@@ -105,7 +106,9 @@ type Node struct {
 	EtcdDown  bool              `json:"etcd_down,omitempty"` // by service stop etcd
 	Disks     []Disk            `json:"disks"`
 	Units     []unit.Status     `json:"units,omitempty"`
-	Boots     int               `json:"boots"` // since the lab came up
+	// GuardNames are the names of the VMs that have a guard here, by VM.
+	GuardNames map[ids.ID]string `json:"guard_names,omitempty"`
+	Boots      int               `json:"boots"` // since the lab came up
 }
 
 // Disk is one disk of a node.

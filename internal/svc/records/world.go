@@ -92,6 +92,9 @@ func (w *World) Changed() []<-chan struct{} {
 	return []<-chan struct{}{own, w.Nodes.Changed(), w.Disks.Changed(), w.VMs.Changed(), w.Nets.Changed()}
 }
 
+// Names tells the names of disks and nodes.
+func (w *World) Names() Names { return NewNames(w.Disks.List(), w.Nodes.List()) }
+
 // Volume returns the records of a volume, or nil.
 func (w *World) Volume(id ids.ID) *repl.VolumeRecord {
 	w.mu.Lock()

@@ -527,10 +527,10 @@ func (w *worker) forwardEvents(st guardctl.Status) {
 		if e.Time.Before(w.r.started) {
 			continue // an earlier run of this daemon forwarded it
 		}
-		var kv []string
-		for k, v := range e.Data {
-			kv = append(kv, k, v)
+		text := e.Text
+		if !e.Disk.IsZero() {
+			text = "copy on " + w.r.world.Names().DiskName(e.Disk) + ": " + text
 		}
-		w.r.env.Events.Emit(e.Level, "vm "+name, e.Text, kv...)
+		w.r.env.Events.Emit(e.Level, "vm "+name, text)
 	}
 }
