@@ -95,6 +95,9 @@ type Bias struct {
 	DiskHi  time.Duration // longest time of a disk action
 	Torn    float64       // how likely a sector survives a power cut
 	Think   time.Duration
+	// Snapshots: the mean time between orders of the operator who takes and
+	// deletes them; 0 = as the seed draws.
+	Snapshots time.Duration
 }
 
 func (b *Bias) apply(p *profile) {

@@ -95,7 +95,11 @@ func (g *guard) drainReady() {
 			g.effect(e)
 		}
 		for _, c := range done {
-			g.w.guest.completed(g, c)
+			if c.Request.Token >= snapToken {
+				g.w.snaps.completed(c)
+			} else {
+				g.w.guest.completed(g, c)
+			}
 		}
 		if g.ended() {
 			return
@@ -166,6 +170,8 @@ func (g *guard) effect(e writer.Effect) {
 		if e.OK {
 			w.note("disk_replaced")
 		}
+	case writer.Snapshotted:
+		w.snaps.ended(g, e)
 	case writer.Fenced:
 		w.tracef("%s fenced by %v", g.name(), e.By.Node.Short())
 		w.note("fenced")
@@ -200,6 +206,7 @@ func (g *guard) name() string { return g.node.name() + "/" + g.id.Short() }
 // finish: the core is at its end; its guest is killed.
 func (g *guard) finish(fenced, invalid bool) {
 	g.fenced, g.invalid, g.done = fenced, invalid, true
+	g.w.snaps.guardEnded(g)
 	g.dropLinks()
 	g.w.guest.guardEnded(g)
 	g.w.manager.guardEnded(g)
@@ -211,6 +218,7 @@ func (g *guard) kill() {
 		return
 	}
 	g.killed = true
+	g.w.snaps.guardEnded(g)
 	g.dropLinks()
 }
 

@@ -112,7 +112,7 @@ func (m *guest) issue() {
 	m.issuing = true
 	defer func() { m.issuing = false }()
 	for m.alive && !m.paused && m.guard != nil && !m.guard.ended() && len(m.pending) < m.depth {
-		if m.w.calm && m.w.ops >= m.w.opt.Ops {
+		if m.w.quiet || m.w.calm && m.w.ops >= m.w.opt.Ops {
 			return
 		}
 		r := m.draw()

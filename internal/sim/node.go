@@ -38,7 +38,7 @@ type node struct {
 }
 
 const (
-	diskBytes  = 96 << 20 // sparse
+	diskBytes  = 256 << 20 // sparse; objects pile up while a copy is away
 	ringBytes  = 1 << 20
 	tableBytes = 16 << 10
 )
@@ -337,20 +337,22 @@ func (n *node) receive(l *link, m wire.Message) {
 	n.pump()
 }
 
-// tags reads the tags of an extent directly from the engine of a disk, letting
-// the world go on until they are there.
-func (n *node) tags(d, volume ids.ID, extent uint64) ([]wire.Tag, error) {
+// ask asks an engine for tags outside of the world's time.
+func (n *node) ask(d ids.ID, f func(*disk.Core)) ([]wire.Tag, error) {
 	eng := n.engines[d]
 	if eng == nil {
 		return nil, fmt.Errorf("disk %s is not open", d.Short())
 	}
 	sd := n.diskByID(d)
-	eng.Tags(tagsToken, volume, extent, 0)
+	f(eng)
 	for range 1000 {
 		var r disk.Ready
 		eng.Ready(&r)
 		for _, c := range r.Done {
 			if c.Token == tagsToken {
+				if c.Status == wire.Unreadable { // some tags are lost, and say so
+					c.Status = wire.OK
+				}
 				return c.Tags, statusError(c.Status)
 			}
 		}

@@ -14,11 +14,12 @@ type value uint64
 // be read. Writes and losses widen it, acknowledgements and reads narrow it
 // (a read that returned a value makes it the only one: reads are stable).
 type oracle struct {
-	blocks []blockState
-	writes map[uint64]*pendingWrite // issued, not answered
-	reads  map[uint64]*pendingRead
-	flush  map[uint64][]floorMark
-	alive  bool // a guest runs that remembers what was acknowledged: it never sees a loss [S6]
+	blocks  []blockState
+	writes  map[uint64]*pendingWrite // issued, not answered
+	reads   map[uint64]*pendingRead
+	flush   map[uint64][]floorMark
+	touched func(block int, v value) // nil: nobody else wants to know
+	alive   bool                     // a guest runs that remembers what was acknowledged: it never sees a loss [S6]
 }
 
 type blockState struct {
@@ -70,6 +71,9 @@ func add(set []value, v value) []value {
 // touch tells the reads under way that block b may now also hold v.
 func (o *oracle) touch(b int, v value) {
 	o.blocks[b].seen++
+	if o.touched != nil {
+		o.touched(b, v)
+	}
 	for _, id := range sortedKeys(o.reads) {
 		r := o.reads[id]
 		if b >= r.first && b < r.first+r.count {

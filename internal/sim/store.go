@@ -77,6 +77,9 @@ func (w *world) apply(t repl.Txn) (repl.Outcome, int64) {
 				w.tracef("etcd: own epoch %d inc %d cfg %d out %d", p.Own.Epoch, p.Own.Inc, p.Own.CfgVersion, len(p.Own.Out))
 				w.noteISR()
 			}
+			if p.Cfg != nil {
+				w.snaps.committed(p.Cfg)
+			}
 		}
 		w.oracle.losePower(-1, w.isrByBlock())
 	}

@@ -71,6 +71,7 @@ type world struct {
 	oracle  *oracle
 	hot     []int
 	manager manager
+	snaps   *snapshots
 	net     network
 	profile profile
 	codec   *codec
@@ -79,6 +80,7 @@ type world struct {
 	ops    int
 	err    error
 	calm   bool // faults have ended
+	quiet  bool // the guest issues nothing more: copies are compared
 }
 
 // event is something that happens at a time.
@@ -183,6 +185,7 @@ func newWorld(opt Options) *world {
 	w.hot = drawHotBlocks(w)
 	w.guest = newGuest(w)
 	w.manager = newManager(w)
+	w.snaps = newSnapshots(w)
 	return w
 }
 

@@ -43,6 +43,10 @@ type Mutations struct {
 	AckPromiseNotDurable bool // a promise is acknowledged before the fdatasync
 	TailIgnoresFlushMark bool // the log forgets records above the flush mark without re-appending them
 	EpochUnchecked       bool // Append does not compare the writer's epoch with the promise
+	ZeroAboveIsAbsent    bool // a zero in an object above others lets them show through
+	FreeBeforeCopy       bool // a merge frees the older object first and copies afterwards
+	MergeIgnoresTold     bool // a merge does not look which snapshots exist
+	ForgetHoles          bool // a tombstone above older objects is not kept when a block is written over it
 }
 
 // Op is the kind of an I/O action.
@@ -91,9 +95,9 @@ type Kind uint8
 const (
 	KindWrite     Kind = iota + 1 // Count blocks from Block, Data and CRC
 	KindZero                      // Count blocks from Block read as zeros
-	KindTombstone                 // the whole extent reads as zeros, its slot is freed
+	KindTombstone                 // the whole object reads as zeros, its slot is freed
 	KindSync                      // Blocks as at the source; no order check
-	KindRepair                    // one block, if its tag is still Expect; no order check
+	KindRepair                    // one block, if its tag is still Expect; no order check; Object names the reader
 )
 
 // Writer names the right under which a record is appended; both must equal the
@@ -113,7 +117,7 @@ type Record struct {
 	Volume ids.ID
 	Writer Writer
 	Extent uint64
-	Object uint32    // snap_seq of the object; 0 in this version
+	Object uint32    // number of the object; KindRepair: the snapshot to be repaired, 0 = head
 	Mark   repl.Mark // of the write; of the source's extent for KindSync; of the tag for KindRepair
 	Block  int       // first block inside the extent
 	Count  int       // blocks
@@ -195,6 +199,8 @@ type Stats struct {
 	Syncs              uint64
 	Checkpoints        uint64
 	AppliedBlocks      uint64
+	MergedBlocks       uint64 // copied into the next newer object
+	FreedObjects       uint64 // objects that a merge made needless
 	RelistedRecords    uint64 // re-appended because only the flush mark or a tombstone held them
 	ReadBlocks         uint64
 	UnreadableBlocks   uint64 // reads that ended in an error or a mismatch, in blocks

@@ -37,16 +37,19 @@ func CheckPromise(cur, next repl.Promise) wire.Status {
 // until it came), TagChanged, Unreadable (KindRepair: the tag cannot be read),
 // BadRequest, DiskFailed.
 func (c *Core) Append(token uint64, in Record) {
+	if c.needsUpgrade(token, &in) {
+		return
+	}
 	r := c.newRecord(token, in)
 	if s := c.admit(r, &in); s != wire.OK {
 		c.refuse(r, s)
 		return
 	}
-	e := c.extentFor(r)
 	if in.Kind == KindRepair {
-		c.startRepair(r, e, in.Expect)
+		c.startRepair(r, r.vol.chain(r.Extent, in.Object), in.Expect)
 		return
 	}
+	e := r.vol.addObject(r.Extent, r.Object)
 	live := in.Kind != KindSync
 	if live && e.nospc != (repl.Mark{}) {
 		if e.nospc.Less(r.Mark) {
@@ -106,7 +109,7 @@ func (c *Core) admit(r *rec, in *Record) wire.Status {
 		return wire.StaleEpoch
 	case v.Released && !c.o.Mutations.EpochUnchecked:
 		return wire.Released
-	case r.Type == 0 || in.Object != 0 || in.Extent > 1<<40 || len(in.Data) != r.payloadBlocks()*BlockBytes,
+	case r.Type == 0 || in.Extent > 1<<40 || len(in.Data) != r.payloadBlocks()*BlockBytes,
 		in.Kind == KindWrite && len(in.CRC) != in.Count,
 		(in.Kind == KindWrite || in.Kind == KindZero) && (in.Block < 0 || in.Count <= 0 || in.Block+in.Count > c.ExtentBlocks()),
 		r.payloadBlocks() > c.MaxRecordBlocks():
@@ -115,7 +118,7 @@ func (c *Core) admit(r *rec, in *Record) wire.Status {
 	seen := -1
 	for _, b := range r.Blocks {
 		// Sorted and unique: a block twice in one record has no defined winner.
-		if int(b.Block) <= seen || int(b.Block) >= c.ExtentBlocks() || b.Tag.Stamp == 0 && b.Tag != (wire.Tag{}) {
+		if int(b.Block) <= seen || int(b.Block) >= c.ExtentBlocks() || !b.Tag.HasData() && b.Tag != (wire.Tag{}) && b.Tag != wire.Hole {
 			return wire.BadRequest
 		}
 		seen = int(b.Block)
@@ -127,19 +130,9 @@ func (c *Core) admit(r *rec, in *Record) wire.Status {
 	return wire.OK
 }
 
-// extentFor finds or makes the directory entry of a record.
-func (c *Core) extentFor(r *rec) *ext {
-	e := r.vol.exts[r.Extent]
-	if e == nil {
-		e = &ext{vol: r.vol, extent: r.Extent, slot: -1}
-		r.vol.exts[r.Extent] = e
-	}
-	return e
-}
-
-// needSlot takes a slot if the record brings data and the extent has none.
+// needSlot takes a slot if the record brings something and the object has none.
 func (c *Core) needSlot(r *rec, e *ext) bool {
-	if e.slot >= 0 || r.payloadBlocks() == 0 {
+	if e.slot >= 0 || !r.fills(e) {
 		return true
 	}
 	if e.slot = c.allocSlot(); e.slot < 0 {
@@ -214,7 +207,7 @@ func (c *Core) Control(token uint64, ctl Control) {
 		c.complete(token, wire.OK)
 		return
 	}
-	if v == nil && (ctl.Kind != ControlPromise || ctl.Volume.IsZero()) || len(ctl.Told.Out) > maxToldOut {
+	if v == nil && (ctl.Kind != ControlPromise || ctl.Volume.IsZero()) || len(ctl.Told.Out) > maxToldOut || len(ctl.Told.Snaps) > maxToldSnaps {
 		c.complete(token, wire.BadRequest)
 		return
 	}
@@ -235,7 +228,8 @@ func (c *Core) Control(token uint64, ctl Control) {
 		v.Released = true
 	case ControlConfig:
 		v.Told = ctl.Told
-		v.Told.Out = slices.Clone(ctl.Told.Out)
+		v.Told.Out, v.Told.Snaps = slices.Clone(ctl.Told.Out), slices.Clone(ctl.Told.Snaps)
+		c.permitMerge(v)
 	case ControlSyncDone:
 		v.Damaged = false
 	case ControlDrop:
@@ -261,8 +255,11 @@ func (c *Core) promise(v *volume, ctl Control) {
 		if v.Promise.Epoch != ctl.Promise.Epoch {
 			v.Released = false
 		}
+		v.mayMerge = false         // until the new holder says that all is in sync
 		for _, e := range v.exts { // order does not show: each is reset alone
-			e.nospc = repl.Mark{}
+			for ; e != nil; e = e.older {
+				e.nospc = repl.Mark{}
+			}
 		}
 	}
 	v.Promise = ctl.Promise
@@ -293,6 +290,10 @@ func (c *Core) drop(token uint64, v *volume) {
 	c.log.gather = append(c.log.gather, r)
 }
 
+func (c *Core) newVolume(e volumeEntry, index int) *volume {
+	return &volume{volumeEntry: e, index: index, crc: volumeCRC(e.Volume), exts: map[uint64]*ext{}, mut: &c.o.Mutations}
+}
+
 // addVolume takes a free index of the table, or returns nil.
 func (c *Core) addVolume(id ids.ID) *volume {
 	limit := int((c.sb.TableBytes - tableHeaderBytes) / volumeEntryBytes)
@@ -303,8 +304,7 @@ func (c *Core) addVolume(id ids.ID) *volume {
 		}
 		c.byIndex = append(c.byIndex, nil)
 	}
-	v := &volume{index: i, crc: volumeCRC(id), exts: map[uint64]*ext{}}
-	v.Volume = id
+	v := c.newVolume(volumeEntry{Volume: id}, i)
 	c.byIndex[i] = v
 	c.vols[id] = v
 	c.tableNew = true
@@ -336,6 +336,7 @@ func (c *Core) SetFlushMark(volume ids.ID, m repl.Mark) {
 	}
 	v.Flush = m
 	v.marksDirty = true
+	v.mergeScan = true
 	c.pruneWindow(v)
 }
 
@@ -365,14 +366,21 @@ func (c *Core) ForgetTombstones(volume ids.ID, m repl.Mark) {
 	}
 	v.TombForget = m
 	v.marksDirty = true
+	v.forgetTombs()
+}
+
+// forgetTombs drops the tombstones up to TombForget that hide nothing.
+func (v *volume) forgetTombs() {
 	kept := v.tombs[:0]
 	for _, e := range v.tombs {
-		if e.tomb && m.Less(e.tombMark) {
+		switch {
+		case e.tomb && !v.TombForget.Less(e.tombMark) && e.gathering == 0 && e.slot < 0 && (e.object == 0 || e.older == nil):
+			v.removeObject(e)
+			e.inTombs = false
+		case e.remembered():
 			kept = append(kept, e)
-		} else if e.tomb && e.gathering == 0 {
-			delete(v.exts, e.extent)
-		} else if e.tomb {
-			kept = append(kept, e)
+		default:
+			e.inTombs = false
 		}
 	}
 	clear(v.tombs[len(kept):])

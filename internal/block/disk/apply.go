@@ -6,6 +6,7 @@ import (
 	"hash/crc32"
 	"slices"
 
+	"roseau/internal/block/wire"
 	"roseau/internal/core/repl"
 )
 
@@ -79,13 +80,13 @@ func (c *Core) cutCheckpoint() {
 func (c *Core) cleanSlots() {
 	k := c.ck
 	k.inLoop = true
-	for _, slot := range c.clean {
-		if s := &c.slots[slot]; !s.used && s.seq == 0 {
+	for i, slot := range slices.Concat(c.clean, c.mend) {
+		if s := &c.slots[slot]; !s.used && (s.seq == 0 || i >= len(c.clean)) {
 			k.flying++
 			c.writeFreeImage(&apply{e: &ext{vol: &volume{}, slot: slot}})
 		}
 	}
-	c.clean = nil
+	c.clean, c.mend = nil, nil
 	k.inLoop = false
 	c.applyMore()
 }
@@ -120,7 +121,7 @@ func (c *Core) notesBytes(cut uint64) int64 {
 			}
 		}
 		for _, e := range v.tombs {
-			if (e.tomb || e.tombPending) && e.tombLSN < cut {
+			if e.remembered() && e.tombLSN < cut {
 				n += descriptorBytes
 			}
 		}
@@ -191,6 +192,7 @@ type apply struct {
 	reading int
 	writing int
 	base    bool // the old tags count
+	holes   bool // the image begins as holes
 	tomb    uint64
 }
 
@@ -205,7 +207,7 @@ const roundExtents = 256
 
 func (c *Core) applyExtent(e *ext) {
 	k := c.ck
-	a := &apply{e: e, base: e.imgSeq != 0}
+	a := &apply{e: e, base: e.imgSeq != 0, holes: e.holes}
 	if e.tombPending {
 		if e.tombSeq > k.cut.seq {
 			k.need = max(k.need, e.tombSeq)
@@ -226,7 +228,7 @@ func (c *Core) applyExtent(e *ext) {
 			k.need = max(k.need, p.r.seq)
 		}
 	}
-	if e.slot < 0 || len(a.blocks) == 0 && a.tomb == 0 && !e.baseUnknown {
+	if e.slot < 0 || len(a.blocks) == 0 && a.tomb == 0 && !e.baseUnknown && !e.alone {
 		c.unpin(a)
 		c.applied()
 		return
@@ -265,6 +267,9 @@ func (c *Core) applyLoad(a *apply) {
 		copy(a.img, e.img)
 	default:
 		clear(a.img)
+		for i := 0; e.holes && i < c.ExtentBlocks(); i++ {
+			setTag(a.img, e.vol.crc, c.ExtentBlocks(), e.extent, i, wire.Hole)
+		}
 	}
 	a.bufs = make([][]byte, len(a.blocks))
 	a.reading = 1
@@ -343,7 +348,7 @@ func (a *apply) write(c *Core) {
 	s.seq++
 	a.h = imageHeader{
 		Disk: c.sb.Identity.Disk, Slot: uint64(e.slot), Generation: s.gen, Volume: e.vol.Volume, Extent: e.extent,
-		State: imageStateHead, Mark: mark, Seq: s.seq, CutLSN: c.ck.cut.lsn,
+		Object: e.object, State: imageStateHead, Mark: mark, Seq: s.seq, CutLSN: c.ck.cut.lsn,
 	}
 	a.encode(c)
 	a.writing++
@@ -358,10 +363,13 @@ func (c *Core) freeExtent(a *apply) {
 	c.writeFreeImage(a)
 	// From here on a write to the extent takes another slot.
 	e.slot, e.imgSeq, e.durSeq, e.imgMark = -1, 0, 0, repl.Mark{}
-	e.tombPending, e.baseUnknown = false, false
+	e.tombPending, e.baseUnknown, e.alone = false, false, false
 	e.vol.slots--
 	e.version++
 	c.dropTags(e)
+	if e.gone {
+		e.vol.removeObject(e)
+	}
 }
 
 func (c *Core) writeFreeImage(a *apply) {
@@ -372,7 +380,7 @@ func (c *Core) writeFreeImage(a *apply) {
 	clear(a.img)
 	a.h = imageHeader{
 		Disk: c.sb.Identity.Disk, Slot: uint64(e.slot), Generation: s.gen, Volume: e.vol.Volume, Extent: e.extent,
-		State: imageStateFree, Mark: e.mark, Seq: s.seq, CutLSN: c.ck.cut.lsn,
+		Object: e.object, State: imageStateFree, Mark: e.mark, Seq: s.seq, CutLSN: c.ck.cut.lsn,
 	}
 	a.encode(c)
 	a.writing = 1
@@ -447,7 +455,10 @@ func (a *apply) install(c *Core) {
 	if e.tombPending && e.tombSeq == a.tomb {
 		e.tombPending = false
 	}
-	e.baseUnknown = false
+	if a.holes && !e.tombPending {
+		e.holes = false // the image has them
+	}
+	e.baseUnknown, e.alone = false, false
 	c.dropTags(e)
 	c.setTags(e, a.img)
 }
@@ -506,7 +517,7 @@ func (c *Core) applySynced() {
 			}
 		}
 		for _, e := range v.tombs {
-			if (e.tomb || e.tombPending) && e.tombLSN < k.cut.lsn {
+			if e.remembered() && e.tombLSN < k.cut.lsn {
 				last = c.relistTombstone(e)
 			}
 		}
@@ -552,6 +563,7 @@ func (c *Core) relist(v *volume, i int) *rec {
 func (c *Core) relistTombstone(e *ext) *rec {
 	n := &rec{vol: e.vol, ext: e}
 	n.Type, n.Flags, n.Index, n.Extent, n.Mark = recTombstone, flagNote, uint32(e.vol.index), e.extent, e.tombMark
+	n.Object = e.object
 	n.Count = uint16(c.sb.ExtentBlocks)
 	n.OrigLSN = e.tombLSN
 	e.tombLSN = c.log.head.lsn // at least there
@@ -565,6 +577,9 @@ func (c *Core) moveTail() {
 	k := c.ck
 	c.sb.CheckpointLSN, c.sb.CheckpointChain, c.sb.CheckpointSess = k.cut.lsn, k.cut.chain, k.cut.session
 	c.sb.TableSeq = c.tableSeq
+	if c.up.asked {
+		c.sb.Incompat |= incompatObjects
+	}
 	c.writeSuperblock(c.checkpointDone)
 }
 
@@ -582,7 +597,7 @@ func (c *Core) checkpointDone() {
 	}
 	kept := c.dirty[:0]
 	for _, e := range c.dirty {
-		if len(e.pend) > 0 || e.tombPending || e.baseUnknown {
+		if len(e.pend) > 0 || e.tombPending || e.baseUnknown || e.alone {
 			kept = append(kept, e)
 		} else {
 			e.dirty = false
@@ -592,9 +607,10 @@ func (c *Core) checkpointDone() {
 	c.dirty = kept
 	for _, v := range c.byIndex {
 		if v != nil {
-			v.tombs = slices.DeleteFunc(v.tombs, func(e *ext) bool { return !e.tomb && !e.tombPending })
+			v.forgetTombs()
 		}
 	}
+	c.upgraded()
 	if c.log.head.lsn-c.log.tail > uint64(c.sb.WALBytes)/2 {
 		c.startCheckpoint()
 	}

@@ -2,6 +2,7 @@ package disk
 
 import (
 	"hash/crc32"
+	"slices"
 
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
@@ -30,6 +31,7 @@ const (
 	recVolume // body: a volume entry
 	recMarks  // mark: durable mark; body: flush mark, tombstone mark
 	recDrop
+	recFree  // the object is gone: what it had is in the next newer one
 	recFlush // in memory only: a Flush that waits for the records before it
 )
 
@@ -97,13 +99,25 @@ func (d *descriptor) payloadBlocks() int {
 	case recSync, recRepair:
 		n := 0
 		for _, b := range d.Blocks {
-			if b.Tag != (wire.Tag{}) {
+			if b.Tag.HasData() {
 				n++
 			}
 		}
 		return n
 	}
 	return 0
+}
+
+// needsSlot reports whether the record leaves something in its object's image:
+// data, or holes.
+func (d *descriptor) needsSlot() bool {
+	if d.Flags&(flagNote|flagUnverified) != 0 {
+		return false
+	}
+	if d.Type == recSync || d.Type == recRepair {
+		return slices.ContainsFunc(d.Blocks, func(b wire.SyncBlock) bool { return b.Tag != (wire.Tag{}) })
+	}
+	return d.Type == recWrite || d.Type == recZero && d.Object > 0
 }
 
 func (d *descriptor) encode(e *enc) {
@@ -151,7 +165,7 @@ func (d *descriptor) decode(r *dec) bool {
 	}
 	r.off = start + descriptorBytes
 	body := dec{b: r.take(bodyLen)}
-	if r.short || d.Object != 0 || int(d.Block)+int(d.Count) > repl.ExtentBlocks {
+	if r.short || int(d.Block)+int(d.Count) > repl.ExtentBlocks {
 		return false
 	}
 	switch d.Type {
@@ -177,7 +191,7 @@ func (d *descriptor) decode(r *dec) bool {
 				return false
 			}
 		}
-	case recZero, recTombstone, recVolume, recMarks, recDrop:
+	case recZero, recTombstone, recVolume, recMarks, recDrop, recFree:
 		d.Body = append([]byte(nil), body.b...)
 	default:
 		return false
@@ -251,7 +265,7 @@ func payloadGood(list []descriptor, batch []byte) bool {
 			var crc uint32
 			if d.Type == recWrite {
 				crc = d.CRC[j]
-			} else if crc = d.Blocks[j].Tag.CRC; d.Blocks[j].Tag == (wire.Tag{}) {
+			} else if crc = d.Blocks[j].Tag.CRC; !d.Blocks[j].Tag.HasData() {
 				continue
 			}
 			if crc32.Checksum(batch[off:off+BlockBytes], castagnoli) != crc {

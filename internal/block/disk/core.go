@@ -28,7 +28,8 @@ type rec struct {
 	answer  bool // there is a caller to answer
 	durable bool // answer after an fdatasync only
 	upto    repl.Mark
-	cached  bool // data is counted in dataBytes
+	cached  bool              // data is counted in dataBytes
+	then    func(wire.Status) // called in place of an answer to token
 }
 
 // blockAt returns the i-th block that the record changes, its tag, and its
@@ -39,15 +40,18 @@ func (r *rec) blockAt(i int) (block int, tag wire.Tag, pos int) {
 		return int(r.Block) + i, wire.Tag{CRC: r.CRC[i], Stamp: Stamp(r.Mark)}, i
 	case recSync, recRepair:
 		b := r.Blocks[i]
-		if b.Tag == (wire.Tag{}) {
+		if !b.Tag.HasData() {
 			return int(b.Block), b.Tag, -1
 		}
 		for _, o := range r.Blocks[:i] {
-			if o.Tag != (wire.Tag{}) {
+			if o.Tag.HasData() {
 				pos++
 			}
 		}
 		return int(b.Block), b.Tag, pos
+	}
+	if r.Object > 0 && !r.vol.mut.ZeroAboveIsAbsent {
+		return int(r.Block) + i, wire.Hole, -1
 	}
 	return int(r.Block) + i, wire.Tag{}, -1
 }
@@ -70,11 +74,14 @@ type pendBlock struct {
 	pos   int // block in the payload; -1 = zeros
 }
 
-// ext is an extent in the directory.
+// ext is an object in the directory: what writes of one snapshot number left in
+// one extent.
 type ext struct {
 	vol    *volume
 	extent uint64
-	slot   int // -1: none
+	object uint32
+	older  *ext // next object of the extent, by falling number
+	slot   int  // -1: none
 	mark   repl.Mark
 	order  repl.Mark // newest WRITE, ZERO or TOMBSTONE appended
 	nospc  repl.Mark // refused for lack of space: newer ones wait for it
@@ -83,6 +90,7 @@ type ext struct {
 	formedSeq uint64
 	imgMark   repl.Mark // mark of the newest image
 	twin      bool      // the image of imgSeq-1 says the same
+	alone     bool      // the slot's other image is broken: both are to be written again
 	imgSeq    uint64    // seq of the newest image written; 0 = none of this extent
 	durSeq    uint64    // seq of the newest image that is surely durable
 
@@ -93,7 +101,11 @@ type ext struct {
 	tombSeq     uint64
 	tombMark    repl.Mark
 	tombLSN     uint64 // of the newest tombstone record or note
-	tomb        bool   // no data: the extent is a tombstone
+	tomb        bool   // no data: the object is a tombstone
+	holes       bool   // what lies under pend is holes: a tombstone that no image has yet
+	inTombs     bool   // in volume.tombs
+	gone        bool   // FREE was logged: away as soon as its slot is
+	noMerge     bool   // a block cannot be read: not merged until the next CONFIG
 	dirty       bool   // in Core.dirty
 	version     uint64 // +1 at each change that a reader must notice
 
@@ -115,8 +127,13 @@ type volume struct {
 	Max        repl.Mark // newest record appended; recovery finds it in images, log and marks
 	index      int
 	crc        uint32
-	exts       map[uint64]*ext
-	window     []*rec // records above Flush, in log order
+	exts       map[uint64]*ext // the newest object of each extent
+	chained    int             // extents with more than one object
+	merges     uint64          // +1 when an object goes: a read through a chain looks again
+	mayMerge   bool            // the writer says that all copies are in sync
+	mut        *Mutations      // of the core
+	mergeScan  bool            // extents are to be looked through for what can be merged
+	window     []*rec          // records above Flush, in log order
 	tombs      []*ext
 	marksDirty bool // Durable, Flush or TombForget changed since they were logged
 	dropped    bool
@@ -169,8 +186,11 @@ type Core struct {
 
 	log   logState
 	ck    *checkpoint
+	up    upgrade
+	merge mergeState
 	dirty []*ext
 	clean []int // slots whose images are lost: to be marked free
+	mend  []int // free slots with one broken image: to be marked free again
 
 	dataBytes int    // payload kept in memory
 	dataFIFO  []*rec // in log order; eviction from the front
@@ -238,7 +258,12 @@ func (c *Core) complete(token uint64, s wire.Status) {
 
 // answer completes a record once.
 func (c *Core) answer(r *rec, s wire.Status) {
-	if r.answer {
+	switch {
+	case !r.answer:
+	case r.then != nil:
+		r.answer = false
+		r.then(s)
+	default:
 		r.answer = false
 		c.complete(r.token, s)
 	}
@@ -267,6 +292,7 @@ func (c *Core) fail(err error) {
 		}
 	}
 	c.log.gather, c.log.waiting, c.log.syncing = nil, nil, nil
+	c.failUpgrade()
 	if !c.opened {
 		c.err = err
 		return

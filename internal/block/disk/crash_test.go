@@ -22,7 +22,9 @@ type step struct {
 	count  int
 	wseq   uint64
 	epoch  uint64
+	object uint32
 	acked  bool
+	void   bool // refused for lack of space
 }
 
 // oracle is the dumb model of one volume: the list of its records in log order.
@@ -34,6 +36,11 @@ type oracle struct {
 	mark    repl.Mark
 	epoch   uint64 // promised and acked
 	asked   uint64 // promised, perhaps not acked
+
+	seq     uint32   // snapshot number that writes bear
+	snaps   []uint32 // snapshots that exist
+	cfg     uint32
+	telling bool // a CONFIG is not answered
 }
 
 const oracleExtents = 12
@@ -42,9 +49,14 @@ const oracleExtents = 12
 type value struct{ epoch, wseq uint64 }
 
 func (o *oracle) state(prefix int, extent uint64, block int) value {
+	return o.stateAt(prefix, extent, block, 0)
+}
+
+// stateAt is what snapshot snap shows; 0 is the head.
+func (o *oracle) stateAt(prefix int, extent uint64, block int, snap uint32) value {
 	for i := prefix - 1; i >= 0; i-- {
 		s := o.steps[i]
-		if s.extent != extent {
+		if s.extent != extent || s.void || snap != 0 && s.object >= snap {
 			continue
 		}
 		if s.kind == disk.KindTombstone {
@@ -97,7 +109,11 @@ func (w *world) failf(format string, args ...any) {
 }
 
 func newWorld(t testing.TB, r *rand.Rand, o disk.Options) *world {
-	w := &world{t: t, r: r, o: o, disk: format(t), sectors: 8}
+	d, err := disktest.Format(identity, disk.Geometry{DeviceBytes: 16 << 20, WALBytes: 512 << 10, VolumeTableBytes: 64 << 10, ExtentBlocks: extentBlocks})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &world{t: t, r: r, o: o, disk: d, sectors: 8}
 	w.vols = []*oracle{{vol: vol1}, {vol: vol2}}
 	w.start(true)
 	return w
@@ -178,14 +194,16 @@ func (w *world) check() {
 			w.failf("damaged: %+v", rep)
 			return
 		}
-		o.epoch, o.asked = info.Promise.Epoch, info.Promise.Epoch
+		o.epoch, o.asked, o.telling = info.Promise.Epoch, info.Promise.Epoch, false
 		k := w.prefix(o, info.MaxMark)
 		if k < o.flushed {
 			rep, _, _ := w.v.Core.Opened()
 			w.failf("prefix %d of %d, %d were flushed; %+v %+v %+v", k, len(o.steps), o.flushed, info, rep, o.steps[max(0, k-3):o.flushed+1])
 			return
 		}
-		w.checkBlocks(o, k)
+		for _, snap := range append([]uint32{0}, o.snaps...) {
+			w.checkBlocks(o, k, snap)
+		}
 		w.checkWindow(o, info, k)
 		o.steps = o.steps[:k]
 	}
@@ -195,16 +213,16 @@ func (w *world) check() {
 // that changed nothing may be missing.
 func (w *world) prefix(o *oracle, m repl.Mark) int {
 	k := 0
-	for k < len(o.steps) && !m.Less(repl.Mark{Epoch: o.steps[k].epoch, Wseq: o.steps[k].wseq}) {
+	for k < len(o.steps) && (o.steps[k].void || !m.Less(repl.Mark{Epoch: o.steps[k].epoch, Wseq: o.steps[k].wseq})) {
 		k++
 	}
-	for k < o.flushed && o.steps[k].kind != disk.KindWrite {
+	for k < o.flushed && (o.steps[k].kind != disk.KindWrite || o.steps[k].void) {
 		k++
 	}
 	return k
 }
 
-func (w *world) checkBlocks(o *oracle, k int) {
+func (w *world) checkBlocks(o *oracle, k int, snap uint32) {
 	for e := range uint64(oracleExtents) {
 		w.call(func(c disk.Completion) {
 			if c.Status != wire.OK {
@@ -212,7 +230,7 @@ func (w *world) checkBlocks(o *oracle, k int) {
 				return
 			}
 			for b := range extentBlocks {
-				want := o.state(k, e, b)
+				want := o.stateAt(k, e, b, snap)
 				var got value
 				if c.Data != nil {
 					got = contentValue(c.Data[b*disk.BlockBytes:])
@@ -227,11 +245,11 @@ func (w *world) checkBlocks(o *oracle, k int) {
 						rep, _, _ := w.v.Core.Opened()
 						fmt.Printf("%+v\n%+v\n", rep, w.v.Core.Stats())
 					}
-					w.failf("volume %s block %d/%d: got %v, want %v (prefix %d of %d, flushed %d)", o.vol.Short(), e, b, got, want, k, len(o.steps), o.flushed)
+					w.failf("volume %s snapshot %d of %v block %d/%d: got %v, want %v (prefix %d of %d, flushed %d)", o.vol.Short(), snap, o.snaps, e, b, got, want, k, len(o.steps), o.flushed)
 				}
 			}
 		}, func(tok uint64) {
-			w.v.Core.Read(tok, disk.ReadRequest{Volume: o.vol, Extent: e, Count: extentBlocks, Buf: make([]byte, extentBlocks*disk.BlockBytes)})
+			w.v.Core.Read(tok, disk.ReadRequest{Volume: o.vol, Extent: e, Object: snap, Count: extentBlocks, Buf: make([]byte, extentBlocks*disk.BlockBytes)})
 		})
 	}
 	n := len(w.pending)
@@ -254,7 +272,7 @@ func (w *world) checkWindow(o *oracle, info disk.VolumeInfo, k int) {
 	}
 	for _, s := range o.steps[:k] {
 		m := repl.Mark{Epoch: s.epoch, Wseq: s.wseq}
-		if o.mark.Less(m) && !have[m] {
+		if o.mark.Less(m) && !have[m] && !s.void {
 			w.failf("window lacks %v above %v (kind %d)", m, o.mark, s.kind)
 			return
 		}
@@ -280,6 +298,11 @@ func (w *world) act() {
 	case x < 72:
 		w.v.Core.Idle()
 		w.v.Pump()
+	case x < 74:
+		w.snapshot(o)
+	case x < 80:
+		w.v.Core.Merge()
+		w.v.Pump()
 	default:
 		w.v.Step()
 	}
@@ -299,7 +322,7 @@ func (w *world) promise(o *oracle) {
 }
 
 func (w *world) change(o *oracle, kind disk.Kind) {
-	s := step{kind: kind, extent: w.r.Uint64N(oracleExtents), epoch: o.asked, wseq: 1}
+	s := step{kind: kind, extent: w.r.Uint64N(oracleExtents), epoch: o.asked, wseq: 1, object: o.seq}
 	if n := len(o.steps); n > 0 {
 		s.wseq = o.steps[n-1].wseq + 1 + w.r.Uint64N(2)
 	}
@@ -311,7 +334,7 @@ func (w *world) change(o *oracle, kind disk.Kind) {
 func (w *world) apply(o *oracle, s step, durable bool) {
 	rec := disk.Record{
 		Kind: s.kind, Volume: o.vol, Writer: disk.Writer{Epoch: s.epoch}, Extent: s.extent, Durable: durable,
-		Mark: repl.Mark{Epoch: s.epoch, Wseq: s.wseq}, Block: s.block, Count: s.count,
+		Mark: repl.Mark{Epoch: s.epoch, Wseq: s.wseq}, Block: s.block, Count: s.count, Object: s.object,
 	}
 	if s.kind == disk.KindWrite {
 		rec.Data = w.v.Pool.Alloc(s.count * disk.BlockBytes)
@@ -323,6 +346,10 @@ func (w *world) apply(o *oracle, s step, durable bool) {
 	o.steps = append(o.steps, s)
 	n := len(o.steps)
 	w.call(func(c disk.Completion) {
+		if c.Status == wire.NoSpace || c.Status == wire.StaleEpoch && s.epoch < o.asked { // the latter: held for the feature bit
+			o.steps[n-1].void, o.steps[n-1].acked = true, true
+			return
+		}
 		if c.Status != wire.OK {
 			w.failf("append kind %d: status %d", s.kind, c.Status)
 			return
@@ -334,6 +361,45 @@ func (w *world) apply(o *oracle, s step, durable bool) {
 			o.flushed = max(o.flushed, n)
 		}
 	}, func(tok uint64) { w.v.Core.Append(tok, rec) })
+}
+
+// snapshot takes one, deletes one, or tells again which there are. Nothing bears
+// a new number before the disk knows it.
+func (w *world) snapshot(o *oracle) {
+	if o.telling || o.epoch != o.asked {
+		return
+	}
+	snaps, seq := append([]uint32(nil), o.snaps...), o.seq
+	switch {
+	case w.r.IntN(3) == 0 && len(o.snaps) > 0:
+		i := w.r.IntN(len(o.snaps))
+		snaps = append(snaps[:i], snaps[i+1:]...)
+	case w.r.IntN(2) == 0 && len(o.snaps) < 3:
+		seq++
+		snaps = append(snaps, seq)
+	}
+	w.tell(o, seq, snaps)
+}
+
+// tell issues a CONFIG; writes bear seq once it is answered.
+func (w *world) tell(o *oracle, seq uint32, snaps []uint32) {
+	if len(snaps) < len(o.snaps) {
+		o.snaps = snaps
+	}
+	o.cfg++
+	o.telling = true
+	w.call(func(c disk.Completion) {
+		o.telling = false
+		if c.Status != wire.OK {
+			w.failf("config: %d", c.Status)
+		}
+		// Every write of the old number is in the log already: the boundary.
+		o.seq, o.snaps = seq, snaps
+	}, func(tok uint64) {
+		w.v.Core.Control(tok, disk.Control{Kind: disk.ControlConfig, Volume: o.vol, Told: wire.Told{
+			Epoch: o.epoch, CfgVersion: o.cfg, SnapSeq: seq, Snaps: snaps,
+		}})
+	})
 }
 
 func (w *world) flush(o *oracle) {
@@ -400,7 +466,7 @@ func (w *world) crash(power bool) {
 		w.disk.Kill(w.r)
 		for _, o := range w.vols { // nothing acked may be lost
 			for i := range o.steps {
-				if o.steps[i].acked {
+				if o.steps[i].acked && !o.steps[i].void {
 					o.flushed = max(o.flushed, i+1)
 				}
 			}

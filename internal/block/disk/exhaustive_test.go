@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"roseau/internal/block/disk"
+	"roseau/internal/core/repl"
 )
 
 // exhaustiveScript is a short history with every kind of change and two
@@ -42,7 +43,7 @@ func exhaustiveScript(w *world, line int) bool {
 
 // runExhaustive plays the script up to each I/O boundary, and there tries every
 // subset of the sectors that a crash may keep; more than maxSubsets are sampled.
-func runExhaustive(t testing.TB, o disk.Options, maxSubsets int) (tried int, fail string) {
+func runExhaustive(t testing.TB, o disk.Options, script func(*world, int) bool, maxSubsets int) (tried int, fail string) {
 	r := rand.New(rand.NewPCG(7, 7))
 	for boundary := 0; ; boundary++ {
 		w := newWorld(t, nil, o)
@@ -52,12 +53,12 @@ func runExhaustive(t testing.TB, o disk.Options, maxSubsets int) (tried int, fai
 			if w.v.Step() {
 				continue
 			}
-			if !exhaustiveScript(w, line) {
+			if !script(w, line) {
 				return tried, ""
 			}
 			line++
 		}
-		if exhaustiveScript(w, line) && w.fail != "" {
+		if script(w, line) && w.fail != "" {
 			return tried, w.fail
 		}
 		list := w.disk.Volatile()
@@ -87,9 +88,55 @@ func (w *world) fork() *world {
 	for _, o := range w.vols {
 		d := *o
 		d.steps = append([]step(nil), o.steps...)
+		d.snaps = append([]uint32(nil), o.snaps...)
 		c.vols = append(c.vols, &d)
 	}
 	return c
+}
+
+// snapshotScript takes a snapshot, writes, discards above it, deletes it, and
+// lets the objects be merged.
+func snapshotScript(w *world, line int) bool {
+	o := w.vols[0]
+	write := func(wseq uint64, object uint32, block int) {
+		w.apply(o, step{kind: disk.KindWrite, extent: 0, block: block, count: 1, wseq: wseq, epoch: 1, object: object}, false)
+	}
+	switch line {
+	case 0:
+		w.promise(o)
+	case 1:
+		write(1, 0, 0)
+	case 2:
+		w.tell(o, 1, []uint32{1})
+	case 3:
+		write(2, 1, 1)
+	case 4:
+		w.flush(o)
+		o.mark = repl.Mark{Epoch: 1, Wseq: 2} // all copies have flushed
+		w.v.Core.SetFlushMark(o.vol, o.mark)
+	case 5:
+		w.v.Core.Idle()
+		w.v.Pump()
+	case 6:
+		w.tell(o, 1, nil)
+	case 7, 8, 10:
+		w.v.Core.Merge()
+		w.v.Pump()
+	case 9:
+		write(3, 1, 0)
+	case 11:
+		w.tell(o, 2, []uint32{2})
+	case 12:
+		w.apply(o, step{kind: disk.KindTombstone, extent: 0, count: extentBlocks, wseq: 4, epoch: 1, object: 2}, true)
+	case 13, 15:
+		w.v.Core.Idle()
+		w.v.Pump()
+	case 14:
+		write(5, 2, 2)
+	default:
+		return false
+	}
+	return true
 }
 
 func TestExhaustiveCrashes(t *testing.T) {
@@ -97,12 +144,18 @@ func TestExhaustiveCrashes(t *testing.T) {
 	if testing.Short() {
 		limit = 1 << 5
 	}
-	tried, fail := runExhaustive(t, disk.Options{}, limit)
-	if fail != "" {
-		t.Fatal(fail)
-	}
-	t.Logf("%d crash states", tried)
-	if tried < 500 {
-		t.Fatalf("only %d crash states", tried)
+	for _, s := range []struct {
+		name   string
+		script func(*world, int) bool
+		limit  int
+	}{{"one object", exhaustiveScript, limit}, {"snapshots", snapshotScript, limit / 8}} {
+		tried, fail := runExhaustive(t, disk.Options{}, s.script, s.limit)
+		if fail != "" {
+			t.Fatalf("%s: %s", s.name, fail)
+		}
+		t.Logf("%s: %d crash states", s.name, tried)
+		if tried < 500 {
+			t.Fatalf("%s: only %d crash states", s.name, tried)
+		}
 	}
 }

@@ -201,13 +201,13 @@ func (k *checker) log() error {
 
 var recordNames = map[uint8]string{
 	recWrite: "write", recZero: "zero", recTombstone: "tombstone", recSync: "sync", recRepair: "repair",
-	recVolume: "volume", recMarks: "marks", recDrop: "drop",
+	recVolume: "volume", recMarks: "marks", recDrop: "drop", recFree: "free",
 }
 
 func (k *checker) record(d *descriptor) {
 	k.rep.Records++
-	k.print("  %s flags %d volume %d extent %d block %d count %d mark %d/%d payload %d image %d orig %d",
-		recordNames[d.Type], d.Flags, d.Index, d.Extent, d.Block, max(int(d.Count), len(d.Blocks)), d.Mark.Epoch, d.Mark.Wseq, d.Payload, d.ImageSeq, d.OrigLSN)
+	k.print("  %s flags %d volume %d extent %d object %d block %d count %d mark %d/%d payload %d image %d orig %d",
+		recordNames[d.Type], d.Flags, d.Index, d.Extent, d.Object, d.Block, max(int(d.Count), len(d.Blocks)), d.Mark.Epoch, d.Mark.Wseq, d.Payload, d.ImageSeq, d.OrigLSN)
 	switch d.Type {
 	case recVolume:
 		if v, ok := decodeVolumeEntry(d.Body); ok {
@@ -219,8 +219,8 @@ func (k *checker) record(d *descriptor) {
 		}
 	case recDrop:
 		delete(k.names, k.index[d.Index])
-	case recWrite, recZero, recTombstone, recSync, recRepair:
-		k.touched[extKey{k.index[d.Index], d.Extent}] = true
+	case recWrite, recZero, recTombstone, recSync, recRepair, recFree:
+		k.touched[extKey{k.index[d.Index], d.Extent, d.Object}] = true
 	}
 }
 
@@ -257,7 +257,7 @@ func (k *checker) slot(slot uint64, b []byte) error {
 			best, img = h, one
 		}
 	}
-	key := extKey{best.Volume, best.Extent}
+	key := extKey{best.Volume, best.Extent, best.Object}
 	if broken > 0 && img != nil && !k.touched[key] {
 		k.problem("slot %d: a broken image, and the log has nothing of the extent", slot)
 	}
@@ -274,7 +274,7 @@ func (k *checker) slot(slot uint64, b []byte) error {
 	}
 	k.rep.Extents++
 	if o, twice := k.owner[key]; twice {
-		k.problem("slot %d: extent %s/%d is in slot %d too", slot, best.Volume, best.Extent, o)
+		k.problem("slot %d: extent %s/%d, object %d, is in slot %d too", slot, best.Volume, best.Extent, best.Object, o)
 	}
 	k.owner[key] = slot
 	v := k.names[best.Volume]

@@ -83,8 +83,8 @@ func decodeImage(b []byte) (h imageHeader, blank, headerGood bool, err error) {
 	h.Extent, h.Object, h.State = d.u64(), d.u32(), d.u32()
 	h.Mark = d.mark()
 	h.Seq, h.CutLSN = d.u64(), d.u64()
-	if h.State != imageStateHead && h.State != imageStateFree || h.Object != 0 {
-		return h, false, false, errs.New(errs.Corrupt, "read extent image: state %d, object %d", h.State, h.Object)
+	if h.State != imageStateHead && h.State != imageStateFree {
+		return h, false, false, errs.New(errs.Corrupt, "read extent image: state %d", h.State)
 	}
 	if binary.LittleEndian.Uint32(b[imageTagsCRCBytes:]) != crc32.Checksum(b[imageHeaderBytes:], castagnoli) {
 		return h, false, true, errs.New(errs.Corrupt, "read extent image: slot %d: bad tag checksum", h.Slot)

@@ -20,6 +20,10 @@ func TestMutantsAreCaught(t *testing.T) {
 		{"ApplyBeforeDurable", func(m *disk.Mutations) { m.ApplyBeforeDurable = true }},
 		{"AckPromiseNotDurable", func(m *disk.Mutations) { m.AckPromiseNotDurable = true }},
 		{"TailIgnoresFlushMark", func(m *disk.Mutations) { m.TailIgnoresFlushMark = true }},
+		{"ZeroAboveIsAbsent", func(m *disk.Mutations) { m.ZeroAboveIsAbsent = true }},
+		{"FreeBeforeCopy", func(m *disk.Mutations) { m.FreeBeforeCopy = true }},
+		{"MergeIgnoresTold", func(m *disk.Mutations) { m.MergeIgnoresTold = true }},
+		{"ForgetHoles", func(m *disk.Mutations) { m.ForgetHoles = true }},
 	} {
 		t.Run(m.name, func(t *testing.T) {
 			for seed := range uint64(200) {

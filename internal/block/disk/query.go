@@ -28,7 +28,7 @@ func (c *Core) Volume(volume ids.ID) (VolumeInfo, bool) {
 		return VolumeInfo{}, false
 	}
 	told := v.Told
-	told.Out = slices.Clone(told.Out)
+	told.Out, told.Snaps = slices.Clone(told.Out), slices.Clone(told.Snaps)
 	return VolumeInfo{
 		Volume: volume, Promise: v.Promise, Boot: v.Boot, Released: v.Released, Told: told,
 		DurableMark: v.Durable, FlushMark: v.Flush, MaxMark: v.Max, Damaged: v.Damaged,
@@ -49,9 +49,13 @@ func (c *Core) Volumes() []ids.ID {
 func (c *Core) sortedExts(v *volume) []*ext {
 	list := make([]*ext, 0, len(v.exts))
 	for _, e := range v.exts {
-		list = append(list, e)
+		for ; e != nil; e = e.older {
+			list = append(list, e)
+		}
 	}
-	slices.SortFunc(list, func(a, b *ext) int { return cmp.Compare(a.extent, b.extent) })
+	slices.SortFunc(list, func(a, b *ext) int {
+		return cmp.Or(cmp.Compare(a.extent, b.extent), cmp.Compare(a.object, b.object))
+	})
 	return list
 }
 
@@ -97,8 +101,11 @@ func (r *rec) windowEntries(list []wire.WindowEntry) []wire.WindowEntry {
 		return append(list, w)
 	}
 	for _, b := range r.Blocks {
+		if r.Object > 0 && b.Tag == (wire.Tag{}) {
+			continue // a sync says that nothing is here: rewritten as zeros it would hide older objects
+		}
 		w.Kind, w.Block, w.Count, w.CRC = wire.RecordWrite, b.Block, 1, []uint32{b.Tag.CRC}
-		if b.Tag == (wire.Tag{}) {
+		if !b.Tag.HasData() {
 			w.Kind, w.CRC = wire.RecordZero, nil
 		}
 		list = append(list, w)
@@ -106,7 +113,8 @@ func (r *rec) windowEntries(list []wire.WindowEntry) []wire.WindowEntry {
 	return list
 }
 
-// Objects returns the objects of a volume whose mark is above from, by extent.
+// Objects returns the objects of a volume whose mark is above from, by extent
+// and number.
 func (c *Core) Objects(volume ids.ID, from repl.Mark) []wire.ExtEntry {
 	v := c.vols[volume]
 	if v == nil {
@@ -114,8 +122,8 @@ func (c *Core) Objects(volume ids.ID, from repl.Mark) []wire.ExtEntry {
 	}
 	var list []wire.ExtEntry
 	for _, e := range c.sortedExts(v) {
-		if from.Less(e.mark) {
-			list = append(list, wire.ExtEntry{Extent: e.extent, Mark: e.mark, Tombstone: e.tomb && e.gathering == 0})
+		if from.Less(e.mark) && !e.gone {
+			list = append(list, wire.ExtEntry{Extent: e.extent, Object: e.object, Mark: e.mark, Tombstone: e.tomb && e.gathering == 0})
 		}
 	}
 	return list

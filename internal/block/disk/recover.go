@@ -26,11 +26,13 @@ type recovery struct {
 
 	images map[extKey][]imageHeader // more than one only after corruption
 	twins  map[uint64]bool          // slots whose two images say the same
+	alone  map[uint64]bool          // slots with one broken image
 }
 
 type extKey struct {
 	volume ids.ID
 	extent uint64
+	object uint32
 }
 
 // foundBatch is a batch with a valid header, anywhere in the ring.
@@ -49,7 +51,7 @@ func Open(o Options) *Core {
 	setDefault(&o.CheckpointFraction, 4)
 	setDefault(&o.ApplyDepth, 16)
 	c := &Core{o: o, pool: o.Pool, inflight: map[uint64]pendingIO{}, vols: map[ids.ID]*volume{}}
-	c.scan = &recovery{images: map[extKey][]imageHeader{}, twins: map[uint64]bool{}}
+	c.scan = &recovery{images: map[extKey][]imageHeader{}, twins: map[uint64]bool{}, alone: map[uint64]bool{}}
 	if o.DeviceBytes < 4<<20 {
 		c.openFailed(errs.New(errs.Invalid, "open disk: a device of %d bytes is too small", o.DeviceBytes))
 		return c
@@ -158,7 +160,7 @@ func (c *Core) takeTable() {
 		if v == nil {
 			continue
 		}
-		c.byIndex[i] = &volume{volumeEntry: *v, index: i, crc: volumeCRC(v.Volume), exts: map[uint64]*ext{}}
+		c.byIndex[i] = c.newVolume(*v, i)
 		c.vols[v.Volume] = c.byIndex[i]
 	}
 	if best.Seq < c.sb.TableSeq {
@@ -221,9 +223,13 @@ func (c *Core) takeSlot(slot int, b []byte) {
 		c.report.UnreadableSlots++
 		c.clean = append(c.clean, slot)
 	}
+	if broken == 1 && best.State == imageStateFree {
+		c.mend = append(c.mend, slot) // a crash between image and copy; no record will write it again
+	}
 	if best.State == imageStateHead {
 		info.used = true
-		key := extKey{best.Volume, best.Extent}
+		key := extKey{best.Volume, best.Extent, best.Object}
+		c.scan.alone[best.Slot] = broken == 1
 		c.scan.images[key] = append(c.scan.images[key], best)
 		other.Seq++
 		if other == best {

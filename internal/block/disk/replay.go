@@ -79,7 +79,7 @@ func (c *Core) takeImages() {
 		keys = append(keys, k)
 	}
 	slices.SortFunc(keys, func(a, b extKey) int {
-		return cmp.Or(a.volume.Compare(b.volume), cmp.Compare(a.extent, b.extent))
+		return cmp.Or(a.volume.Compare(b.volume), cmp.Compare(a.extent, b.extent), cmp.Compare(a.object, b.object))
 	})
 	for _, k := range keys {
 		list := c.scan.images[k]
@@ -105,9 +105,13 @@ func (c *Core) takeImages() {
 		if v == nil {
 			continue
 		}
-		v.exts[k.extent] = &ext{
-			vol: v, extent: k.extent, slot: int(best.Slot), mark: best.Mark, formed: best.Mark,
-			imgMark: best.Mark, imgSeq: best.Seq, durSeq: best.Seq, twin: c.scan.twins[best.Slot],
+		e := v.addObject(k.extent, k.object)
+		e.slot, e.mark, e.formed = int(best.Slot), best.Mark, best.Mark
+		e.imgMark, e.imgSeq, e.durSeq, e.twin = best.Mark, best.Seq, best.Seq, c.scan.twins[best.Slot]
+		if e.alone = c.scan.alone[best.Slot]; e.alone {
+			// A crash tore the copy, or it rotted. An object that nobody writes any
+			// more would be lost with the next one that does.
+			c.markDirty(e)
 		}
 	}
 	for i := range c.slots {
@@ -120,8 +124,7 @@ func (c *Core) takeImages() {
 // quarantine keeps the extents of a volume that the table does not know (the
 // log may name it). Nothing is ever freed because it is not known.
 func (c *Core) quarantine(id ids.ID) *volume {
-	v := &volume{index: -1, crc: volumeCRC(id), exts: map[uint64]*ext{}}
-	v.Volume = id
+	v := c.newVolume(volumeEntry{Volume: id}, -1)
 	c.vols[id] = v
 	return v
 }
@@ -218,11 +221,14 @@ func (c *Core) replayBlocks(r *rec, v *volume) {
 		return
 	}
 	raise(&v.Max, r.Mark)
-	e := v.exts[r.Extent]
-	if e == nil {
-		e = &ext{vol: v, extent: r.Extent, slot: -1}
-		v.exts[r.Extent] = e
+	if r.Type == recFree {
+		if e := v.object(r.Extent, r.Object); e != nil {
+			r.ext, e.claim = e, 0
+			c.index(r)
+		}
+		return
 	}
+	e := v.addObject(r.Extent, r.Object)
 	r.ext = e
 	raise(&e.mark, r.Mark)
 	e.claim = max(e.claim, r.ImageSeq)
@@ -231,15 +237,22 @@ func (c *Core) replayBlocks(r *rec, v *volume) {
 	if r.Flags&flagNote != 0 {
 		// The tail passed a tombstone only after it was applied, so a note says
 		// something only where no data is.
-		if r.Type == recTombstone && e.slot < 0 && len(e.pend) == 0 && v.TombForget.Less(r.Mark) {
+		switch {
+		case r.Type != recTombstone:
+		case e.slot < 0 && len(e.pend) == 0 && (v.TombForget.Less(r.Mark) || e.object > 0):
 			e.claim = 0
 			c.indexTombstone(r, e)
-		} else if r.Type == recTombstone && r.Mark == e.tombMark {
+		case r.Mark == e.tombMark:
 			e.tombLSN = r.lsn
+		case e.object > 0 && e.imgSeq == 0 && !e.tombPending && !e.holes && !c.o.Mutations.ForgetHoles:
+			// What the log has of the object is newer, and lies over holes.
+			c.holdTomb(e)
+			e.holes, e.tombLSN, e.tombMark, e.tombSeq = true, r.lsn, r.Mark, 0
+			e.version++
 		}
 		return
 	}
-	if r.payloadBlocks() > 0 && e.slot < 0 {
+	if r.fills(e) && e.slot < 0 {
 		if e.slot = c.allocSlot(); e.slot < 0 {
 			c.openFailed(errs.New(errs.Corrupt, "open disk %s: the log needs more extents than there are", c.sb.Identity.Disk))
 			return

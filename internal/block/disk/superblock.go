@@ -20,6 +20,14 @@ const (
 	superblockCRC   = superblockBytes - 4
 )
 
+// Features that a build must know to open a disk (Superblock.Incompat). A bit is
+// set before the first thing is written that needs it.
+const (
+	incompatObjects = 1 << 1 // records and images of objects above 0, FREE records, holes
+
+	incompatKnown = incompatObjects
+)
+
 // DiskState is the state in the superblock.
 type DiskState uint32
 
@@ -138,7 +146,7 @@ func decodeSuperblock(b []byte) (Superblock, error) {
 	s.State = DiskState(d.u32())
 	s.CheckpointLSN, s.CheckpointChain, s.CheckpointSess = d.u64(), d.u32(), d.u64()
 	s.SlotLimit, s.TableSeq, s.UnixTime = d.u64(), d.u64(), int64(d.u64())
-	if s.Version != formatVersion || s.Incompat != 0 {
+	if s.Version != formatVersion || s.Incompat&^incompatKnown != 0 {
 		return s, errs.New(errs.Invalid, "read superblock: format version %d with features %#x; this build reads version %d", s.Version, s.Incompat, formatVersion)
 	}
 	return s, s.check()

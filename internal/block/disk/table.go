@@ -15,6 +15,7 @@ const (
 	tableCRCOffset   = 60
 	volumeEntryBytes = 1024
 	maxToldOut       = 40 // ids in Told.Out that an entry holds
+	maxToldSnaps     = 47 // what is left of the entry; more than repl.MaxSnapshots and those under way
 )
 
 // volumeEntry is what a disk remembers of a volume. The log carries whole
@@ -60,6 +61,11 @@ func (v *volumeEntry) encode(b []byte) {
 	for _, id := range v.Told.Out {
 		e.id(id)
 	}
+	e.u32(v.Told.SnapSeq)
+	e.u16(uint16(len(v.Told.Snaps)))
+	for _, n := range v.Told.Snaps {
+		e.u32(n)
+	}
 }
 
 // decodeVolumeEntry reads an entry; ok is false for an empty or broken one.
@@ -84,6 +90,13 @@ func decodeVolumeEntry(b []byte) (v volumeEntry, ok bool) {
 	}
 	for range n {
 		v.Told.Out = append(v.Told.Out, d.id())
+	}
+	v.Told.SnapSeq = d.u32()
+	if n = int(d.u16()); n > maxToldSnaps {
+		return v, false
+	}
+	for range n {
+		v.Told.Snaps = append(v.Told.Snaps, d.u32())
 	}
 	return v, !d.short && !v.Volume.IsZero()
 }

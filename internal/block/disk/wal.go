@@ -282,6 +282,11 @@ func (c *Core) index(r *rec) {
 		e.formed = r.Mark
 	}
 	e.formedSeq = r.seq
+	if r.Type == recFree {
+		c.indexFree(r, e)
+		return
+	}
+	e.gone = false
 	if r.Type == recTombstone {
 		c.indexTombstone(r, e)
 		return
@@ -300,7 +305,7 @@ func (c *Core) index(r *rec) {
 		}
 		r.refs++
 	}
-	if r.payloadBlocks() > 0 {
+	if r.fills(e) {
 		e.tomb = false
 		if r.data != nil {
 			r.cached = true
@@ -308,10 +313,10 @@ func (c *Core) index(r *rec) {
 			c.dataFIFO = append(c.dataFIFO, r)
 		}
 	}
-	if e.slot >= 0 || r.payloadBlocks() > 0 {
+	if e.slot >= 0 {
 		c.markDirty(e)
 	} else {
-		// Zeros over nothing: there is nothing to apply.
+		// Nothing over nothing: there is nothing to apply.
 		c.clearPend(e)
 	}
 }
@@ -319,10 +324,8 @@ func (c *Core) index(r *rec) {
 func (c *Core) indexTombstone(r *rec, e *ext) {
 	c.clearPend(e)
 	e.tombSeq, e.tombLSN, e.tombMark, e.durSeq = r.seq, r.lsn, r.Mark, 0
-	if !e.tomb {
-		e.tomb = true
-		e.vol.tombs = append(e.vol.tombs, e)
-	}
+	c.holdTomb(e)
+	e.tomb, e.holes = true, e.object > 0
 	if e.slot >= 0 {
 		e.tombPending = true
 		c.markDirty(e)
@@ -492,7 +495,7 @@ func (c *Core) Idle() {
 	if l.durable.lsn > l.told && len(l.flying) == 0 && !l.inSync {
 		l.nudge = true
 	}
-	if len(c.dirty) > 0 || c.tableNew || len(c.clean) > 0 {
+	if len(c.dirty) > 0 || c.tableNew || len(c.clean)+len(c.mend) > 0 {
 		c.startCheckpoint()
 	}
 }

@@ -20,6 +20,8 @@ const (
 	StalledAfter = 2 * time.Second // a writer that says so has no veto
 	ProbeEvery   = 2 * time.Second // a probe write a disk
 	idleAfter    = 50 * time.Millisecond
+	mergePause   = 30 * time.Millisecond // between steps of merging objects, under load
+	mergeLook    = time.Second           // until a disk is asked again whether there is something to merge
 )
 
 // Options of New.
@@ -42,6 +44,9 @@ type Mutations struct {
 	OpenBeforeDurable bool // OPEN is answered before the promise is durable
 	UnknownAsLapsed   bool // grants that may have been forgotten are reported as lapsed
 	NoReservation     bool // a PREPARE stops no renewal
+
+	LiveSetByBlock     bool // the live set of a sync does not tell objects apart
+	TombstoneWipesLive bool // a synced tombstone lands on blocks that live writes changed
 }
 
 // Disk is what the core needs of a disk engine; *disk.Core has it.
@@ -62,6 +67,8 @@ type Disk interface {
 	Objects(volume ids.ID, from repl.Mark) []wire.ExtEntry
 	SetFlushMark(volume ids.ID, m repl.Mark)
 	ForgetTombstones(volume ids.ID, m repl.Mark)
+	ForbidMerge(volume ids.ID)
+	Merge() bool
 	Stats() disk.Stats
 	Dead() error
 }
@@ -164,6 +171,7 @@ type diskState struct {
 	probing    bool
 	probedAt   clock.Instant // end of the last probe
 	probeStart clock.Instant
+	mergeAt    clock.Instant // next step of merging objects
 }
 
 // slot is a volume on a disk, as far as this process must remember it.
@@ -313,6 +321,14 @@ func (c *Core) Tick(now clock.Instant) {
 			d.d.Probe(c.pending.add(pending{kind: pendProbe, disk: d}))
 			d.touched = true
 		}
+		if now >= d.mergeAt {
+			d.mergeAt = now.Add(mergeLook)
+			if d.d.Merge() {
+				d.mergeAt = now.Add(mergePause)
+				d.active(now)
+			}
+			d.touched = true
+		}
 		if !d.idled && now >= d.activeAt.Add(idleAfter) {
 			d.idled = true
 			d.d.Idle()
@@ -328,6 +344,7 @@ func (c *Core) Next() clock.Instant {
 		if d.dead {
 			continue
 		}
+		next = min(next, d.mergeAt)
 		if !d.probing {
 			next = min(next, d.probeStart.Add(ProbeEvery))
 		}

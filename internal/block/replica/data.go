@@ -108,7 +108,7 @@ func (c *Core) read(now clock.Instant, cn *conn, m *wire.Read) {
 	extent, block, count := h.place(m.Offset, m.Length)
 	buf := c.o.Pool.Alloc(int(m.Length))
 	d.d.Read(c.pending.add(pending{kind: pendRead, conn: cn.id, reqID: m.ReqID, disk: d, slot: h.slot, buf: buf}),
-		disk.ReadRequest{Volume: h.slot.volume, Extent: extent, Block: block, Count: count, Buf: buf})
+		disk.ReadRequest{Volume: h.slot.volume, Extent: extent, Object: m.Object, Raw: m.Raw, Block: block, Count: count, Buf: buf})
 	d.active(now)
 	wire.Recycle(m)
 }

@@ -147,8 +147,10 @@ func (f *fakeDisk) SetFlushMark(v ids.ID, m repl.Mark) {
 func (f *fakeDisk) ForgetTombstones(v ids.ID, m repl.Mark) {
 	f.log = append(f.log, "forget tombstones")
 }
-func (f *fakeDisk) Stats() disk.Stats { return disk.Stats{} }
-func (f *fakeDisk) Dead() error       { return f.died }
+func (f *fakeDisk) ForbidMerge(v ids.ID) { f.log = append(f.log, "forbid-merge "+name(v)) }
+func (f *fakeDisk) Merge() bool          { return false }
+func (f *fakeDisk) Stats() disk.Stats    { return disk.Stats{} }
+func (f *fakeDisk) Dead() error          { return f.died }
 
 // countingPool finds leaks.
 type countingPool struct{ out int }
@@ -356,7 +358,7 @@ func (w *world) run(d *datadriven.TestData) string {
 		w.conns[guard] = Conn(w.lastID)
 		w.c.ConnOpened(w.conns[guard], id(guard[:1]))
 		w.send(guard, &wire.Hello{Cluster: id(a.str("cluster", "K")), Generation: 1, Node: id(a.str("node", guard[:1])), Guard: id(guard),
-			ProtoMin: uint8(a.num("min", 1)), ProtoMax: uint8(a.num("max", 1))})
+			ProtoMin: uint8(a.num("min", wire.ProtocolVersion)), ProtoMax: uint8(a.num("max", wire.ProtocolVersion))})
 	case "disconnect":
 		w.c.ConnClosed(w.conns[guard])
 		w.drain()

@@ -46,6 +46,11 @@ func (c *Core) syncBegin(_ clock.Instant, cn *conn, m *wire.SyncBegin) {
 	if h != nil && h.live == nil {
 		h.live = &liveSet{objects: map[objectKey]*[repl.ExtentBlocks / 64]uint64{}}
 	}
+	if h != nil {
+		// The tables that the writer is about to compare must not change by
+		// themselves.
+		h.slot.disk.d.ForbidMerge(h.slot.volume)
+	}
 	c.send(cn.id, &wire.SimpleAck{ReqID: m.ReqID, Status: st})
 }
 
@@ -60,8 +65,11 @@ func (c *Core) syncWrite(now clock.Instant, cn *conn, m *wire.SyncWrite) {
 		return
 	}
 	if m.Tombstone {
-		// The extent's absence is so many absent blocks: it never wipes a live one.
+		// The object's absence is so many absent blocks: it never wipes a live one.
 		m.Blocks = m.Blocks[:0]
+		if c.o.Mutations.TombstoneWipesLive {
+			h.live = &liveSet{objects: map[objectKey]*[repl.ExtentBlocks / 64]uint64{}}
+		}
 		for b := range h.slot.disk.d.ExtentBlocks() {
 			m.Blocks = append(m.Blocks, wire.SyncBlock{Block: uint16(b)})
 		}
@@ -83,7 +91,7 @@ func syncValid(m *wire.SyncWrite, extentBlocks int) bool {
 		if int(b.Block) >= extentBlocks {
 			return false
 		}
-		if b.Tag == (wire.Tag{}) {
+		if !b.Tag.HasData() {
 			continue
 		}
 		if len(data) < repl.BlockBytes || wire.Checksum(data[:repl.BlockBytes]) != b.Tag.CRC {
@@ -98,6 +106,13 @@ func syncValid(m *wire.SyncWrite, extentBlocks int) bool {
 // that no live write of the session has changed.
 func (c *Core) withoutLive(h *handle, m *wire.SyncWrite) ([]wire.SyncBlock, []byte) {
 	k := objectKey{m.Extent, m.Object}
+	if c.o.Mutations.LiveSetByBlock { // the newest object that a live write changed stands for all
+		for o := range h.live.objects {
+			if o.extent == k.extent {
+				k.object = max(k.object, o.object)
+			}
+		}
+	}
 	if h.live.objects[k] == nil {
 		return m.Blocks, m.Data
 	}
@@ -106,7 +121,7 @@ func (c *Core) withoutLive(h *handle, m *wire.SyncWrite) ([]wire.SyncBlock, []by
 	data := m.Data
 	for _, b := range m.Blocks {
 		var part []byte
-		if b.Tag != (wire.Tag{}) {
+		if b.Tag.HasData() {
 			part, data = data[:repl.BlockBytes], data[repl.BlockBytes:]
 		}
 		if h.live.has(k, int(b.Block)) {

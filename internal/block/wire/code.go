@@ -170,6 +170,8 @@ func (m *Read) code(c *coder) {
 	c.hdrHandle(&m.Handle)
 	c.hdrRange(&m.Offset, &m.Length)
 	c.bool(&m.Repair)
+	c.bool(&m.Raw)
+	c.u32(&m.Object)
 }
 
 func (*ReadReply) kind() kind { return kindReadReply }
@@ -290,7 +292,7 @@ func (m *SyncWrite) code(c *coder) {
 			c.fail("sync block %d after %d", b.Block, last)
 		}
 		last = int(b.Block)
-		if b.Tag != (Tag{}) {
+		if b.Tag.HasData() {
 			present++
 		}
 	}
@@ -323,7 +325,7 @@ func (m *Repair) code(c *coder) {
 		c.fail("repair of block %d", m.Block)
 	}
 	want := repl.BlockBytes
-	if m.Tag == (Tag{}) {
+	if !m.Tag.HasData() {
 		want = 0
 	}
 	c.payloadExactly(&m.Data, want)

@@ -132,6 +132,13 @@ func (c *coder) told(t *Told) {
 	slice(c, &t.Out, 16, (*coder).id)
 	c.id(&t.Pending)
 	c.bool(&t.Complete)
+	c.u32(&t.SnapSeq)
+	slice(c, &t.Snaps, 4, (*coder).u32)
+	for i, n := range t.Snaps {
+		if n == 0 || i > 0 && n <= t.Snaps[i-1] {
+			c.fail("snapshot %d of %d in a configuration", n, i)
+		}
+	}
 }
 
 // slice walks a counted list whose elements take at least minBytes each, so a

@@ -68,6 +68,9 @@ func repair(m Message, rng *rand.Rand) {
 	case *OpenAck:
 		m.Grant %= GrantUnknown + 1
 		m.GrantLeft = dur(m.GrantLeft)
+		rising(m.Told.Snaps)
+	case *Config:
+		rising(m.Told.Snaps)
 	case *Window:
 		for i := range m.Entries {
 			e := &m.Entries[i]
@@ -123,6 +126,12 @@ func repair(m Message, rng *rand.Rand) {
 		m.Block %= repl.ExtentBlocks
 		m.Tag = Tag{1, 2}
 		m.Data = data(1)
+	}
+}
+
+func rising(list []uint32) {
+	for i := range list {
+		list[i] = uint32(i) + 1
 	}
 }
 
@@ -238,7 +247,7 @@ func TestLimits(t *testing.T) {
 		b := append(bytes.Clone(head), block...)
 		b[at] = v
 		d := NewDecoder(bytes.NewReader(b), Heap{})
-		d.SetVersion(1)
+		d.SetVersion(ProtocolVersion)
 		if _, err := d.Next(); err == nil {
 			t.Errorf("length byte %d = %#x passed", at, v)
 		}
@@ -253,7 +262,7 @@ func TestVersions(t *testing.T) {
 	for _, c := range []struct {
 		min, max, want uint8
 		ok             bool
-	}{{1, 1, 1, true}, {1, 9, 1, true}, {2, 9, 1, false}, {0, 0, 0, false}, {3, 1, 1, false}} {
+	}{{2, 2, 2, true}, {1, 9, 2, true}, {3, 9, 2, false}, {1, 1, 2, false}, {0, 0, 0, false}, {3, 1, 1, false}} {
 		if v, ok := Negotiate(c.min, c.max); ok != c.ok || ok && v != c.want {
 			t.Errorf("Negotiate(%d, %d) = %d, %v", c.min, c.max, v, ok)
 		}
@@ -267,7 +276,7 @@ func TestNoAllocationPerWrite(t *testing.T) {
 	out := make([]byte, 0, 1<<16)
 	r := bytes.NewReader(nil)
 	d := NewDecoder(r, &onePage{make([]byte, repl.BlockBytes)})
-	d.SetVersion(1)
+	d.SetVersion(ProtocolVersion)
 	n := testing.AllocsPerRun(200, func() {
 		b.Reset()
 		if b.Add(w) != nil || b.Add(ack) != nil {

@@ -20,8 +20,9 @@ const (
 	MaxPayloadBytes = 32 << 20
 )
 
-// MinVersion is the oldest protocol that this build speaks.
-const MinVersion = 1
+// MinVersion is the oldest protocol that this build speaks. Version 1 was never
+// released: a writer that does not know snapshots must not open a volume.
+const MinVersion = 2
 
 // magic opens every header: "RSW1" in memory order.
 const magic = uint32('R') | uint32('S')<<8 | uint32('W')<<16 | uint32('1')<<24

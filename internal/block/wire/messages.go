@@ -15,7 +15,9 @@ import (
 )
 
 // ProtocolVersion is spoken by this build; HELLO negotiates the range.
-const ProtocolVersion = 1
+//
+// Version 2 has snapshots: the fields of Told and Read that speak of them.
+const ProtocolVersion = 2
 
 // Handle stands for (volume, disk, promise) after OPEN_ACK. A new promise and a
 // re-OPEN end all older handles of the volume on that disk.
@@ -118,6 +120,8 @@ type Told struct {
 	Out        []ids.ID
 	Pending    ids.ID // a disk that a grow in progress counts; zero = none
 	Complete   bool
+	SnapSeq    uint32   // highest snapshot number reserved: no write of this volume may bear a higher one
+	Snaps      []uint32 // rising: snapshots that exist, and the one under way; at most repl.MaxSnapshots+1
 }
 
 // OpenAck answers Open. Marks are of this (volume, disk).
@@ -253,15 +257,24 @@ type Read struct {
 	Handle Handle
 	Offset int64
 	Length int64
-	Repair bool // read for resync or repair, also when the tag is needed
+	Repair bool   // read for resync or repair, also when the tag is needed
+	Raw    bool   // Object names one object, and nothing older shows through
+	Object uint32 // Raw: the object; else the snapshot to be read, 0 = head
 }
 
 // Tag is the checksum and stamp of a block as stored. Stamp is the low half of
-// the write's wseq; the zero Tag means absent (never written, or discarded).
+// the write's wseq, and 0 only for a block without data. The zero Tag means
+// absent: older objects of the extent show through, then zeros.
 type Tag struct {
 	CRC   uint32
 	Stamp uint32
 }
+
+// Hole is the tag of a block that reads as zeros and hides older objects.
+var Hole = Tag{CRC: 0xfffffffe}
+
+// HasData reports whether a block of this tag has data of its own.
+func (t Tag) HasData() bool { return t.Stamp != 0 }
 
 // ReadReply answers Read. Status Unreadable: no byte of Data may be used.
 type ReadReply struct {
@@ -401,7 +414,8 @@ type SimpleAck struct {
 	Status Status
 }
 
-// Repair rewrites one block whose tag must still be Expect.
+// Repair rewrites one block whose tag must still be Expect. Object names the
+// reader, as in Read: the block is rewritten in the object where that one finds it.
 type Repair struct {
 	ReqID  uint64
 	Handle Handle

@@ -58,6 +58,11 @@ type Mutations struct {
 	KeepWinnerOnHolder     bool // the winner of reconcile is not rewritten on its holder
 	ShrinkToOneForLostLink bool // the sick-link rule is off
 	ClaimWithoutPrepare    bool // the CAS is made without PREPARE
+
+	SnapshotNumberReused bool // a number that a failed attempt left is used again
+	SnapshotWithoutOwn   bool // the snapshot's transaction does not compare own
+	SnapshotWithoutDrain bool // the boundary waits neither for writes under way nor for a flush
+	RawListFromBase      bool // resync compares only the objects above BASE, not all of their extents
 }
 
 // Op is the kind of a client request.
@@ -88,6 +93,7 @@ type Request struct {
 	// byte is zero.
 	Data []byte
 	CRC  []uint32 // of a write: crc32c of each block
+	Snap uint32   // OpRead: the snapshot to be read, 0 = the volume as it is
 
 	state requestState
 }
@@ -137,6 +143,8 @@ type (
 		Predecessor wire.PredecessorID
 		// Replace of ReplaceDisk.
 		Replace Replace
+		// Snapshot of Snapshot.
+		Snapshot SnapshotOrder
 	}
 )
 
@@ -178,6 +186,8 @@ const (
 	Reclaim
 	// Release drains, flushes and ends the epoch at every member: StateChanged{Released}.
 	Release
+	// Snapshot takes a snapshot or deletes one: Snapshotted.
+	Snapshot
 	// ReplaceDisk puts a new disk in the place of a dead one: Replaced.
 	ReplaceDisk
 	// AcceptUnverified goes on although the unverified tail of the only answering
@@ -206,6 +216,19 @@ type Replace struct {
 	Volume   int
 	Old, New ids.ID
 	NewNode  ids.ID
+}
+
+// SnapshotOrder asks for a snapshot of volumes at one moment, or for the deletion
+// of one.
+type SnapshotOrder struct {
+	Volumes []int // indexes in Config.Volumes; nil = all
+	// Delete is the number of the snapshot of the one volume to be deleted; 0:
+	// take one. Its space comes back when the copies have merged their objects.
+	Delete      uint32
+	ID          ids.ID
+	Name        string
+	CreatedUnix int64
+	Group       ids.ID
 }
 
 // Ready is what must be done, in order within each slice; between the slices
@@ -289,6 +312,15 @@ type (
 		OK      bool
 		Text    string
 	}
+	// Snapshotted answers Snapshot. OK: it exists (is deleted), under Numbers in
+	// the order of the volumes. Else it does not, and if it was asked for several
+	// volumes some may have one: those of its Group are of no use.
+	Snapshotted struct {
+		Order   SnapshotOrder
+		Numbers []uint32
+		OK      bool
+		Text    string
+	}
 	// Fenced is final: another promise ended this epoch. The shell decides by
 	// run and node of By what becomes of the guest.
 	Fenced struct {
@@ -324,6 +356,7 @@ func (Prepared) isEffect()     {}
 func (Claimed) isEffect()      {}
 func (Drained) isEffect()      {}
 func (Replaced) isEffect()     {}
+func (Snapshotted) isEffect()  {}
 func (Fenced) isEffect()       {}
 func (GuestInvalid) isEffect() {}
 func (AskMove) isEffect()      {}

@@ -17,6 +17,8 @@ const (
 	changeShrink changeKind = iota + 1
 	changeGrow
 	changeReplace
+	changeReserve  // a snapshot number
+	changeSnapshot // a snapshot exists, or does not any more
 )
 
 // change is a transaction on one volume whose outcome is not known. Until it is,
@@ -287,8 +289,14 @@ func (c *Core) txnDone(ev TxnDone) {
 		switch ev.Outcome {
 		case repl.OutcomeCommitted:
 			ch.next.OwnRev = ev.Revision
-			if ch.kind == changeReplace {
+			switch ch.kind {
+			case changeReplace:
 				ch.next.SegRev = ev.Revision
+			case changeReserve, changeSnapshot:
+				ch.next.CfgRev = ev.Revision
+			}
+			if c.mut.SnapshotWithoutOwn && ch.kind == changeSnapshot {
+				ch.next.OwnRev = v.rec.OwnRev
 			}
 			v.changed(ch)
 		case repl.OutcomeConflict:
@@ -307,6 +315,11 @@ func (v *volume) judgeChange(read repl.Records) {
 		return
 	}
 	rec := read.Volumes[v.index]
+	if v.c.mut.SnapshotWithoutOwn && ch.kind == changeSnapshot && rec.CfgRev != v.rec.CfgRev {
+		ch.next.OwnRev, ch.next.SegRev, ch.next.CfgRev = rec.OwnRev, rec.SegRev, rec.CfgRev
+		v.changed(ch)
+		return
+	}
 	switch repl.Judge(ch.txn, read) {
 	case repl.Committed:
 		ch.next.OwnRev, ch.next.SegRev, ch.next.CfgRev = rec.OwnRev, rec.SegRev, rec.CfgRev
@@ -345,11 +358,24 @@ func (v *volume) changed(ch *change) {
 		m.counted = true
 		m.sync = nil
 		c.report(ReportHealth, v.id, m.disk, "in sync")
+	case changeReserve:
+		v.rec = ch.next
+		if c.snap != nil {
+			v.snapReserved(v.rec.Cfg.Snap.Next)
+		}
+	case changeSnapshot:
+		v.rec = ch.next
+		v.snap.done = true
 	case changeReplace:
 		// layout searches disks by halves: the new one must stand in its place.
 		disks := append(slices.Clone(c.recs.Disks), repl.DiskNode{Disk: ch.replace.New, Node: ch.replace.NewNode})
 		slices.SortFunc(disks, func(a, b repl.DiskNode) int { return a.Disk.Compare(b.Disk) })
 		v.layout(ch.next, disks)
+		for _, m := range v.members {
+			if m.disk == ch.replace.New {
+				m.abortSync("it has more segments now") // the job would take it in without them
+			}
+		}
 		c.wantNodes()
 		c.effect(Replaced{Replace: ch.replace, OK: true})
 	}
@@ -392,6 +418,7 @@ func (v *volume) toldNow() wire.Told {
 	if v.pending != nil {
 		t.Pending = v.pending.disk
 	}
+	t.SnapSeq, t.Snaps = max(v.snap.seq, v.rec.Cfg.Snap.Next), v.snapNumbers()
 	return t
 }
 

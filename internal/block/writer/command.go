@@ -84,6 +84,8 @@ func (c *Core) command(ev Command) {
 		}
 	case Reclaim:
 		c.doClaim(ev.Claim, true)
+	case Snapshot:
+		c.beginSnapshot(ev.Snapshot)
 	case ReplaceDisk:
 		c.replaceDisk(ev.Replace)
 	case AcceptUnverified:
@@ -184,7 +186,7 @@ func (v *volume) admitFlushes() {
 // no change is under way.
 func (v *volume) settleRelease() {
 	c := v.c
-	if c.state != Releasing || c.draining || v.change != nil || v.frozenSince != 0 {
+	if c.state != Releasing || c.draining || c.snap != nil || v.change != nil || v.frozenSince != 0 {
 		return
 	}
 	all := true

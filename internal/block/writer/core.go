@@ -40,6 +40,7 @@ type Core struct {
 	prep   prepare
 	claim  claim
 	reopen reopen
+	snap   *snapJob
 
 	lastTxn uint64
 	reqSeq  uint64
@@ -173,6 +174,7 @@ func (c *Core) settle() {
 		for _, v := range c.vols {
 			v.settle()
 		}
+		c.settleSnapshot()
 		c.settleDrain()
 		c.settleLease()
 		if !c.wake {
@@ -272,6 +274,9 @@ func (c *Core) NextDeadline() clock.Instant {
 	}
 	d.later(c.lease)
 	d.later(c.graceUntil)
+	if c.snap != nil {
+		d.later(c.snap.holdEnd)
+	}
 	if d.at != 0 && d.at <= c.now {
 		d.at = c.now + 1
 	}

@@ -153,7 +153,7 @@ func (v *volume) endFlush() {
 }
 
 func (v *volume) unblock() {
-	for o := v.blocked.head; o != nil && v.window() < v.limit(); o = v.blocked.head {
+	for o := v.blocked.head; o != nil && !v.snap.hold && v.window() < v.limit(); o = v.blocked.head {
 		v.blocked.remove(o)
 		v.cumSubmitted += o.length()
 		v.lock(o)

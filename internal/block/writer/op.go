@@ -37,6 +37,7 @@ type op struct {
 	arg      int       // opSync: index of the object
 	unlocked int       // opSync, mutation NoSyncLock: blocks to read without holding them
 	rc       bool      // a write of reconcile
+	object   uint32    // a write: the number that it bears; a read: the snapshot, or the object of rc
 	rep      *readTask // reads with a history of unreadable copies, or of reconcile
 	v        *volume
 	seg      *segment

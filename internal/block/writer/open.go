@@ -151,6 +151,7 @@ func (m *member) resume() {
 				t.acked = false
 			}
 		}
+		m.told = 0 // the new process merges nothing before it is told again
 	}
 	m.session, m.newRun, m.resumed, m.leaving = m.node.session, false, true, ""
 	m.hung = false

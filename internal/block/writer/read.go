@@ -51,7 +51,7 @@ func (v *volume) startRead(o *op) {
 	}
 	o.from = m
 	id := v.c.newSlot(slotRead, m, o, 0)
-	v.c.send(m.node, &wire.Read{ReqID: id, Handle: m.handle, Offset: o.offset(), Length: o.length(), Repair: o.rep != nil})
+	v.c.send(m.node, &wire.Read{ReqID: id, Handle: m.handle, Offset: o.offset(), Length: o.length(), Repair: o.rep != nil, Object: o.object, Raw: o.rc})
 }
 
 // reader picks the member to read o from, or nil if none can be asked now.
@@ -218,12 +218,12 @@ func (v *volume) repair(o *op, a *wire.ReadReply) {
 			continue
 		}
 		for i := range a.Tags {
-			if a.Tags[i] == (wire.Tag{}) {
+			if !a.Tags[i].HasData() {
 				continue
 			}
 			id := v.c.newSlot(slotRepair, m, nil, 0)
 			v.c.send(m.node, &wire.Repair{
-				ReqID: id, Handle: m.handle, Extent: uint64(o.ext), Block: uint16(o.block + i),
+				ReqID: id, Handle: m.handle, Extent: uint64(o.ext), Object: o.object, Block: uint16(o.block + i),
 				Expect: a.Tags[i], Tag: a.Tags[i], Mark: a.Marks[0],
 				Data: a.Data[i*repl.BlockBytes : (i+1)*repl.BlockBytes],
 			})

@@ -56,6 +56,7 @@ type rcBest struct {
 // rcRun is a stretch of blocks with one winner.
 type rcRun struct {
 	ext    uint64
+	object uint32
 	block  int
 	count  int
 	kind   wire.RecordKind
@@ -91,6 +92,7 @@ func (v *volume) beginReconcile() {
 		}
 	}
 	rc.phase = rcIdle
+	v.beginStamping()
 }
 
 // participants are the counted members that can be read and written; ok is
@@ -290,7 +292,7 @@ func (v *volume) plan() {
 				continue
 			}
 		}
-		rc.runs = append(rc.runs, rcRun{ext: k.ext, block: int(k.block), count: 1, kind: w.kind, mark: w.mark, all: w.holders,
+		rc.runs = append(rc.runs, rcRun{ext: k.ext, object: k.object, block: int(k.block), count: 1, kind: w.kind, mark: w.mark, all: w.holders,
 			holder: v.members[bits.TrailingZeros64(w.holders)]})
 		last = k
 	}
@@ -310,12 +312,12 @@ func (v *volume) pump() {
 		rc.running++
 		if r.kind != wire.RecordWrite {
 			o := v.c.newOp(opZero, v, int64(r.ext), r.block, r.count)
-			o.rc, o.discard = true, r.kind == wire.RecordTombstone
+			o.rc, o.discard, o.object = true, r.kind == wire.RecordTombstone, r.object
 			v.rewrite(o, r.holder)
 			continue
 		}
 		o := v.c.newOp(opRead, v, int64(r.ext), r.block, r.count)
-		o.rc = true
+		o.rc, o.object = true, r.object
 		o.rep = &readTask{rc: r}
 		v.startRead(o)
 	}
@@ -331,7 +333,7 @@ func (v *volume) pump() {
 func (v *volume) rcRead(o *op, a *wire.ReadReply) {
 	r := o.rep.rc
 	w := v.c.newOp(opWrite, v, o.ext, o.block, o.count)
-	w.rc = true
+	w.rc, w.object = true, r.object
 	w.data = a.Data
 	if w.data == nil {
 		w.kind = opZero

@@ -112,6 +112,11 @@ func (c *Core) reopenable() (repl.Records, []uint32, bool) {
 				rec.Own.Out[d] = repl.Out{Base: v.rec.Own.Out[d].Base}
 			}
 		}
+		if c.cached {
+			// Also under the same version: a snapshot that the predecessor was taking
+			// is told and not recorded, and may exist by now.
+			adoptSnapshots(&rec.Cfg, told)
+		}
 		inc[i] = rec.Own.Inc
 		for _, m := range v.members {
 			if _, out := rec.Own.Out[m.disk]; out && m.disk != told.Pending {

@@ -83,7 +83,7 @@ func (v *volume) begin(r *Request) {
 		at := r.Offset + off
 		n := min(repl.ExtentBytes-at%repl.ExtentBytes, r.Length-off)
 		o := c.newOp(kindOf(r.Op), v, at/repl.ExtentBytes, int(at%repl.ExtentBytes/repl.BlockBytes), int(n/repl.BlockBytes))
-		o.req, o.reqOff, o.fua, o.discard = r, off, r.FUA, r.Op == OpDiscard
+		o.req, o.reqOff, o.fua, o.discard, o.object = r, off, r.FUA, r.Op == OpDiscard, r.Snap
 		if r.Op == OpWrite {
 			o.data = r.Data[off : off+n : off+n]
 			o.crc = r.CRC[off/repl.BlockBytes : (off+n)/repl.BlockBytes]
@@ -110,6 +110,9 @@ func (v *volume) valid(r *Request) bool {
 		r.Length > v.rec.Cfg.SizeBytes-r.Offset {
 		return false
 	}
+	if r.Snap != 0 && (r.Op != OpRead || v.rec.Cfg.Snap.Find(r.Snap) == nil) {
+		return false
+	}
 	switch r.Op {
 	case OpRead:
 		return r.Data == nil || int64(len(r.Data)) == r.Length
@@ -124,7 +127,7 @@ func (v *volume) valid(r *Request) bool {
 // submit queues an op for its range, or a write for window space before that:
 // what was acked and not flushed must stay within what replicas can hold (I7).
 func (v *volume) submit(o *op) {
-	if o.kind != opRead && (v.blocked.head != nil || v.window() >= v.limit()) {
+	if o.kind != opRead && (v.snap.hold || v.blocked.head != nil || v.window() >= v.limit()) {
 		v.blocked.push(o)
 		v.dirty = true
 		return

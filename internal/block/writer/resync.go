@@ -271,13 +271,17 @@ func (j *syncJob) list() {
 		}
 	}
 	j.phase, j.src = syncList, src
+	from := j.base
+	if v.snap.seq > 0 && !v.c.mut.RawListFromBase {
+		from = repl.Mark{} // see listed
+	}
 	for _, s := range v.members {
 		if slices.Contains(src, s) {
-			v.c.send(s.node, &wire.ExtListReq{ReqID: j.slot(s, askList, 0), Handle: s.handle, From: j.base})
+			v.c.send(s.node, &wire.ExtListReq{ReqID: j.slot(s, askList, 0), Handle: s.handle, From: from})
 			j.lists++
 		}
 	}
-	v.c.send(m.node, &wire.ExtListReq{ReqID: j.slot(m, askListOwn, 0), Handle: m.handle, From: j.base})
+	v.c.send(m.node, &wire.ExtListReq{ReqID: j.slot(m, askListOwn, 0), Handle: m.handle, From: from})
 	j.lists++
 }
 
@@ -310,7 +314,18 @@ func (v *volume) source(s *segment, not []*member) *member {
 }
 
 // listed: both sides' lists are known. One entry an object; the source's wins.
+//
+// Copies merge objects by themselves, so their tables of one extent may differ
+// and yet read the same: an extent is compared as a whole, with all its objects on
+// both sides, if one of them is above BASE on either.
 func (j *syncJob) listed() {
+	stale := make(map[uint64]bool)
+	for i := range j.objects {
+		if o := &j.objects[i]; j.base.Less(o.mark) {
+			stale[o.ext] = true
+		}
+	}
+	j.objects = slices.DeleteFunc(j.objects, func(o syncObject) bool { return !stale[o.ext] })
 	slices.SortStableFunc(j.objects, func(a, b syncObject) int {
 		src := func(o syncObject) int {
 			if o.atSource {
@@ -432,7 +447,7 @@ func (j *syncJob) readSource(p *op) {
 	}
 	p.from = o.src
 	id := v.c.newSlot(slotRead, o.src, p, 0)
-	v.c.send(o.src.node, &wire.Read{ReqID: id, Handle: o.src.handle, Offset: p.offset(), Length: n, Repair: true})
+	v.c.send(o.src.node, &wire.Read{ReqID: id, Handle: o.src.handle, Offset: p.offset(), Length: n, Repair: true, Raw: true, Object: o.object})
 }
 
 // sourceLost: the source went away with the question.
@@ -466,7 +481,7 @@ func (j *syncJob) sourceRead(p *op, from *member, a *wire.ReadReply) {
 	w := &wire.SyncWrite{Handle: j.m.handle, Extent: o.ext, Object: o.object, Mark: a.Marks[0]}
 	for b := range a.Tags {
 		w.Blocks = append(w.Blocks, wire.SyncBlock{Block: uint16(p.block + b), Tag: a.Tags[b]})
-		if a.Tags[b] == (wire.Tag{}) {
+		if !a.Tags[b].HasData() {
 			continue
 		}
 		if a.Data == nil {

@@ -11,12 +11,16 @@ import (
 // beginOpening is step 2 of a takeover: OPEN to all members of all segments.
 func (c *Core) beginOpening() {
 	c.setState(Opening, "")
+	if c.snap != nil {
+		c.endSnapshot("the volumes were taken again")
+	}
 	for _, v := range c.vols {
 		v.wseq, v.commitWseq, v.flushMark = 0, 0, repl.Mark{}
 		v.flush = flushState{}
 		v.cumSubmitted, v.cumIssued, v.cumFlushed = 0, 0, 0
 		v.rc = reconcile{}
 		v.config = configState{serial: 1}
+		v.snap = snapVolume{}
 		v.pending, v.change, v.frozenSince = nil, nil, 0
 		for i := range v.segs {
 			v.segs[i].dirtyWseq = 0

@@ -111,6 +111,7 @@ type volume struct {
 	frozenSince                         clock.Instant // since when a member is leaving
 
 	rc    reconcile
+	snap  snapVolume
 	sick  bool // the sick-link rule holds a shrink back
 	dirty bool // something changed that settle must look at
 }

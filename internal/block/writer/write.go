@@ -14,6 +14,9 @@ func (v *volume) startWrite(o *op) {
 	c := v.c
 	v.wseq++
 	o.wseq = v.wseq
+	if !o.rc { // a winner stays in its object
+		o.object = v.snap.seq
+	}
 	v.cumIssued += o.length()
 	o.cum = v.cumIssued
 	v.inflight.push(o)
@@ -46,7 +49,7 @@ func (c *Core) sendWrite(o *op, m *member, flags wire.WriteFlags) {
 	id := c.newSlot(slotWrite, m, o, 0)
 	if o.kind == opWrite {
 		c.send(m.node, &wire.Write{
-			ReqID: id, Handle: m.handle, Flags: flags, Mark: v.mark(o.wseq), Offset: o.offset(),
+			ReqID: id, Handle: m.handle, Flags: flags, Mark: v.mark(o.wseq), Offset: o.offset(), SnapSeq: o.object,
 			Piggyback: v.piggyback(), CRC: o.crc, Data: o.data,
 		})
 		return
@@ -56,7 +59,7 @@ func (c *Core) sendWrite(o *op, m *member, flags wire.WriteFlags) {
 	}
 	c.send(m.node, &wire.Zero{
 		ReqID: id, Handle: m.handle, Flags: flags, Mark: v.mark(o.wseq), Offset: o.offset(), Length: o.length(),
-		Piggyback: v.piggyback(),
+		SnapSeq: o.object, Piggyback: v.piggyback(),
 	})
 }
 

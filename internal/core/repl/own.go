@@ -17,6 +17,10 @@ const (
 	ExtentBlocks = ExtentBytes / BlockBytes
 )
 
+// MaxSnapshots is how many snapshots a volume may have: a read may have to look
+// into one object more, and CONFIG names them all.
+const MaxSnapshots = 31
+
 // Generation tells apart histories that etcd itself cannot order. A replica of
 // another generation answers only to an explicit import.
 type Generation struct {
@@ -101,6 +105,43 @@ type Cfg struct {
 	State     VolumeState `json:"state"`
 	VM        ids.ID      `json:"vm,omitzero"` // the VM that it belongs to, if any
 	Pool      ids.ID      `json:"pool"`
+	Snap      SnapContext `json:"snap,omitzero"`
+}
+
+// SnapContext is what etcd knows of a volume's snapshots.
+type SnapContext struct {
+	Next uint32     `json:"next"` // the highest number ever reserved; writes bear it, or a higher one
+	List []Snapshot `json:"list,omitempty"`
+}
+
+// Snapshot is one snapshot of a volume. List is sorted by Number.
+type Snapshot struct {
+	Number      uint32 `json:"number"` // > 0; names this boundary for ever
+	ID          ids.ID `json:"id"`
+	Name        string `json:"name"` // unique in the volume
+	CreatedUnix int64  `json:"created_unix"`
+	// Group is shared by the snapshots of a VM's volumes that were taken at one
+	// moment; zero: taken alone.
+	Group ids.ID `json:"group,omitzero"`
+}
+
+// Find returns the snapshot of that number, or nil.
+func (s SnapContext) Find(number uint32) *Snapshot {
+	for i := range s.List {
+		if s.List[i].Number == number {
+			return &s.List[i]
+		}
+	}
+	return nil
+}
+
+// Numbers returns the numbers of the snapshots that exist, rising.
+func (s SnapContext) Numbers() []uint32 {
+	list := make([]uint32, len(s.List))
+	for i := range s.List {
+		list[i] = s.List[i].Number
+	}
+	return list
 }
 
 // Segments is /s/vol/<uuid>/seg: Disks indexed by Map, one row a segment.

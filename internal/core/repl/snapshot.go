@@ -1,0 +1,70 @@
+package repl
+
+import (
+	"math"
+	"slices"
+
+	"roseau/internal/base/errs"
+)
+
+// ReserveSnapshot reserves the next snapshot number of a volume. The number is
+// used by writes only after this is committed, and never again, whatever becomes
+// of the attempt [S8]. errs.Conflict: there are MaxSnapshots already, or the name
+// is taken.
+func ReserveSnapshot(v VolumeRecord, name string) (Txn, VolumeRecord, error) {
+	switch {
+	case v.Cfg.State != VolumeLive:
+		return Txn{}, v, errs.New(errs.Conflict, "snapshot volume %s: it is %s", v.ID, v.Cfg.State)
+	case len(v.Cfg.Snap.List) >= MaxSnapshots:
+		return Txn{}, v, errs.New(errs.Conflict, "snapshot volume %s: it has %d snapshots", v.ID, len(v.Cfg.Snap.List)).
+			WithHint("delete one first: roseau volume snapshot delete")
+	case v.Cfg.Snap.Next == math.MaxUint32:
+		return Txn{}, v, errs.New(errs.Conflict, "snapshot volume %s: its numbers are used up", v.ID)
+	case slices.ContainsFunc(v.Cfg.Snap.List, func(s Snapshot) bool { return s.Name == name }):
+		return Txn{}, v, errs.New(errs.Conflict, "snapshot volume %s: it has a snapshot %q", v.ID, name)
+	}
+	cfg := v.Cfg
+	cfg.Snap.Next++
+	txn, next := putCfg(v, cfg)
+	return txn, next, nil
+}
+
+// CommitSnapshot makes a snapshot exist. Its number was reserved, every in-sync
+// copy has durably what was written before, and nothing after it bears a lower
+// number.
+func CommitSnapshot(v VolumeRecord, s Snapshot) (Txn, VolumeRecord, error) {
+	list := v.Cfg.Snap.List
+	if s.Number == 0 || s.Number > v.Cfg.Snap.Next || len(list) > 0 && s.Number <= list[len(list)-1].Number {
+		return Txn{}, v, errs.New(errs.Invalid, "snapshot volume %s: number %d was not reserved for it", v.ID, s.Number)
+	}
+	cfg := v.Cfg
+	cfg.Snap.List = append(slices.Clone(list), s)
+	txn, next := putCfg(v, cfg)
+	return txn, next, nil
+}
+
+// DeleteSnapshot makes a snapshot not exist any more; its number stays used.
+func DeleteSnapshot(v VolumeRecord, number uint32) (Txn, VolumeRecord, error) {
+	if v.Cfg.Snap.Find(number) == nil {
+		return Txn{}, v, errs.New(errs.NotFound, "delete snapshot of volume %s: there is no number %d", v.ID, number)
+	}
+	cfg := v.Cfg
+	cfg.Snap.List = slices.DeleteFunc(slices.Clone(cfg.Snap.List), func(s Snapshot) bool { return s.Number == number })
+	txn, next := putCfg(v, cfg)
+	return txn, next, nil
+}
+
+// putCfg writes cfg under own's revision, and bumps own.CfgVersion with it: so a
+// transaction that a takeover overtook fails [S8].
+func putCfg(v VolumeRecord, cfg Cfg) (Txn, VolumeRecord) {
+	var txn Txn
+	o := v.Own.Clone()
+	o.CfgVersion++
+	next := v
+	putOwn(&txn, &next, o)
+	key := Key{KeyCfg, v.ID}
+	txn.Compares = append(txn.Compares, Compare{key, v.CfgRev})
+	txn.Puts = append(txn.Puts, Put{Key: key, Cfg: &cfg})
+	next.Cfg, next.CfgRev = cfg, 0
+	return txn, next
+}
