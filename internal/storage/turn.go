@@ -89,7 +89,7 @@ func (p *process) ended(d *device, io uint64, err error) {
 // more at once and fewer slowly.
 type load int
 
-// crowd is the load up to which turns are taken at once, and answers written.
+// crowd is the load up to which turns are taken at once.
 const crowd = 2 * 16
 
 func (l *load) note(n int) {
@@ -130,7 +130,7 @@ func (p *process) turns(reader *conn) {
 			reader = nil
 		}
 		for i, c := range p.dirty {
-			c.out.Flush(p.load.crowded())
+			c.out.Flush()
 			p.dirty[i], c.dirty = nil, false
 		}
 		p.dirty = p.dirty[:0]
@@ -250,7 +250,7 @@ func (p *process) dispatch(r *replica.Ready, reader *conn) {
 	for _, cl := range r.Closes {
 		if c := p.conns[cl.Conn]; c != nil {
 			c.log.Warn("close connection", "err", cl.Why)
-			c.out.Flush(false)
+			c.out.Flush()
 			time.AfterFunc(lastAnswer, c.close)
 		}
 	}

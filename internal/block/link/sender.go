@@ -108,16 +108,15 @@ func (s *Sender) take() *outgoing {
 	return new(outgoing)
 }
 
-// Flush sends what was put. It never blocks. later leaves it to Run: what comes
-// until it wakes joins the write.
-func (s *Sender) Flush(later bool) {
+// Flush sends what was put. It never blocks.
+func (s *Sender) Flush() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.busy || s.closed || s.bytes == 0 {
 		return
 	}
 	s.busy = true
-	if later || s.bytes > inlineBytes {
+	if s.bytes > inlineBytes {
 		s.signal()
 		return
 	}

@@ -50,7 +50,7 @@ func TestFlushSendsAtOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	s.Flush(false)
+	s.Flush()
 	d := decoder(b)
 	for i := range uint64(3) {
 		if m, err := d.Next(); err != nil || m.(*wire.Ack).ReqID != i {
@@ -75,7 +75,7 @@ func TestFlushAllocatesNothing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.Flush(false)
+		s.Flush()
 		for s.busy { // the kernel's buffer was full
 			if done, err := raw.TryFlush(); err != nil {
 				t.Fatal(err)
@@ -104,12 +104,12 @@ func TestSlowPeer(t *testing.T) {
 		if err := s.Put(&wire.ReadReply{ReqID: i, Data: make([]byte, size)}); err != nil {
 			t.Fatal(err)
 		}
-		s.Flush(false)
+		s.Flush()
 	}
 	if err := s.Put(&wire.HeartbeatAck{SendTime: 1}); err != nil {
 		t.Fatal(err)
 	}
-	s.Flush(false)
+	s.Flush()
 	d := decoder(b)
 	next, beatAt := uint64(0), uint64(0)
 	for next < n || beatAt == 0 {
@@ -155,7 +155,7 @@ func TestBrokenConnection(t *testing.T) {
 	n := 0
 	for s.Put(&wire.ReadReply{ReqID: 1, Data: make([]byte, 128<<10)}) == nil {
 		n++
-		s.Flush(n%2 == 0)
+		s.Flush()
 	}
 	if err := <-ended; err == nil {
 		t.Error("Run says nothing of the broken connection")

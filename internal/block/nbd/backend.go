@@ -123,9 +123,8 @@ func (r *Request) Finish(err error) Flusher {
 type Flusher struct{ c *conn }
 
 // Flush writes the answers that wait; at once, without a wake-up, if they are
-// small and the client reads, unless later says that more is to come soon. It
-// never blocks.
-func (f Flusher) Flush(later bool) { f.c.flush(later) }
+// small and the client reads. It never blocks.
+func (f Flusher) Flush() { f.c.flush() }
 
 // Backend is what an export serves. One backend serves all connections of an
 // export at once, and a completed OpFlush covers every write replied on any of

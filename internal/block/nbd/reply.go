@@ -23,7 +23,7 @@ func (c *conn) take() *Request {
 }
 
 // flush: see Flusher.
-func (c *conn) flush(later bool) {
+func (c *conn) flush() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for {
@@ -31,7 +31,7 @@ func (c *conn) flush(later bool) {
 		for r := c.done; r != nil && n <= inlineBytes; r = r.next {
 			n += r.weight
 		}
-		if later || n > inlineBytes {
+		if n > inlineBytes {
 			c.signal()
 			return
 		}

@@ -342,16 +342,15 @@ func (s *Set) act() {
 		}
 	}
 	s.note()
-	later := s.crowded()
 	for i, p := range s.touched {
 		if p.cur != nil {
-			p.cur.out.Flush(later)
+			p.cur.out.Flush()
 		}
 		s.touched[i] = nil
 	}
 	s.touched = s.touched[:0]
 	for i, f := range s.answered {
-		f.Flush(later)
+		f.Flush()
 		s.answered[i] = nbd.Flusher{}
 	}
 	s.answered = s.answered[:0]
