@@ -135,7 +135,8 @@ type volume struct {
 	mergeScan  bool            // extents are to be looked through for what can be merged
 	window     []*rec          // records above Flush, in log order
 	tombs      []*ext
-	marksDirty bool // Durable, Flush or TombForget changed since they were logged
+	tombSeq    uint64 // newest TOMBSTONE or FREE in the log
+	marksDirty bool   // Durable, Flush or TombForget changed since they were logged
 	dropped    bool
 	dropSeq    uint64
 	slots      int
@@ -184,13 +185,14 @@ type Core struct {
 	free     int // free slots
 	nextSlot int // first slot that may be free
 
-	log   logState
-	ck    *checkpoint
-	up    upgrade
-	merge mergeState
-	dirty []*ext
-	clean []int // slots whose images are lost: to be marked free
-	mend  []int // free slots with one broken image: to be marked free again
+	log       logState
+	wantFresh bool // a write could have gone in place: the next superblock allows it
+	ck        *checkpoint
+	up        upgrade
+	merge     mergeState
+	dirty     []*ext
+	clean     []int // slots whose images are lost: to be marked free
+	mend      []int // free slots with one broken image: to be marked free again
 
 	dataBytes int    // payload kept in memory
 	dataFIFO  []*rec // in log order; eviction from the front
