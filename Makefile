@@ -9,10 +9,10 @@ VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 LDFLAGS := -s -w -X roseau/internal/base/version.version=$(VERSION)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build demo check test unit sim mutants e2e soak faults bench vuln clean
+.PHONY: $(shell sed -n 's/^\([a-z0-9-]*\):.*\#\# .*/\1/p' $(firstword $(MAKEFILE_LIST)))
 
 help: ## list the targets
-	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## install what is missing (Debian packages); says what and why before it asks for sudo
 	@scripts/setup.sh
@@ -52,6 +52,9 @@ soak: setup build ## random faults on a lab for MINUTES (restartable: goes on af
 faults: setup build ## RUNS rounds of random faults, and as many of the control plane alone (restartable)
 	@scripts/soak.sh faults --rounds $(RUNS)
 	@scripts/soak.sh control-faults --rounds $(RUNS) --control-plane-only
+
+migrations: setup build ## live migrations through every pair of nodes: make migrations RUNS=20 (restartable, WITHIN=3m)
+	RUNS=$(RUNS) WITHIN=$(or $(WITHIN),0) scripts/migrations.sh
 
 bench: setup build ## raw file, qemu-nbd, QEMU quorum and a Roseau volume, in one run
 	@scripts/bench.sh

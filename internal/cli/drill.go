@@ -39,6 +39,7 @@ func newDrillCmd(a *app) *cobra.Command {
 
 func newDrillRunCmd(a *app) *cobra.Command {
 	var report, network, labName string
+	var repeat drill.Repeat
 	cmd := &cobra.Command{Use: "run [TEST...]", Short: "Run tests (default: live-migration, node-failure, disk-failure) and print the table",
 		Long: "Runs acceptance tests on the lab that is up. Each starts a VM of its own, does to the cluster what its name says,\nwatches from outside, reads every acknowledged write back, and cleans up. Exit code 0: every test passed.",
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -51,6 +52,7 @@ func newDrillRunCmd(a *app) *cobra.Command {
 				return err
 			}
 			defer done()
+			env.Version, env.Repeat = version.String(), repeat
 			rep, err := drill.Run(cmd.Context(), env, tests)
 			if rep == nil {
 				return err
@@ -77,6 +79,12 @@ func newDrillRunCmd(a *app) *cobra.Command {
 		}}
 	cmd.Flags().StringVar(&report, "report", "", "folder for report.json, report.md and report.html")
 	cmd.Flags().StringVar(&network, "network", "lan", "network that the probe VM is plugged into")
+	cmd.Flags().IntVar(&repeat.Runs, "runs", 6, "how often `migrations` moves its VM")
+	cmd.Flags().BoolVar(&repeat.AllPairs, "all-pairs", false, "migrations: from every node to every other, instead of where the scheduler says")
+	cmd.Flags().DurationVar(&repeat.Within, "within", 0, "migrations: begin none after this time (0: no limit)")
+	cmd.Flags().StringVar(&repeat.Keep, "keep", "", "migrations: file of finished runs, which a later call goes on from")
+	cmd.Flags().StringVar(&repeat.Markdown, "markdown", "", "migrations: file for the table of all runs")
+	cmd.Flags().StringVar(&repeat.Commit, "commit", version.String(), "migrations: commit that the table names")
 	cmd.Flags().StringVar(&labName, "name", "", "lab (default: the lab of the current context)")
 	return cmd
 }

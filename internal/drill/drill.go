@@ -102,6 +102,8 @@ type Env struct {
 	Image   string    // path of the unconfigured probe image
 	WorkDir string    // for files of this run
 	Network string    // the bridged network to plug the probe into
+	Version string    // of the product, for figures that are kept
+	Repeat  Repeat    // of the tests that repeat
 
 	report *TestReport
 }
@@ -134,7 +136,7 @@ type Test struct {
 
 // Tests returns all tests in the order in which they run.
 func Tests() []Test {
-	return []Test{liveMigration, nodeFailure, diskFailure, processKill, controlPlane, isolation}
+	return []Test{liveMigration, nodeFailure, diskFailure, processKill, controlPlane, isolation, migrations}
 }
 
 // essential are run when none is named: the three promises.

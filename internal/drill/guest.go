@@ -155,6 +155,19 @@ func (p *probeVM) startLoad(ctx context.Context, pause time.Duration) error {
 	})
 }
 
+// begin starts the load and returns the guest's own word and the cluster's, from
+// before anything is done to it.
+func (p *probeVM) begin(ctx context.Context, pause time.Duration) (before probe.Status, vm model.VM, err error) {
+	if err := p.startLoad(ctx, pause); err != nil {
+		return before, vm, err
+	}
+	if before, err = p.status(ctx); err != nil {
+		return before, vm, err
+	}
+	vm, err = p.vmNode(ctx)
+	return before, vm, err
+}
+
 // waitAcks waits until n more writes are acknowledged.
 func (p *probeVM) waitAcks(ctx context.Context, n int) error {
 	before := p.acks.count()

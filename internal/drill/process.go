@@ -42,10 +42,7 @@ var killCases = []killCase{
 
 func runProcessKill(ctx context.Context, e *Env) error {
 	return e.withProbe(ctx, smallDisk, func(ctx context.Context, p *probeVM) error {
-		if err := p.startLoad(ctx, 2*time.Millisecond); err != nil {
-			return err
-		}
-		before, err := p.status(ctx)
+		before, _, err := p.begin(ctx, 2*time.Millisecond)
 		if err != nil {
 			return err
 		}
@@ -173,10 +170,7 @@ const outage = 60 * time.Second
 
 func runControlPlane(ctx context.Context, e *Env) error {
 	return e.withProbe(ctx, smallDisk, func(ctx context.Context, p *probeVM) (err error) {
-		if err := p.startLoad(ctx, 5*time.Millisecond); err != nil {
-			return err
-		}
-		before, err := p.status(ctx)
+		before, _, err := p.begin(ctx, 5*time.Millisecond)
 		if err != nil {
 			return err
 		}
@@ -259,14 +253,7 @@ var isolation = Test{
 
 func runIsolation(ctx context.Context, e *Env) error {
 	return e.withProbe(ctx, smallDisk, func(ctx context.Context, p *probeVM) (err error) {
-		if err := p.startLoad(ctx, 2*time.Millisecond); err != nil {
-			return err
-		}
-		before, err := p.status(ctx)
-		if err != nil {
-			return err
-		}
-		vm, err := p.vmNode(ctx)
+		before, vm, err := p.begin(ctx, 2*time.Millisecond)
 		if err != nil {
 			return err
 		}

@@ -7,8 +7,6 @@ import (
 	"log/slog"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"roseau/internal/base/clock"
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
@@ -65,9 +63,9 @@ func (g *guard) carryOut(ctx context.Context, a vmguard.Action) {
 	case vmguard.PowerDown:
 		g.fire("system_powerdown", nil)
 	case vmguard.Freeze:
-		g.signal(unix.SIGSTOP)
+		freeze(g.proc, g.group, g.log)
 	case vmguard.Thaw:
-		g.signal(unix.SIGCONT)
+		thaw(g.proc, g.group, g.log)
 	case vmguard.Kill:
 		g.kill()
 	default:

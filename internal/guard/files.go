@@ -18,6 +18,7 @@ import (
 	"roseau/internal/base/paths"
 	"roseau/internal/block/volume"
 	"roseau/internal/core/vmguard"
+	"roseau/internal/driver/cgroup"
 	"roseau/internal/driver/guardctl"
 	"roseau/internal/driver/qemu"
 )
@@ -159,7 +160,8 @@ func killHolder(f *os.File, vm ids.ID, log *slog.Logger) {
 }
 
 // StopQEMU is the supervisor's hook after a guard has died: it stops the VM's
-// QEMU (SIGSTOP). The next guard lets it go on.
+// QEMU, by its control group or SIGSTOP, and makes room for the next guard, which
+// lets it go on.
 func StopQEMU(vm ids.ID) error {
 	f := files{paths.VMDir(vm)}
 	r, ok := f.readRecord()
@@ -173,6 +175,10 @@ func StopQEMU(vm ids.ID) error {
 	if err != nil {
 		return err
 	}
-	p.Signal(unix.SIGSTOP)
-	return nil
+	group, _ := cgroup.Of(p.PID, vm.String()) // none: SIGSTOP
+	freeze(p, group, slog.Default())
+	if group == nil {
+		return nil
+	}
+	return group.Loosen()
 }

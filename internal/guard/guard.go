@@ -10,14 +10,13 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"roseau/internal/base/clock"
 	"roseau/internal/base/ids"
 	"roseau/internal/base/paths"
 	"roseau/internal/block/volume"
 	"roseau/internal/core/vmguard"
 	"roseau/internal/driver/bridge"
+	"roseau/internal/driver/cgroup"
 	"roseau/internal/driver/etcd"
 	"roseau/internal/driver/guardctl"
 	"roseau/internal/driver/qemu"
@@ -101,6 +100,8 @@ type guard struct {
 	volDone  chan struct{} // closed when the last set is closed
 	volGen   int
 	proc     *qemu.Process
+	group    *cgroup.Group // QEMU's; nil: it has none, and confine says why
+	confine  string        // one line for the status
 	starting bool
 	killed   bool // Kill came while QEMU was being started
 	mon      *qmp.Client
@@ -108,6 +109,7 @@ type guard struct {
 	dst      *receiver // of a migration to here
 	progress *guardctl.Progress
 	migrated clock.Instant // when the last migration was asked for
+	haltedAt time.Time     // of the last STOP, by QEMU's clock
 	trimmed  clock.Instant // when the console's log was looked at
 
 	pinging bool          // the writers' loop was asked for a sign of life
@@ -181,6 +183,7 @@ func (g *guard) begin(ctx context.Context) {
 	if ok {
 		if p, err := qemu.Attach(rec.PID, rec.Start); err == nil {
 			g.proc = p
+			g.adoptGroup(p.PID, rec.Accel)
 		}
 	}
 	pid := 0
@@ -318,12 +321,20 @@ func (g *guard) shutdown(cause error) {
 		if err := g.net.Refresh(0); err != nil && len(g.net.Ports) > 0 {
 			g.log.Error("shut ports", "cause", err)
 		}
-		g.proc.Signal(unix.SIGSTOP)
+		freeze(g.proc, g.group, g.log)
+		if g.group != nil { // the supervisor starts the next guard beside QEMU
+			if err := g.group.Loosen(); err != nil {
+				g.log.Error("loosen control group", "cause", err)
+			}
+		}
 	}
 	if g.mon != nil {
 		g.mon.Close()
 	}
 	g.closeVolumes()
+	if phase.Final() {
+		g.removeGroup()
+	}
 }
 
 // network names the VM's ports on this node. Eight digits of the VM's id fit

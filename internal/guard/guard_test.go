@@ -24,6 +24,7 @@ import (
 	"roseau/internal/base/clock"
 	"roseau/internal/base/ids"
 	"roseau/internal/base/size"
+	"roseau/internal/driver/cgroup"
 	"roseau/internal/driver/guardctl"
 	"roseau/internal/driver/qemu"
 	"roseau/internal/model"
@@ -96,6 +97,11 @@ func newWorld(t *testing.T) *world {
 		if err := qemu.KillAll(ctx, qemu.Find(w.vm.String())); err != nil {
 			t.Error(err)
 		}
+		for _, d := range w.groups() { // of guards that were killed
+			if err := cgroup.RemoveAll(d); err != nil {
+				t.Error(err)
+			}
+		}
 		os.RemoveAll(dir)
 	})
 	if err := os.Chmod(dir, 0o711); err != nil {
@@ -154,6 +160,15 @@ type node struct {
 	cmd  *exec.Cmd
 	done chan struct{}
 	ctl  *guardctl.Client
+	net  *netSpace // nil: that of the test
+}
+
+// address is where the node's guard listens.
+func (n *node) address() string {
+	if n.net != nil {
+		return n.net.address
+	}
+	return "127.0.0.1"
 }
 
 func (w *world) node(name string) *node {
@@ -220,7 +235,7 @@ func (n *node) startAgain() {
 	n.cmd = exec.Command(os.Args[0], "vmguard", n.w.vm.String(), filepath.Join(n.w.dir, "world"))
 	n.cmd.Env = append(os.Environ(), "ROSEAU_ROOT="+filepath.Join(n.w.dir, n.name))
 	n.cmd.Stdout, n.cmd.Stderr = log, log
-	if err := n.cmd.Start(); err != nil {
+	if err := n.net.within(n.cmd.Start); err != nil {
 		n.w.t.Fatal(err)
 	}
 	n.done = make(chan struct{})
@@ -291,6 +306,43 @@ func (w *world) still(d time.Duration) uint32 {
 	return before
 }
 
+// confined checks that QEMU has a group with a limit, and its guard is not in it.
+func (w *world) confined(s guardctl.Status, n *node) {
+	w.t.Helper()
+	if s.Confinement != "cgroup v1: cpu freezer memory pids" {
+		w.t.Errorf("confinement %q", s.Confinement)
+	}
+	group, err := cgroup.Of(s.QEMUPID, w.vm.String())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if !group.CanFreeze() {
+		w.t.Error("no freezer")
+	}
+	if _, err := cgroup.Of(n.cmd.Process.Pid, w.vm.String()); err == nil {
+		w.t.Error("the guard is in the group of its QEMU")
+	}
+	limited := false
+	for _, g := range w.groups() {
+		b, err := os.ReadFile(filepath.Join(g, "memory.limit_in_bytes"))
+		limited = limited || err == nil && strings.TrimSpace(string(b)) == strconv.Itoa((32+2+384+32+1)<<20)
+	}
+	if !limited {
+		w.t.Errorf("no memory limit in %v", w.groups())
+	}
+}
+
+// groups lists the control groups of the VM.
+func (w *world) groups() (dirs []string) {
+	_ = filepath.WalkDir("/sys/fs/cgroup", func(p string, d os.DirEntry, err error) error {
+		if err == nil && d.IsDir() && strings.Contains(p, w.vm.String()) {
+			dirs = append(dirs, p)
+		}
+		return nil // groups of others come and go
+	})
+	return dirs
+}
+
 func TestBootStopConsole(t *testing.T) {
 	w := newWorld(t)
 	a := w.node("a")
@@ -298,6 +350,9 @@ func TestBootStopConsole(t *testing.T) {
 	s := a.running()
 	if s.Run.IsZero() || s.QEMUPID == 0 || s.Accel != "tcg" || !s.PortOpen || len(s.Volumes) != 1 || s.Volumes[0].Name != "count-0" {
 		t.Errorf("status %+v", s)
+	}
+	if _, err := os.Stat("/sys/fs/cgroup/memory/memory.limit_in_bytes"); err == nil && isRoot() {
+		w.confined(s, a)
 	}
 	n := w.counts(0, 5)
 	con, err := a.ctl.Console(t.Context())
@@ -328,6 +383,15 @@ func TestBootStopConsole(t *testing.T) {
 	}
 	a.until("stopped", func(s guardctl.Status) bool { return s.Phase == guardctl.PhaseStopped && s.QEMUPID == 0 })
 	w.still(300 * time.Millisecond)
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) { // polls files
+		left := w.groups()
+		if len(left) == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("groups of a stopped VM: %v", left)
+		}
+	}
 	// A guard that is started again under the same attempt stays where it was.
 	a.kill()
 	a.startAgain()
@@ -474,12 +538,19 @@ func freePort(t *testing.T) int {
 
 // migrateTo prepares b and asks a.
 func (n *node) migrateTo(b *node) guardctl.Status {
+	return n.migrateAs(b, func(*guardctl.Config) {})
+}
+
+// migrateAs changes the destination's configuration first.
+func (n *node) migrateAs(b *node, change func(*guardctl.Config)) guardctl.Status {
 	t := n.w.t
 	t.Helper()
 	s := n.running()
-	b.start(b.incoming(n, s))
+	cfg := b.incoming(n, s)
+	change(&cfg)
+	b.start(cfg)
 	in := b.until("ready", func(s guardctl.Status) bool { return s.Incoming != nil && s.Incoming.Ready })
-	err := n.ctl.Migrate(t.Context(), guardctl.MigrateRequest{Target: b.id, TargetName: b.name, Addresses: []string{"127.0.0.1"},
+	err := n.ctl.Migrate(t.Context(), guardctl.MigrateRequest{Target: b.id, TargetName: b.name, Addresses: []string{b.address()},
 		Port: in.Incoming.Port, Why: "the test says so"})
 	if err != nil {
 		t.Fatal(err)

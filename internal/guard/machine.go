@@ -77,7 +77,8 @@ func (g *guard) launch(ctx context.Context, incoming bool) (p *qemu.Process, mon
 	if err = g.setNetwork(); err != nil {
 		return nil, nil, accel, err
 	}
-	plan, err := vmplan.Compile(g.spec(accel, incoming))
+	spec := g.spec(accel, incoming)
+	plan, err := vmplan.Compile(spec)
 	if err != nil {
 		return nil, nil, accel, err
 	}
@@ -85,6 +86,7 @@ func (g *guard) launch(ctx context.Context, incoming bool) (p *qemu.Process, mon
 	if err != nil {
 		return nil, nil, accel, err
 	}
+	g.confineQEMU(p.PID, spec.Limits())
 	for {
 		if mon, err = qmp.Dial(ctx, g.files.qmp()); err == nil {
 			return p, mon, accel, nil
@@ -210,6 +212,9 @@ func (g *guard) monitor(ctx context.Context, mon *qmp.Client) {
 					if g.mon != mon {
 						return
 					}
+					if e.Name == "STOP" {
+						g.haltedAt = e.Time
+					}
 					if st, ok := ev.(vmguard.StreamStatus); ok {
 						g.streamEvent(st)
 						return
@@ -264,17 +269,16 @@ func (g *guard) fire(command string, args any) {
 	}
 }
 
-func (g *guard) signal(s unix.Signal) {
-	if g.proc != nil {
-		g.proc.Signal(s)
-	}
-}
-
 // kill ends QEMU; QEMUExited follows, also when there is none.
 func (g *guard) kill() {
 	switch {
 	case g.proc != nil:
 		g.proc.Signal(unix.SIGKILL)
+		if g.group != nil {
+			if err := g.group.Kill(); err != nil {
+				g.log.Error("kill control group", "cause", err)
+			}
+		}
 	case g.starting:
 		g.killed = true
 	default:

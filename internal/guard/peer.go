@@ -23,6 +23,7 @@ import (
 //
 //	control  the conversation of one migration, JSON lines both ways
 //	stream   QEMU's migration stream, raw, from the source to the destination
+//	frames   frames toward the guest that were still queued at the source
 //	ask      "what became of it?", one line back
 //
 // So the stream is encrypted and authenticated without QEMU's own TLS, and no
@@ -32,6 +33,7 @@ type op string
 const (
 	opControl   op = "control"
 	opStream    op = "stream"
+	opFrames    op = "frames"
 	opAsk       op = "ask"
 	opAccept    op = "accept"
 	opRefuse    op = "refuse"
@@ -64,7 +66,7 @@ func decodeMessage(line []byte) (message, error) {
 		return message{}, errs.New(errs.Invalid, "decode message of a peer guard: %w", err)
 	}
 	switch m.Op {
-	case opControl, opStream, opAsk, opAccept, opRefuse, opSwitch, opCancel, opReleased, opNever, opCommitted, opUndecided:
+	case opControl, opStream, opFrames, opAsk, opAccept, opRefuse, opSwitch, opCancel, opReleased, opNever, opCommitted, opUndecided:
 		return m, nil
 	}
 	return message{}, errs.New(errs.Invalid, "decode message of a peer guard: unknown op %q", m.Op)

@@ -97,6 +97,8 @@ func (g *guard) servePeer(ctx context.Context, c *tls.Conn) error {
 		return g.serveControlLink(l, m)
 	case opStream:
 		return g.receiveStream(ctx, l)
+	case opFrames:
+		return g.receiveFrames(ctx, l)
 	case opAsk:
 		return g.answerAsk(ctx, l)
 	}

@@ -6,11 +6,13 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"roseau/internal/base/size"
 	"roseau/internal/core/vmguard"
 	"roseau/internal/driver/guardctl"
+	"roseau/internal/driver/qemu"
 	"roseau/internal/driver/qmp"
 	"roseau/internal/model"
 )
@@ -22,6 +24,25 @@ type source struct {
 	end  context.CancelFunc
 	link *link         // nil: not connected
 	poke chan struct{} // buffered 1: the stream's status changed
+
+	stopped chan struct{} // closed when the guest has stopped for the last time here
+	stopAt  time.Time     // when; set before
+	stays   atomic.Bool   // the guest goes on here; set before end
+}
+
+func newSource(ctx context.Context, p vmguard.Peer) *source {
+	ctx, end := context.WithCancel(ctx)
+	return &source{peer: p, ctx: ctx, end: end, poke: make(chan struct{}, 1), stopped: make(chan struct{})}
+}
+
+// stop says that the guest has stopped.
+func (s *source) stop(at time.Time) {
+	select {
+	case <-s.stopped:
+	default:
+		s.stopAt = at
+		close(s.stopped)
+	}
 }
 
 // migrationSpeed is the bandwidth limit when none is asked for, in bytes per
@@ -45,6 +66,9 @@ func (g *guard) carryOutMigration(ctx context.Context, a vmguard.Action) {
 		g.fire("migrate-set-parameters", map[string]any{"downtime-limit": a.Downtime.Milliseconds()})
 	case vmguard.TellSwitch:
 		g.tellDestination(message{Op: opSwitch, Paused: g.userPaused()})
+		if g.src != nil {
+			g.src.stop(g.haltedAt)
+		}
 	case vmguard.TellCancel:
 		g.tellDestination(message{Op: opCancel})
 	case vmguard.TellReleased:
@@ -52,6 +76,9 @@ func (g *guard) carryOutMigration(ctx context.Context, a vmguard.Action) {
 	case vmguard.AskPeer:
 		g.askPeer(ctx, a.After)
 	case vmguard.DisconnectPeer:
+		if g.src != nil {
+			g.src.stays.Store(true)
+		}
 		g.disconnect()
 	default:
 		g.carryOutReceiver(a)
@@ -90,8 +117,8 @@ func (g *guard) disconnect() {
 // connectPeer asks the destination to take the VM.
 func (g *guard) connectPeer(ctx context.Context, p vmguard.Peer) {
 	g.disconnect()
-	mctx, end := context.WithCancel(ctx)
-	s := &source{peer: p, ctx: mctx, end: end, poke: make(chan struct{}, 1)}
+	s := newSource(ctx, p)
+	mctx := s.ctx
 	g.src = s
 	hello := message{Op: opControl, VM: g.cfg.VM, Run: g.core.Run(), Epoch: g.core.Epoch()}
 	g.async(func() {
@@ -150,8 +177,7 @@ func (g *guard) postFor(s *source, e vmguard.Event) {
 // askPeer asks what became of the migration, on a connection of its own.
 func (g *guard) askPeer(ctx context.Context, after time.Duration) {
 	if g.src == nil { // a successor of the guard that began it
-		sctx, end := context.WithCancel(ctx)
-		g.src = &source{ctx: sctx, end: end, poke: make(chan struct{}, 1)}
+		g.src = newSource(ctx, vmguard.Peer{})
 		if m := g.rec.Saved.Move; m != nil {
 			g.src.peer = m.Peer
 		}
@@ -220,6 +246,7 @@ func (g *guard) migrateStart(downtime time.Duration) {
 	fail := func(err error) {
 		g.postFor(s, vmguard.StreamStatus{Status: "failed", Error: err.Error()})
 	}
+	g.handOver(s, g.proc)
 	g.async(func() {
 		g.files.remove(g.files.migrateOut())
 		l, err := net.Listen("unix", g.files.migrateOut())
@@ -288,6 +315,7 @@ type streamInfo struct {
 // followStream publishes the progress and makes sure that the core hears of the
 // stream's end, event or not.
 func (g *guard) followStream(s *source) {
+	asked := false
 	for s.ctx.Err() == nil {
 		var mon = g.monitorNow()
 		if mon == nil {
@@ -295,6 +323,13 @@ func (g *guard) followStream(s *source) {
 		}
 		var in streamInfo
 		err := runQMP(s.ctx, mon, 5*time.Second, "query-migrate", nil, &in)
+		if err == nil && in.Status == "completed" && in.Downtime == 0 && !asked {
+			// QEMU says completed a moment before it has summed up.
+			asked = true
+			if sleep(s.ctx, qemu.Poll) {
+				continue
+			}
+		}
 		if err == nil {
 			g.inLoop(func() { g.streamProgress(s, in) })
 			switch in.Status {

@@ -21,7 +21,8 @@ func (g *guard) publish() {
 	now := g.clock.Now()
 	s := guardctl.Status{VM: g.cfg.VM, Node: g.cfg.Node, Attempt: g.cfg.Attempt, Phase: guardctl.Phase(phase), Reason: reason,
 		Run: g.core.Run(), PortOpen: g.core.PortOpen(now), Instance: g.instance, Restarts: g.core.Restarts(),
-		Adoptions: g.rec.Adoptions, Accel: g.rec.Accel.Name, AccelReason: g.rec.Accel.Reason, Started: g.rec.PoweredOn}
+		Adoptions: g.rec.Adoptions, Accel: g.rec.Accel.Name, AccelReason: g.rec.Accel.Reason, Started: g.rec.PoweredOn,
+		Confinement: g.confine}
 	for _, p := range g.core.Pauses() {
 		s.Pauses = append(s.Pauses, string(p))
 	}
@@ -46,6 +47,9 @@ func (g *guard) publish() {
 	}
 	if phase.Final() {
 		g.writeOutcome(s)
+		if g.proc == nil && !g.starting {
+			g.removeGroup()
+		}
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()

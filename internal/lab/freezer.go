@@ -10,51 +10,80 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"roseau/internal/base/errs"
+	"roseau/internal/driver/cgroup"
+	"roseau/internal/lab/initd"
 )
 
 // freezeTimeout bounds how long a freeze may take to be complete.
 const freezeTimeout = 5 * time.Second
 
 // freezer stops and continues all processes of a node: by a freezer cgroup of
-// version 1 or 2, else by SIGSTOP and SIGCONT to each.
+// version 1 or 2, else by SIGSTOP and SIGCONT to each. It also holds the node's
+// groups in the other hierarchies, below which its guards make those of VMs.
 type freezer struct {
 	dir     string // of the cgroup; "" = none
 	v2      bool
+	others  []string // the node's groups in other hierarchies
 	initPID int
 	stopped []int // without cgroup: the processes that freeze stopped
 }
 
-// cgroupRoots are where freezer cgroups may be, in the order of trial.
-var cgroupRoots = []struct {
-	path string
-	v2   bool
-}{{"/sys/fs/cgroup/freezer", false}, {"/sys/fs/cgroup", true}, {"/sys/fs/cgroup/unified", true}}
+const cgroupMount = "/sys/fs/cgroup"
 
 // newFreezer puts the process initPID, and with it all that it will start, into
-// a cgroup called name, if the host has one that can.
+// cgroups called name, where the host has some that can.
 func newFreezer(name string, initPID int) *freezer {
 	f := &freezer{initPID: initPID}
-	for _, root := range cgroupRoots {
-		if root.v2 {
-			if _, err := os.Stat(filepath.Join(root.path, "cgroup.controllers")); err != nil {
-				continue // not a version 2 mount
+	if dir := filepath.Join(cgroupMount, "freezer", name); join(dir, dir, initPID) {
+		f.dir = dir
+		for _, c := range []string{"memory", "cpu", "pids"} {
+			if dir := filepath.Join(cgroupMount, c, name); join(dir, dir, initPID) {
+				f.others = append(f.others, dir)
 			}
 		}
-		dir := filepath.Join(root.path, name)
-		if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
-			continue
+		return f
+	}
+	for _, root := range []string{cgroupMount, filepath.Join(cgroupMount, "unified")} {
+		if _, err := os.Stat(filepath.Join(root, "cgroup.controllers")); err != nil {
+			continue // not a version 2 mount
 		}
-		err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), []byte(strconv.Itoa(initPID)), 0)
-		if _, serr := os.Stat(filepath.Join(dir, stateFile(root.v2))); err == nil && serr == nil {
-			f.dir, f.v2 = dir, root.v2
+		// The processes are in a group below: one that has processes cannot share out
+		// controllers, which the groups of its guards need.
+		dir := filepath.Join(root, name)
+		if join(dir, filepath.Join(dir, initd.InitGroup), initPID) {
+			f.dir, f.v2 = dir, true
+			for _, c := range []string{"memory", "cpu", "pids"} {
+				// Best effort: without them the node's VMs have no limits.
+				_ = os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+"+c), 0)
+			}
 			return f
 		}
-		_ = os.Remove(dir)
 	}
 	return f
+}
+
+// join makes dir, and leaf in it if that is another, and moves the process into
+// leaf. False: this cannot be done here, and nothing stays.
+func join(dir, leaf string, pid int) bool {
+	for _, d := range []string{dir, leaf} {
+		if err := os.Mkdir(d, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+			return false
+		}
+	}
+	if os.WriteFile(filepath.Join(leaf, "cgroup.procs"), []byte(strconv.Itoa(pid)), 0) == nil {
+		return true
+	}
+	_ = cgroup.RemoveAll(dir)
+	return false
+}
+
+// groups lists all that the node has of them.
+func (f *freezer) groups() []string {
+	if f.dir == "" {
+		return f.others
+	}
+	return append([]string{f.dir}, f.others...)
 }
 
 func stateFile(v2 bool) string {
@@ -109,59 +138,29 @@ func (f *freezer) thaw() error {
 	return os.WriteFile(filepath.Join(f.dir, stateFile(f.v2)), []byte(word), 0)
 }
 
-// kill sends SIGKILL to the first process, which ends all others. A frozen node
-// is thawed after the signal: it dies without running another instruction.
-func (f *freezer) kill(frozen bool) error {
+// kill sends SIGKILL to the first process, which ends all others. What is frozen,
+// the node or a VM in it, is thawed after the signal: it dies without running
+// another instruction.
+func (f *freezer) kill() error {
 	err := syscall.Kill(f.initPID, syscall.SIGKILL)
-	if !frozen || f.dir == "" {
+	if f.dir == "" {
 		return err // SIGKILL ends a stopped process as well
 	}
-	if b, rerr := os.ReadFile(filepath.Join(f.dir, "cgroup.procs")); rerr == nil {
-		for _, line := range strings.Fields(string(b)) {
-			if pid, perr := strconv.Atoi(line); perr == nil {
-				_ = syscall.Kill(pid, syscall.SIGKILL)
-			}
+	for _, p := range cgroup.Processes(f.dir) {
+		if pid, perr := strconv.Atoi(p); perr == nil {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
 		}
 	}
-	return errors.Join(err, f.thaw())
+	return errors.Join(err, cgroup.ThawAll(f.dir))
 }
 
-// remove removes the cgroup; all processes are gone.
+// remove removes the cgroups; all processes are gone.
 func (f *freezer) remove() error {
-	if f.dir == "" {
-		return nil
+	var all error
+	for _, dir := range f.groups() {
+		all = errors.Join(all, cgroup.RemoveAll(dir))
 	}
-	return removeCgroup(f.dir)
-}
-
-// removeCgroup removes a cgroup and those that were made in it.
-func removeCgroup(dir string) error {
-	deadline := time.Now().Add(2 * time.Second)
-	for {
-		entries, err := os.ReadDir(dir)
-		if errors.Is(err, os.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		for _, e := range entries {
-			if e.IsDir() {
-				if err := removeCgroup(filepath.Join(dir, e.Name())); err != nil {
-					return err
-				}
-			}
-		}
-		err = unix.Rmdir(dir)
-		if err == nil || errors.Is(err, unix.ENOENT) {
-			return nil
-		}
-		// A process that was just reaped is counted for a moment longer.
-		if !errors.Is(err, unix.EBUSY) || time.Now().After(deadline) {
-			return &os.PathError{Op: "remove", Path: dir, Err: err}
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
+	return all
 }
 
 // stopAll stops every process of the node that is not stopped, until a pass

@@ -22,6 +22,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -237,9 +238,7 @@ func (l *Lab) record(name string, life *life) error {
 		return errs.New(errs.Unavailable, "the lab goes down")
 	}
 	l.records.Inits[name] = p
-	if life.freezer.dir != "" {
-		l.records.Cgroups = append(l.records.Cgroups, life.freezer.dir)
-	}
+	l.records.Cgroups = append(l.records.Cgroups, life.freezer.groups()...)
 	return l.records.save(l.dir)
 }
 
@@ -249,7 +248,7 @@ func (l *Lab) forget(name string, life *life) error {
 	delete(l.records.Inits, name)
 	kept := l.records.Cgroups[:0]
 	for _, dir := range l.records.Cgroups {
-		if dir != life.freezer.dir {
+		if !slices.Contains(life.freezer.groups(), dir) {
 			kept = append(kept, dir)
 		}
 	}

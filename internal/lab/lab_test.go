@@ -326,6 +326,26 @@ func TestFreezeWithoutCgroup(t *testing.T) {
 	r.until("all but the child go on", func() bool { s, o := states(); return s == 1 && o == 2 })
 }
 
+// TestCutWithFrozenVM cuts a node in which a guard has frozen its VM by a group
+// of its own: a process that is frozen so takes no SIGKILL in version 1.
+func TestCutWithFrozenVM(t *testing.T) {
+	r := newRig(t, "frozenvm")
+	if _, err := os.Stat("/sys/fs/cgroup/freezer/tasks"); err != nil {
+		t.Skip("no version 1 freezer")
+	}
+	r.sh("n1", `d=/sys/fs/cgroup/freezer$(sed -n 's/^.*:freezer://p' /proc/1/cgroup)/roseau-vm-x
+		mkdir $d && { sleep 500 >/dev/null 2>&1 & } && echo $! >$d/cgroup.procs && echo FROZEN >$d/freezer.state
+		until grep -qx FROZEN $d/freezer.state; do :; done`)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	_, err := r.CutNode(ctx, "n1")
+	r.must(err)
+	found, _ := filepath.Glob("/sys/fs/cgroup/*/roseau-lab-frozenvm-*-n1")
+	if len(found) > 0 {
+		t.Errorf("groups of a node without power: %v", found)
+	}
+}
+
 func FuzzParseStat(f *testing.F) {
 	f.Add("1 (a) b) S 1 1 1 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 77 1 1")
 	f.Add("")
@@ -461,10 +481,12 @@ func takeInventory(t *testing.T, base, name string) (v inventory) {
 			}
 		}
 	}
-	for _, pattern := range []string{"/sys/fs/cgroup/*/roseau-lab-", "/sys/fs/cgroup/roseau-lab-"} {
-		found, _ := filepath.Glob(pattern + name + "-*")
-		v.cgroups = append(v.cgroups, found...)
-	}
+	_ = filepath.WalkDir("/sys/fs/cgroup", func(p string, d os.DirEntry, err error) error {
+		if err == nil && d.IsDir() && strings.Contains(p, "/roseau-lab-"+name+"-") {
+			v.cgroups = append(v.cgroups, p)
+		}
+		return nil // groups of others come and go
+	})
 	return v
 }
 

@@ -277,7 +277,7 @@ func (n *node) end() (losses []labclient.DiskLoss, err error) {
 	select {
 	case <-l.exited:
 	default:
-		if err = l.freezer.kill(n.power == labclient.Frozen); errors.Is(err, syscall.ESRCH) {
+		if err = l.freezer.kill(); errors.Is(err, syscall.ESRCH) {
 			err = nil
 		}
 	}

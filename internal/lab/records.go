@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"roseau/internal/driver/cgroup"
 	"roseau/internal/lab/labclient"
 )
 
@@ -153,10 +154,5 @@ func cleanLeftovers(dir string, log *slog.Logger) error {
 // thawAndRemove removes a node's cgroup; processes that were frozen when they
 // were killed end now.
 func thawAndRemove(dir string) error {
-	for file, word := range map[string]string{"freezer.state": "THAWED", "cgroup.freeze": "0"} {
-		if _, err := os.Stat(filepath.Join(dir, file)); err == nil {
-			_ = os.WriteFile(filepath.Join(dir, file), []byte(word), 0)
-		}
-	}
-	return removeCgroup(dir)
+	return errors.Join(cgroup.ThawAll(dir), cgroup.RemoveAll(dir))
 }

@@ -49,6 +49,7 @@ func (u Unit) ServiceFile() string {
 	line("KillMode=%s", u.KillMode)
 	if u.Delegate {
 		line("Delegate=yes")
+		line("DelegateSubgroup=guard") // systemd before 254 does not know it: the guard moves by itself
 	}
 	line("TimeoutStopSec=%s", span(u.StopTimeout))
 	if u.OOMContinue {

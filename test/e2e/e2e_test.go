@@ -104,6 +104,9 @@ func traces() map[string]bool {
 			set["mount "+f[1]] = true
 		}
 	}
+	for _, g := range cgroups() {
+		set["cgroup "+g] = true
+	}
 	procs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, p := range procs {
 		b, err := os.ReadFile(p)
@@ -112,6 +115,17 @@ func traces() map[string]bool {
 		}
 	}
 	return set
+}
+
+// cgroups are the control groups of the test's lab.
+func cgroups() (dirs []string) {
+	_ = filepath.WalkDir("/sys/fs/cgroup", func(p string, d os.DirEntry, err error) error {
+		if err == nil && d.IsDir() && strings.Contains(p, "/roseau-lab-"+labName+"-") {
+			dirs = append(dirs, p)
+		}
+		return nil // groups of others come and go
+	})
+	return dirs
 }
 
 func leftOver(before map[string]bool) string {

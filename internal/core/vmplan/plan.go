@@ -115,6 +115,35 @@ func RAM(memory size.Bytes, a Accel) size.Bytes {
 	return memory
 }
 
+// Limits bound what a QEMU may take from its node.
+type Limits struct {
+	Memory    size.Bytes // of the process, with what the kernel keeps for it
+	CPUWeight int        // 100 is one ordinary process
+	Pids      int        // threads
+}
+
+// Limits returns the bounds of a VM's QEMU. They hold back a QEMU that leaks or
+// was taken over by its guest, not one that works: memory is the guest's RAM, a
+// sixteenth of it for page tables and dirty bitmaps, the translation cache, and
+// 384 MiB (4 GiB under KVM: 4.625 GiB). A vCPU weighs as much as a process, and
+// so do the device threads together.
+func (s *Spec) Limits() Limits {
+	const overhead, threads, top = 384 * size.MiB, 512, 10000
+	m := RAM(s.Memory, s.Accel) + s.Memory/16 + overhead
+	if s.Accel == TCG {
+		m += size.Bytes(s.translationCacheMiB()) * size.MiB
+	}
+	return Limits{Memory: (m + size.MiB - 1) / size.MiB * size.MiB, CPUWeight: min(100*(s.CPUs+1), top), Pids: threads}
+}
+
+// translationCacheMiB is tb-size: more than the guest's code is only memory.
+func (s *Spec) translationCacheMiB() int {
+	if s.Memory > 512*size.MiB {
+		return 128
+	}
+	return 32
+}
+
 // PCI slots, fixed so that a disk added later moves nothing.
 const (
 	slotVGA  = 0x01
@@ -190,12 +219,7 @@ func (s *Spec) compute(p *builder) {
 	model := s.CPUModel
 	switch {
 	case s.Accel == TCG:
-		// A translation cache larger than the guest's code is only memory.
-		tb := 32
-		if s.Memory > 512*size.MiB {
-			tb = 128
-		}
-		p.add("-accel", fmt.Sprintf("tcg,thread=multi,tb-size=%d", tb))
+		p.add("-accel", fmt.Sprintf("tcg,thread=multi,tb-size=%d", s.translationCacheMiB()))
 		if model == "" {
 			model = CPUModelTCG
 		}

@@ -58,3 +58,20 @@ func TestAddressesDiffer(t *testing.T) {
 		t.Errorf("%d addresses", len(seen))
 	}
 }
+
+// A QEMU that works must never meet its limit: what it was seen to use beside
+// the guest's RAM stays below a third of the head-room.
+func TestLimits(t *testing.T) {
+	for _, c := range []struct {
+		s    Spec
+		want Limits
+	}{
+		{Spec{CPUs: 1, Memory: 96 * size.MiB, Accel: TCG}, Limits{Memory: (96 + 1 + 6 + 384 + 32) * size.MiB, CPUWeight: 200, Pids: 512}},
+		{Spec{CPUs: 4, Memory: 4 * size.GiB, Accel: KVM}, Limits{Memory: (4096 + 256 + 384) * size.MiB, CPUWeight: 500, Pids: 512}},
+		{Spec{CPUs: 64, Memory: size.GiB, Accel: TCG}, Limits{Memory: (1024 + 1 + 64 + 384 + 128) * size.MiB, CPUWeight: 6500, Pids: 512}},
+	} {
+		if got := c.s.Limits(); got != c.want {
+			t.Errorf("%d CPUs, %s, %s: %+v, want %+v", c.s.CPUs, c.s.Memory, c.s.Accel, got, c.want)
+		}
+	}
+}

@@ -38,8 +38,15 @@ func OpenTap(name string) (*os.File, error) {
 		return nil, errors.Join(fmt.Errorf("open tap %s: %w", name, err), f.Close())
 	}
 	setSysctl("ipv6/conf/"+name+"/disable_ipv6", "1")
+	// What waits while the guest stands still, during a switch-over or a pause.
+	if link, err := netlink.LinkByName(name); err == nil {
+		_ = netlink.LinkSetTxQLen(link, tapQueue) // else the kernel's 1000
+	}
 	return f, nil
 }
+
+// tapQueue is how many frames wait for the guest: 2 s of 2000 a second.
+const tapQueue = 4096
 
 // Set brings the node to c: the table (all ports silent), the bridges with
 // their uplinks, and each tap that exists a port of its bridge. Idempotent. Taps

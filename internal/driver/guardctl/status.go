@@ -56,10 +56,13 @@ type Status struct {
 	// storage link); empty: it does not.
 	WantsMove string `json:"wants_move,omitempty"`
 
-	QEMUPID     int       `json:"qemu_pid,omitempty"`
-	QEMUState   string    `json:"qemu_state,omitempty"` // as QMP says: running, paused, ...
-	Accel       string    `json:"accel,omitempty"`      // kvm | tcg
-	AccelReason string    `json:"accel_reason,omitempty"`
+	QEMUPID     int    `json:"qemu_pid,omitempty"`
+	QEMUState   string `json:"qemu_state,omitempty"` // as QMP says: running, paused, ...
+	Accel       string `json:"accel,omitempty"`      // kvm | tcg
+	AccelReason string `json:"accel_reason,omitempty"`
+	// Confinement is the control group that QEMU runs in ("cgroup v2: cpu freezer
+	// memory pids"), or "none:" and why.
+	Confinement string    `json:"confinement,omitempty"`
 	Started     time.Time `json:"started,omitzero"`  // of the guest's power-on on this node
 	Restarts    int       `json:"restarts"`          // from power-on, by this guard
 	Adoptions   int       `json:"adoptions"`         // of this QEMU by successor guards

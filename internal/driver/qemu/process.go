@@ -25,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"roseau/internal/base/errs"
+	"roseau/internal/driver/cgroup"
 )
 
 // Program is QEMU's name in $PATH.
@@ -167,6 +168,20 @@ func (p *Process) Signal(s unix.Signal) {
 	}
 }
 
+// File duplicates a file descriptor of the process, as it is numbered there.
+func (p *Process) File(fd int) (int, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.pidfd < 0 {
+		return -1, errs.New(errs.NotFound, "duplicate file %d of qemu %d: it is gone", fd, p.PID)
+	}
+	n, err := unix.PidfdGetfd(p.pidfd, fd, 0)
+	if err != nil {
+		return -1, fmt.Errorf("duplicate file %d of qemu %d: %w", fd, p.PID, err)
+	}
+	return n, nil
+}
+
 // Frozen reports whether SIGSTOP holds it.
 func (p *Process) Frozen() bool { return state(p.PID) == 'T' }
 
@@ -210,6 +225,9 @@ func KillAll(ctx context.Context, pids []int) error {
 			continue
 		}
 		p.Signal(unix.SIGKILL)
+		if err := cgroup.ThawProcess(pid); err != nil { // a frozen one ends when it is thawed
+			return fmt.Errorf("kill qemu %d: %w", pid, err)
+		}
 		select {
 		case <-p.Done():
 		case <-ctx.Done():

@@ -18,6 +18,7 @@ import (
 
 	"roseau/internal/base/paths"
 	"roseau/internal/driver/blockdev/faultdisk"
+	"roseau/internal/driver/cgroup"
 	"roseau/internal/unit"
 )
 
@@ -31,6 +32,10 @@ const (
 	notify  = LabRun + "/notify"   // sockets of the units
 	diskRun = faultdisk.Dir        // control pages and overlays
 	shmSize = "size=64m,mode=1777" // of /dev/shm
+
+	// InitGroup is the version 2 cgroup, below the node's, that this process and
+	// units without Delegate are in. A unit with Delegate gets one beside it.
+	InitGroup = "init"
 )
 
 // Node is what the lab's daemon writes, as one line of JSON, into the init's
@@ -119,7 +124,7 @@ func (n *Node) run(ctx context.Context, logs string) error {
 		}
 	}
 	sup, err := New(Config{
-		Units: n.Units, LogDir: logs, NotifyDir: notify,
+		Units: n.Units, LogDir: logs, NotifyDir: notify, UnitGroups: cgroup.Beside(InitGroup),
 		Env: append([]string{
 			"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8",
 		}, n.Env...),

@@ -29,19 +29,24 @@ type process struct {
 
 func newProcesses() *processes { return &processes{running: map[int]*process{}} }
 
-// start runs argv as the leader of a new session with out as stdout and stderr.
-func (p *processes) start(argv, env []string, out *os.File, killGroup bool) (*process, error) {
+// start runs argv as the leader of a new session with out as stdout and stderr,
+// in a version 2 cgroup if group is not nil.
+func (p *processes) start(argv, env []string, out, group *os.File, killGroup bool) (*process, error) {
 	null, err := os.Open(os.DevNull)
 	if err != nil {
 		return nil, err
 	}
 	defer null.Close()
+	sys := &syscall.SysProcAttr{Setsid: true}
+	if group != nil {
+		sys.UseCgroupFD, sys.CgroupFD = true, int(group.Fd())
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	pid, err := syscall.ForkExec(argv[0], argv, &syscall.ProcAttr{
 		Dir: "/", Env: env,
 		Files: []uintptr{null.Fd(), out.Fd(), out.Fd()},
-		Sys:   &syscall.SysProcAttr{Setsid: true},
+		Sys:   sys,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("run %s: %w", argv[0], err)

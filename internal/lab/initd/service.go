@@ -1,6 +1,7 @@
 package initd
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -129,7 +130,13 @@ func (v *service) launch() (*run, error) {
 	if v.unit.Watchdog > 0 {
 		env = append(env, "WATCHDOG_USEC="+strconv.FormatInt(v.unit.Watchdog.Microseconds(), 10))
 	}
-	r.proc, err = v.sup.procs.start(v.unit.Argv, env, out, v.unit.KillMode == unit.KillGroup)
+	group, err := v.group()
+	if err == nil {
+		r.proc, err = v.sup.procs.start(v.unit.Argv, env, out, group, v.unit.KillMode == unit.KillGroup)
+	}
+	if group != nil {
+		group.Close()
+	}
 	if err != nil {
 		r.notify.close()
 		return nil, err
@@ -145,6 +152,19 @@ func (v *service) launch() (*run, error) {
 		v.sup.procs.signal(r.proc.pid, syscall.SIGKILL)
 	})
 	return r, nil
+}
+
+// group makes the cgroup of a unit that makes some below its own; nil: the
+// process stays where the init is.
+func (v *service) group() (*os.File, error) {
+	if !v.unit.Delegate || v.sup.cfg.UnitGroups == "" {
+		return nil, nil
+	}
+	dir := filepath.Join(v.sup.cfg.UnitGroups, string(v.unit.Name)+".service")
+	if err := os.Mkdir(dir, 0o755); err != nil && !errors.Is(err, os.ErrExist) {
+		return nil, err
+	}
+	return os.Open(dir)
 }
 
 // loop lives until the unit is stopped or not restarted any more.
@@ -241,7 +261,7 @@ func (v *service) hook(ws syscall.WaitStatus, watchdog bool) {
 	}
 	defer out.Close()
 	env := append(append(append([]string{}, v.sup.cfg.Env...), v.unit.Env...), exitEnv(ws, watchdog)...)
-	proc, err := v.sup.procs.start(argv, env, out, true)
+	proc, err := v.sup.procs.start(argv, env, out, nil, true)
 	if err != nil {
 		v.sup.log.Error("run hook", "unit", v.unit.Name, "err", err)
 		return

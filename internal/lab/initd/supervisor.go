@@ -3,8 +3,8 @@
 // their hooks, adopts and reaps orphans, and takes orders on a unix socket.
 //
 // Supervisor is usable without namespaces (its tests do); Main makes the node's
-// mounts and network first. Memory and CPU limits are not its business: the lab
-// promises processes, not cgroups.
+// mounts and network first. Memory and CPU limits are not its business: it hands
+// out groups, and guards set limits in theirs.
 package initd
 
 import (
@@ -30,6 +30,9 @@ type Config struct {
 	NotifyDir string      // for the sockets that units notify; made if absent
 	Env       []string    // of every unit, before its own
 	Clock     clock.Clock // nil = the system's
+	// UnitGroups is the version 2 cgroup in which units with Delegate get one of
+	// their own; empty: they get none, and where version 1 is mounted need none.
+	UnitGroups string
 }
 
 // Supervisor runs units. It must be the only one in its process to wait for
