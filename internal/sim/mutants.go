@@ -45,8 +45,8 @@ var Mutants = []Mutant{
 	{Name: "free-before-copy", Rule: "an object is freed after what it had was copied", Set: func(m *Mutations) { m.Disk.FreeBeforeCopy = true }, Bias: &Bias{Snapshots: 200 * time.Millisecond}},
 	{Name: "merge-ignores-told", Rule: "objects that a snapshot tells apart are not merged", Set: func(m *Mutations) { m.Disk.MergeIgnoresTold = true }, Bias: &Bias{Snapshots: 200 * time.Millisecond}},
 	{Name: "forget-holes", Rule: "a tombstone above older objects is kept until an image has its holes", Set: func(m *Mutations) { m.Disk.ForgetHoles = true }, Bias: &Bias{Faults: []string{"storage_kill", "power_blip", "power_cut_all"}, Every: 500 * time.Millisecond, Snapshots: 300 * time.Millisecond}},
-	{Name: "fresh-unverified", Rule: "recovery believes data in place by its checksum only", Set: func(m *Mutations) { m.Disk.FreshUnverified = true }, Bias: &Bias{Faults: []string{"power_blip", "power_cut_all", "storage_kill"}, Every: 500 * time.Millisecond, DiskHi: 20 * time.Millisecond, Torn: 0.5}},
-	{Name: "fresh-over-present", Rule: "a write goes in place only where nothing is", Set: func(m *Mutations) { m.Disk.FreshOverPresent = true }, Bias: &Bias{Faults: []string{"power_blip", "power_cut_all", "storage_kill"}, Every: 500 * time.Millisecond, DiskHi: 20 * time.Millisecond, Torn: 0.5}},
+	{Name: "fresh-unverified", Rule: "recovery believes data in place by its checksum only", Set: func(m *Mutations) { m.Disk.FreshUnverified = true }, Survives: true, Bias: &Bias{Faults: []string{"power_blip", "power_cut_all", "storage_kill"}, Every: 500 * time.Millisecond, DiskHi: 20 * time.Millisecond, Torn: 0.5}},
+	{Name: "fresh-over-present", Rule: "a write goes in place only where nothing is", Set: func(m *Mutations) { m.Disk.FreshOverPresent = true }, Survives: true, Bias: &Bias{Faults: []string{"power_blip", "power_cut_all", "storage_kill"}, Every: 500 * time.Millisecond, DiskHi: 20 * time.Millisecond, Torn: 0.5}},
 	{Name: "epoch-unchecked", Rule: "the epoch is checked when a record is appended", Set: func(m *Mutations) { m.Disk.EpochUnchecked = true }, Survives: true},
 }
 
