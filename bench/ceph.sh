@@ -45,8 +45,7 @@ down() {
 # active: every placement group serves with all its copies. HEALTH_OK comes
 # before that.
 active() {
-	ceph -c "$conf" pg stat -f json | grep -q '"num_pgs":32' &&
-		ceph -c "$conf" pg stat -f json | grep -q '"num_pg_by_state":\[{"name":"active+clean","num":32}\]'
+	ceph -c "$conf" pg stat | grep -Eq '^([0-9]{2,}) pgs: \1 active\+clean;'
 }
 
 up() {
@@ -57,6 +56,7 @@ up() {
 	[ ! -e "$dir" ] || { echo "bench/ceph.sh: $dir exists" >&2; exit 1; }
 	mkdir -p "$dir/mon" "$dir/mgr" "$dir/run" "$dir/osd0" "$dir/osd1" "$dir/osd2"
 	trap 'down' EXIT
+	trap 'exit 1' INT TERM HUP
 	fsid=$(cat /proc/sys/kernel/random/uuid)
 	cat >"$conf" <<-CONF
 		[global]
@@ -124,7 +124,7 @@ up() {
 	rbd -c "$conf" pool init bench
 	rbd -c "$conf" create --size "${mib}M" --image-feature layering bench/img
 	cat "$dir/osd.0.pid" "$dir/osd.1.pid" "$dir/osd.2.pid" "$dir/mon.a.pid" "$dir/mgr.x.pid" | tr -s '\n' ' ' >"$dir/pids"
-	trap - EXIT
+	trap - EXIT INT TERM HUP
 }
 
 case $cmd in
