@@ -59,6 +59,9 @@ migrations: setup build ## live migrations through every pair of nodes: make mig
 bench: setup build ## raw file, qemu-nbd, QEMU quorum and a Roseau volume, in one run
 	@scripts/bench.sh
 
+bench-recovery: setup build ## stalls, resync, rebuild and idle cost of a volume of three copies
+	@bin/roseau bench recovery --dir "$${BENCH_DIR:-$${TMPDIR:-/tmp}}" --report docs/results/recovery.md
+
 vuln: ## known vulnerabilities of the dependencies (needs the vulnerability database)
 	$(GO) tool govulncheck ./...
 

@@ -245,7 +245,8 @@ func cpuTime(pids []int) (sum time.Duration) {
 // outcome is what fio tells of one job.
 type outcome struct {
 	Figure
-	ios int64
+	ios     int64
+	Longest time.Duration // of one I/O
 }
 
 // fio runs one job.
@@ -276,7 +277,8 @@ func parseFio(out []byte, job Job) (o outcome, err error) {
 		BW   float64 `json:"bw_bytes"`
 		IOs  int64   `json:"total_ios"`
 		Clat struct {
-			P map[string]float64 `json:"percentile"`
+			Max float64            `json:"max"`
+			P   map[string]float64 `json:"percentile"`
 		} `json:"clat_ns"`
 	}
 	var v struct {
@@ -301,6 +303,7 @@ func parseFio(out []byte, job Job) (o outcome, err error) {
 	if job.Read {
 		d = v.Jobs[0].Read
 	}
+	o.Longest = time.Duration(d.Clat.Max)
 	o.ios, o.P99, o.Value = d.IOs, d.Clat.P["99.000000"]/1e3, d.IOPS
 	if job.MBps {
 		o.Value = d.BW / 1e6

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 
@@ -53,6 +54,7 @@ func newBenchCmd() *cobra.Command {
 			return writeBench(r, report, commit)
 		},
 	}
+	cmd.AddCommand(newBenchRecoveryCmd())
 	f := cmd.Flags()
 	f.StringVar(&dir, "dir", os.TempDir(), "directory on the disk to measure")
 	f.StringVar(&report, "report", "", "write the page to this file, and its plot beside")
@@ -75,4 +77,30 @@ func writeBench(r *bench.Result, report, commit string) error {
 	var page, svg bytes.Buffer
 	return errors.Join(r.Report(&page, commit, filepath.Base(plot), clock.System{}.Wall()), r.Plot(&svg),
 		os.WriteFile(report, page.Bytes(), 0o644), os.WriteFile(plot, svg.Bytes(), 0o644))
+}
+
+// newBenchRecoveryCmd measures what happens when copies fail and come back.
+func newBenchRecoveryCmd() *cobra.Command {
+	var dir, report string
+	cmd := &cobra.Command{
+		Use:   "recovery",
+		Short: "Measure stalls, resync, rebuild and idle cost of a volume of three copies",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+			figs, err := bench.MeasureRecovery(cmd.Context(), dir, os.Stderr, log)
+			table := bench.RecoveryTable(figs)
+			fmt.Fprint(cmd.OutOrStdout(), table)
+			if err != nil || report == "" {
+				return err
+			}
+			page := fmt.Sprintf("# Failures and recovery\n\n%s, %d CPUs. Made by `make bench-recovery`: one volume of three copies on one disk, two of its links under TLS.\n"+
+				"How long a guest stands still when its writer is killed is measured by the drill (`process-kill`).\n\n%s",
+				clock.System{}.Wall().UTC().Format("2006-01-02 15:04 MST"), runtime.NumCPU(), table)
+			return os.WriteFile(report, []byte(page), 0o644)
+		},
+	}
+	cmd.Flags().StringVar(&dir, "dir", os.TempDir(), "directory on the disk to measure; 12 GiB are used")
+	cmd.Flags().StringVar(&report, "report", "", "write the table to this file, too")
+	return cmd
 }
