@@ -102,7 +102,6 @@ func (s *Set) submit(q request) {
 		o.w.Length = min(r.Length, repl.ExtentBytes-r.Offset%repl.ExtentBytes)
 	case nbd.OpWrite:
 		o.w.Op, o.w.Data, o.w.CRC = writer.OpWrite, r.Data, q.crc
-		r.Keep = true // a member that is behind may be sent it after the answer
 		d.writes.Add(1)
 		d.writeBytes.Add(uint64(r.Length))
 	case nbd.OpZero:
@@ -121,6 +120,7 @@ func (s *Set) submit(q request) {
 func (s *Set) complete(c writer.Completion) {
 	o := s.ops[c.Request.Token]
 	r := o.n
+	r.Keep = c.Shared // a member that is behind may be sent it after the answer
 	var err error
 	switch c.Result {
 	case writer.IOError:
