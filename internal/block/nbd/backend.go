@@ -68,6 +68,10 @@ type Request struct {
 	// memory to the garbage collector instead of using it again.
 	Keep bool
 
+	// Pooled, set by the backend before Done of an OpRead, says that Data is from
+	// Pool and nobody else's: it is used again after the reply.
+	Pooled bool
+
 	// Zero, set by the backend before Done of an OpRead, says that the whole
 	// range reads as zeros; Data is not looked at.
 	Zero bool

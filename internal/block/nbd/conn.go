@@ -340,6 +340,9 @@ func (c *conn) releaseLocked(r *Request) {
 	if r.buf != nil && !r.Keep {
 		putBuffer(r.buf)
 	}
+	if r.Pooled {
+		Pool{}.Free(r.Data)
+	}
 	spans := r.Spans[:0]
 	*r = Request{conn: c, next: c.free, Spans: spans, extents: r.extents}
 	c.free = r

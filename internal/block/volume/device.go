@@ -132,6 +132,7 @@ func (s *Set) complete(c writer.Completion) {
 		case nbd.OpRead:
 			r.Data = o.w.Data
 			r.Zero = r.Data == nil
+			r.Pooled = !c.Shared
 		case nbd.OpStatus:
 			r.Spans = appendSpans(r.Spans, o.w.Data, o.w.Length)
 		}

@@ -14,6 +14,7 @@ import (
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
 	"roseau/internal/block/link"
+	"roseau/internal/block/nbd"
 	"roseau/internal/block/wire"
 	"roseau/internal/block/writer"
 )
@@ -223,7 +224,7 @@ func (p *peer) hello(nc net.Conn) (*wire.Decoder, *wire.HelloAck, error) {
 	if _, err := nc.Write(b); err != nil {
 		return nil, nil, err
 	}
-	dec := wire.NewDecoder(nc, wire.Heap{})
+	dec := wire.NewDecoder(nc, nbd.Pool{})
 	m, err := dec.Next()
 	if err != nil {
 		return nil, nil, err

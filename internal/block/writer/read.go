@@ -176,6 +176,7 @@ func (v *volume) endRead(o *op, a *wire.ReadReply) {
 	}
 	if o.rep != nil {
 		v.repair(o, a)
+		o.req.state.shared = true // the repairs may be under way
 	}
 	r := o.req
 	switch {
