@@ -92,7 +92,13 @@ func TestState(t *testing.T) {
 		t.Errorf("%+v %v", s.have, ok)
 	}
 	s.close()
+	if r, err := FromState(o); err != nil || len(r.Targets) != 1 || r.median("w1", Quorum) != 3 || r.Options.Rounds != 3 {
+		t.Errorf("%+v %v", r, err)
+	}
 	o.Runtime *= 2
+	if _, err := FromState(o); err == nil {
+		t.Error("figures of other settings count")
+	}
 	if s, err = openState(o); err != nil || len(s.have) != 0 {
 		t.Errorf("%+v %v", s, err)
 	}

@@ -7,6 +7,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+
+	"roseau/internal/base/errs"
 )
 
 // state keeps the figures of a run on disk, a line each, so that a run that was
@@ -65,6 +68,26 @@ func (s *state) load(path string, head stateHead) bool {
 		s.have = append(s.have, x)
 	}
 	return true
+}
+
+// FromState is the result that a state file holds, without measuring anything.
+func FromState(o Options) (*Result, error) {
+	o.defaults()
+	s := &state{}
+	if !s.load(o.State, stateHead{o.SizeBytes, o.Runtime.String()}) {
+		return nil, errs.New(errs.NotFound, "read figures of %s: none of %d MiB and %v a job", o.State, o.SizeBytes>>20, o.Runtime)
+	}
+	r := &Result{Options: o, Figures: s.have}
+	r.Options.Rounds = 0
+	for _, name := range []string{Raw, QemuNBD, Quorum, Ceph, Roseau} {
+		if slices.ContainsFunc(s.have, func(f Figure) bool { return f.Target == name }) {
+			r.Targets = append(r.Targets, name)
+		}
+	}
+	for _, f := range s.have {
+		r.Options.Rounds = max(r.Options.Rounds, f.Round+1)
+	}
+	return r, nil
 }
 
 func (s *state) find(round int, job, target string) (Figure, bool) {

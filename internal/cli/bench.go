@@ -24,6 +24,7 @@ func newBenchCmd() *cobra.Command {
 	var dir, report, commit string
 	var sizeMiB int64
 	var jobs, targets []string
+	var reportOnly bool
 	cmd := &cobra.Command{
 		Use:    "bench",
 		Short:  "Compare a volume of three copies with qemu-nbd, QEMU's quorum and Ceph on one disk",
@@ -43,7 +44,12 @@ func newBenchCmd() *cobra.Command {
 			if o.Targets, err = bench.TargetNames(targets); err != nil {
 				return err
 			}
-			r, err := bench.Compare(cmd.Context(), dir, o, log)
+			var r *bench.Result
+			if reportOnly {
+				r, err = bench.FromState(o)
+			} else {
+				r, err = bench.Compare(cmd.Context(), dir, o, log)
+			}
 			if err != nil {
 				return err
 			}
@@ -60,6 +66,7 @@ func newBenchCmd() *cobra.Command {
 	f.StringVar(&report, "report", "", "write the page to this file, and its plot beside")
 	f.StringVar(&commit, "commit", "unknown", "commit to name in the report")
 	f.StringVar(&o.State, "state", "", "keep figures in this file, and go on with those that it has")
+	f.BoolVar(&reportOnly, "report-only", false, "measure nothing: make the page of what --state has")
 	f.StringSliceVar(&jobs, "jobs", nil, "rows: w1, w16, wf1, wf16, r1, r16, fresh, sw, sr (default all)")
 	f.StringSliceVar(&targets, "targets", nil, "raw, qemu-nbd, quorum, ceph, roseau (default all that are installed)")
 	f.Int64Var(&sizeMiB, "size-mib", 256, "data of each target in MiB")
@@ -68,6 +75,9 @@ func newBenchCmd() *cobra.Command {
 	return cmd
 }
 
+// benchLimits begins the section of the page that people write; it is kept.
+const benchLimits = "\n## What limits the rows\n"
+
 // writeBench writes the page and its plot.
 func writeBench(r *bench.Result, report, commit string) error {
 	if err := os.MkdirAll(filepath.Dir(report), 0o755); err != nil {
@@ -75,7 +85,13 @@ func writeBench(r *bench.Result, report, commit string) error {
 	}
 	plot := strings.TrimSuffix(report, filepath.Ext(report)) + ".svg"
 	var page, svg bytes.Buffer
-	return errors.Join(r.Report(&page, commit, filepath.Base(plot), clock.System{}.Wall()), r.Plot(&svg),
+	err := errors.Join(r.Report(&page, commit, filepath.Base(plot), clock.System{}.Wall()), r.Plot(&svg))
+	if old, rerr := os.ReadFile(report); rerr == nil {
+		if i := bytes.Index(old, []byte(benchLimits)); i >= 0 {
+			page.Write(old[i:])
+		}
+	}
+	return errors.Join(err,
 		os.WriteFile(report, page.Bytes(), 0o644), os.WriteFile(plot, svg.Bytes(), 0o644))
 }
 
