@@ -108,7 +108,7 @@ func (r *Result) Report(w io.Writer, commit, plot string, now time.Time) error {
 	o := &r.Options
 	fmt.Fprintf(&b, "# Benchmarks\n\n%s, commit %s, %s, %d CPUs. Made by `make bench`; nothing here is written by hand but the last section.\n\n",
 		now.UTC().Format("2006-01-02 15:04 MST"), commit, runtime.Version(), runtime.NumCPU())
-	fmt.Fprintf(&b, "All targets on one disk, %d MiB of data, jobs of %v, medians of %d interleaved rounds, one run. Compare ratios; absolute figures are this machine's.\n\n", o.SizeBytes>>20, o.Runtime, o.Rounds)
+	fmt.Fprintf(&b, "All targets on one disk, %d MiB of data, jobs of %v, medians of %d interleaved rounds. Compare ratios; absolute figures are this machine's.\n\n", o.SizeBytes>>20, o.Runtime, o.Rounds)
 	b.WriteString("- quorum: QEMU's quorum driver over three qemu-nbd on unix sockets: three copies, without leases, checksums, logs or resync.\n")
 	if r.has(Ceph) {
 		b.WriteString("- ceph: RBD of three copies, one monitor and three OSDs on loopback, without encryption on the wire (`bench/ceph.sh`).\n")
