@@ -4,6 +4,8 @@ GO ?= go
 SEEDS ?= 500
 RUNS ?= 20
 MINUTES ?= 10
+STATES ?= 3000000
+SECONDS_EACH ?= 60
 export GOFLAGS += -buildvcs=false
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X roseau/internal/base/version.version=$(VERSION)
@@ -43,11 +45,14 @@ sim: ## the simulator: make sim SEEDS=1000000 (restartable, prints progress)
 mutants: ## break the engine one switch at a time and show that the simulator sees each
 	$(GO) run ./cmd/roseau sim mutants
 
+model: ## search the models of own and of the hand-over: make model STATES=3000000 (a bound for each world; minutes)
+	$(GO) test ./internal/core/repl ./internal/core/vmguard -run 'TestModel' -count=1 -timeout 60m -v -model.limit $(STATES)
+
 e2e: setup build ## the lab under go test
 	ROSEAU_E2E=1 $(GO) test -count=1 -timeout 40m -v ./test/e2e/...
 
 soak: setup build ## random faults on a lab for MINUTES (restartable: goes on after the last round)
-	@scripts/soak.sh soak --minutes $(MINUTES)
+	@scripts/soak.sh soak --minutes $(MINUTES) --database
 
 faults: setup build ## RUNS rounds of random faults, and as many of the control plane alone (restartable)
 	@scripts/soak.sh faults --rounds $(RUNS)

@@ -16,7 +16,7 @@ down() {
   if [ "$rc" != 0 ] && [ -d "$ROSEAU_LAB_DIR/$name/nodes" ]; then
     rm -rf ".cache/$name-logs"
     mkdir -p ".cache/$name-logs"
-    (cd "$ROSEAU_LAB_DIR/$name" && find . -path '*/log/*' -type f -o -maxdepth 1 -name '*.log') | while read -r f; do
+    (cd "$ROSEAU_LAB_DIR/$name" && find . -path '*/log/*' -type f -o -name 'daemon.log') | while read -r f; do
       install -D -m 644 "$ROSEAU_LAB_DIR/$name/$f" ".cache/$name-logs/$f"
     done
     echo "soak: the nodes' logs are in .cache/$name-logs"

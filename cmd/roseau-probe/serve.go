@@ -52,6 +52,9 @@ func (g *guest) serve() error {
 	mux.HandleFunc("POST /load", g.handleLoad)
 	mux.HandleFunc("POST /fill", g.handleFill)
 	mux.HandleFunc("GET /log", g.handleLog)
+	if err := startDatabase(mux); err != nil {
+		return err
+	}
 	return http.ListenAndServe(fmt.Sprintf(":%d", probe.HTTPPort), mux)
 }
 

@@ -89,7 +89,7 @@ func (c *Cluster) start(ctx context.Context, diskBytes int64) error {
 		}
 	}
 	addr := c.net + ".9"
-	c.server, err = etcd.Start(ctx, etcd.Config{Node: c.Nodes[0], Identity: c.identities[0], Dir: filepath.Join(c.dir, "etcd"),
+	c.server, err = etcd.Start(ctx, etcd.Config{Name: c.Nodes[0].String(), New: true, Identity: c.identities[0], Dir: filepath.Join(c.dir, "etcd"),
 		Addresses: []string{addr}, Cluster: c.cluster, LogFile: filepath.Join(c.dir, "etcd.log")})
 	if err != nil {
 		return err

@@ -93,7 +93,11 @@ func (r *recovery) start(ctx context.Context, s *servers, dir string, log *slog.
 	if r.vol, err = r.c.CreateVolume(ctx, recoveryBytes); err != nil {
 		return err
 	}
-	if r.set, err = Take(ctx, r.c.Writer(0, r.vol)); err != nil {
+	cfg := r.c.Writer(0, r.vol)
+	// A copy that was put out several times is left out for a while. Not here: its
+	// resync is to be measured.
+	cfg.Timing.RejoinBackoff = time.Millisecond
+	if r.set, err = Take(ctx, cfg); err != nil {
 		return err
 	}
 	s.add(func() { r.set.Close() })

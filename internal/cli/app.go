@@ -150,7 +150,11 @@ func destroys(cmd *cobra.Command) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		for _, name := range args {
+		named := args
+		if cmd.Annotations[confirmLast] != "" {
+			named = args[len(args)-1:]
+		}
+		for _, name := range named {
 			if slices.Contains(confirmed, name) {
 				continue
 			}
@@ -162,6 +166,9 @@ func destroys(cmd *cobra.Command) *cobra.Command {
 	}
 	return cmd
 }
+
+// confirmLast annotates a command whose last argument alone is what it destroys.
+const confirmLast = "confirm-last"
 
 // confirmTyped lets a person type the name again.
 func confirmTyped(cmd *cobra.Command, name string) error {

@@ -33,7 +33,7 @@ func root() *cobra.Command {
 	cmd.AddCommand(
 		// one constructor a noun, in alphabetical order
 		newBenchCmd(),
-		newClusterCmd(a),
+		newClusterCmd(a), newWitnessCmd(a),
 		newDiskCmd(a),
 		newDrillCmd(a),
 		newEventsCmd(a),

@@ -106,15 +106,10 @@ func (a *app) drillEnv(cmd *cobra.Command, labName, network string) (env drill.E
 	if err := lab.Ready(cmd.Context()); err != nil {
 		return env, nil, nil, err
 	}
-	cache, err := os.UserCacheDir()
+	b, err := guestBuilder()
 	if err != nil {
 		return env, nil, nil, err
 	}
-	self, err := os.Executable()
-	if err != nil {
-		return env, nil, nil, err
-	}
-	b := guestimage.Builder{CacheDir: filepath.Join(cache, "roseau", "guests"), Probe: filepath.Join(filepath.Dir(self), "roseau-probe")}
 	img, err := b.Build(cmd.Context())
 	if err != nil {
 		return env, nil, nil, err
@@ -125,6 +120,20 @@ func (a *app) drillEnv(cmd *cobra.Command, labName, network string) (env drill.E
 	}
 	env = drill.Env{Cluster: viaapi.New(c), Faults: lab, Vantage: lab, Out: cmd.ErrOrStderr(), Log: slog.New(slog.DiscardHandler), Image: img, WorkDir: work, Network: network}
 	return env, lab, func() { os.RemoveAll(work); l.Close() }, nil
+}
+
+// guestBuilder makes the guests' images in the user's cache, with the guest's
+// program from beside this binary.
+func guestBuilder() (b guestimage.Builder, err error) {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return b, err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return b, err
+	}
+	return guestimage.Builder{CacheDir: filepath.Join(cache, "roseau", "guests"), Probe: filepath.Join(filepath.Dir(self), "roseau-probe")}, nil
 }
 
 // currentLab is the lab whose context the commands use; a lab says so

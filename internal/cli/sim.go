@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"fmt"
-	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -15,7 +14,7 @@ import (
 // want to see for themselves before they trust it.
 func newSimCmd() *cobra.Command {
 	cmd := &cobra.Command{Use: "sim", Short: "The mirror engine in a simulated cluster: random faults, every read checked"}
-	cmd.AddCommand(newSimRunCmd(), newSimMutantsCmd())
+	cmd.AddCommand(newSimRunCmd(), newSimScenarioCmd(), newSimMutantsCmd())
 	return cmd
 }
 
@@ -57,34 +56,89 @@ func newSimRunCmd() *cobra.Command {
 	return cmd
 }
 
-func newSimMutantsCmd() *cobra.Command {
-	var limit, ops int
-	cmd := &cobra.Command{Use: "mutants [NAME...]", Short: "Break one rule at a time and show that the simulator sees it", RunE: func(cmd *cobra.Command, args []string) error {
-		var list []sim.Caught
-		alive := 0
-		for _, m := range sim.Mutants {
-			if len(args) > 0 && !slices.Contains(args, m.Name) {
-				continue
+func newSimScenarioCmd() *cobra.Command {
+	var seed uint64
+	var count int
+	var trace bool
+	var mutant string
+	cmd := &cobra.Command{Use: "scenario [NAME]", Short: "Run an exact sequence of events with random delays; alone, list them", Args: cobra.MaximumNArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+		out := cmd.OutOrStdout()
+		if len(args) == 0 {
+			list, err := sim.Scenarios()
+			for _, s := range list {
+				fmt.Fprintf(out, "%-24s %s\n", s.Name, s.About)
 			}
-			c := sim.RunMutant(cmd.Context(), m, 1, limit, ops)
+			return err
+		}
+		s, err := sim.FindScenario(args[0])
+		if err != nil {
+			return err
+		}
+		var mut sim.Mutations
+		if mutant != "" {
+			m, err := sim.FindMutant(mutant)
+			if err != nil {
+				return err
+			}
+			m.Set(&mut)
+		}
+		first, last := uint64(1), uint64(count)
+		if cmd.Flags().Changed("seed") {
+			first, last = seed, seed
+		}
+		var print func(string)
+		if trace {
+			print = func(line string) { fmt.Fprintln(out, line) }
+		}
+		for n := first; n <= last; n++ {
+			if r := sim.RunScenario(s, n, mut, print); r.Err != nil {
+				return errs.New(errs.Corrupt, "scenario %s, seed %d: %w", s.Name, n, r.Err)
+			}
+		}
+		fmt.Fprintf(out, "scenario %s: %d seeds passed\n", s.Name, last-first+1)
+		return nil
+	}}
+	f := cmd.Flags()
+	f.Uint64Var(&seed, "seed", 1, "run this seed alone")
+	f.IntVar(&count, "seeds", 20, "how many seeds")
+	f.BoolVar(&trace, "trace", false, "print what happens")
+	f.StringVar(&mutant, "mutant", "", "break this rule, see `roseau sim mutants`")
+	return cmd
+}
+
+func newSimMutantsCmd() *cobra.Command {
+	cmd := &cobra.Command{Use: "mutants [NAME...]", Short: "Break one rule at a time and show that the simulator sees it", RunE: func(cmd *cobra.Command, args []string) error {
+		list := sim.Mutants
+		if len(args) > 0 {
+			list = nil
+			for _, name := range args {
+				m, err := sim.FindMutant(name)
+				if err != nil {
+					return err
+				}
+				list = append(list, m)
+			}
+		}
+		var caught []sim.Caught
+		alive := 0
+		for _, m := range list {
+			c, err := sim.RunMutant(cmd.Context(), m)
+			if err != nil {
+				return err
+			}
 			if c.Err == nil {
 				alive++
 			}
 			fmt.Fprintf(cmd.ErrOrStderr(), "%s: %d seeds, %v\n", m.Name, c.Seeds, c.Err)
-			list = append(list, c)
+			caught = append(caught, c)
 		}
-		if len(list) == 0 {
-			return errs.New(errs.NotFound, "mutants %v: none is known by that name", args).WithHint("`roseau sim mutants` alone runs and lists all")
-		}
-		if err := sim.WriteCaught(cmd.OutOrStdout(), list); err != nil {
+		if err := sim.WriteCaught(cmd.OutOrStdout(), caught); err != nil {
 			return err
 		}
 		if alive > 0 {
-			return errs.New(errs.Corrupt, "%d of %d mutants survive: the simulator is blind there", alive, len(list))
+			return errs.New(errs.Corrupt, "%d of %d mutants survive: the simulator is blind there", alive, len(caught))
 		}
 		return nil
 	}}
-	cmd.Flags().IntVar(&limit, "seeds", 1000, "give up on a mutant after so many seeds")
-	cmd.Flags().IntVar(&ops, "ops", 300, "guest operations a seed, at least")
 	return cmd
 }

@@ -25,7 +25,7 @@ type soakOptions struct {
 	minutes, rounds, vms int
 	seed, first          uint64
 	faults               []string
-	controlOnly          bool
+	controlOnly, db      bool
 	record, report       string
 	labName, network     string
 }
@@ -48,6 +48,7 @@ func newDrillSoakCmd(a *app) *cobra.Command {
 	f.Uint64Var(&o.first, "first", 0, "number of the first round, to repeat one")
 	f.StringSliceVar(&o.faults, "fault", nil, "only these kinds (default: all)")
 	f.BoolVar(&o.controlOnly, "control-plane-only", false, "only faults that no VM may notice")
+	f.BoolVar(&o.db, "database", false, "one VM more, with PostgreSQL on ext4: pg_checksums and e2fsck after each round (downloads 45 MB of packages once)")
 	f.StringVar(&o.record, "record", "", "file to add each round to, one JSON object a line")
 	f.StringVar(&o.report, "report", "", "Markdown file to write in the end")
 	f.StringVar(&o.labName, "name", "", "lab (default: the lab of the current context)")
@@ -82,6 +83,15 @@ func (a *app) soak(cmd *cobra.Command, o soakOptions) error {
 		return err
 	}
 	defer done()
+	if o.db {
+		b, err := guestBuilder()
+		if err != nil {
+			return err
+		}
+		if env.Database, err = b.BuildDatabase(cmd.Context()); err != nil {
+			return err
+		}
+	}
 	s.Env, s.Rough, s.Frames = env, lab, lab
 	s.Done = func(r drill.RoundResult) error {
 		past = append(past, r)

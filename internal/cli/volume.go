@@ -6,6 +6,7 @@ import (
 	"net/url"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -33,6 +34,7 @@ func newVolumeCmd(a *app) *cobra.Command {
 			return a.remove(cmd, "/v1/volumes/"+url.PathEscape(args[0]), "volume "+args[0])
 		}}),
 		newVolumeServeCmd(a),
+		newVolumeSnapshotCmd(a),
 		&cobra.Command{Use: "unserve VOLUME", Short: "Release a volume that is served", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
 			return a.change(cmd, http.MethodDelete, "/v1/volumes/"+url.PathEscape(args[0])+"/writer", nil, nil, func() string { return "volume " + args[0] + " released" })
 		}},
@@ -81,6 +83,38 @@ func newVolumeServeCmd(a *app) *cobra.Command {
 		}}
 	cmd.Flags().StringVar(&req.Socket, "socket", "", "path of the socket (default: in the node's run directory)")
 	cmd.Flags().StringVar(&node, "node", "", "node that serves it (default: the one that is asked)")
+	cmd.Flags().StringVar(&req.Snapshot, "snapshot", "", "serve the content of this snapshot, read-only")
+	return cmd
+}
+
+func newVolumeSnapshotCmd(a *app) *cobra.Command {
+	path := func(vol string) string { return "/v1/volumes/" + url.PathEscape(vol) + "/snapshots" }
+	cmd := &cobra.Command{Use: "snapshot", Short: "Snapshots of a volume",
+		Long: "Snapshots of a volume. Taking one copies nothing and stops writes for some milliseconds; its blocks are kept when they are overwritten. " +
+			"A volume that a VM uses is snapshotted by the VM's guard; a volume that nobody uses is opened for it."}
+	cmd.AddCommand(
+		&cobra.Command{Use: "create VOLUME NAME", Short: "Take a snapshot", Args: cobra.ExactArgs(2), RunE: func(cmd *cobra.Command, args []string) error {
+			out := new(volume.SnapshotInfo)
+			return a.change(cmd, http.MethodPost, path(args[0]), volume.SnapshotRequest{Name: args[1]}, out, func() string {
+				return fmt.Sprintf("snapshot %s of volume %s taken", out.Name, args[0])
+			})
+		}},
+		&cobra.Command{Use: "list VOLUME", Short: "List snapshots, oldest first", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+			var list []volume.SnapshotInfo
+			return a.get(cmd, path(args[0]), &list, func() *table {
+				t := newTable("NAME", "NUMBER", "CREATED")
+				for _, s := range list {
+					t.row(s.Name, s.Number, s.Created.Format(time.RFC3339))
+				}
+				return t
+			})
+		}},
+		destroys(&cobra.Command{Use: "delete VOLUME NAME", Short: "Delete a snapshot", Annotations: map[string]string{confirmLast: "yes"}, Args: cobra.ExactArgs(2), RunE: func(cmd *cobra.Command, args []string) error {
+			return a.change(cmd, http.MethodDelete, path(args[0])+"/"+url.PathEscape(args[1]), nil, nil, func() string {
+				return fmt.Sprintf("snapshot %s of volume %s deleted", args[1], args[0])
+			})
+		}}),
+	)
 	return cmd
 }
 

@@ -51,6 +51,12 @@ type Cluster interface {
 	ReturnDisk(ctx context.Context, disk model.Disk) error
 }
 
+// VMDisk is a further disk of a VM.
+type VMDisk struct {
+	Image string
+	Size  size.Bytes
+}
+
 // VMRequest describes the probe VM.
 type VMRequest struct {
 	Name     string
@@ -59,6 +65,7 @@ type VMRequest struct {
 	CPUs     int
 	Memory   size.Bytes
 	DiskSize size.Bytes
+	More     []VMDisk
 }
 
 // Faults does to machines what the tests need.
@@ -104,6 +111,8 @@ type Env struct {
 	Network string    // the bridged network to plug the probe into
 	Version string    // of the product, for figures that are kept
 	Repeat  Repeat    // of the tests that repeat
+	// Database is the path of a database guest's second disk; "": none is made.
+	Database string
 
 	report *TestReport
 }

@@ -43,6 +43,12 @@ type probeVM struct {
 // startProbe imports the image, creates and boots the VM and waits for its
 // page. On error the probe is returned too, if there is something to destroy.
 func (e *Env) startProbe(ctx context.Context, disk size.Bytes) (*probeVM, error) {
+	return e.startProbeWith(ctx, VMRequest{Memory: probeMemory, DiskSize: disk})
+}
+
+// startProbeWith is startProbe for a VM of another shape; name, image and
+// network are filled in.
+func (e *Env) startProbeWith(ctx context.Context, req VMRequest) (*probeVM, error) {
 	addr, gateway, err := e.Vantage.Address(ctx)
 	if err != nil {
 		return nil, err
@@ -59,8 +65,8 @@ func (e *Env) startProbe(ctx context.Context, disk size.Bytes) (*probeVM, error)
 		return nil, err
 	}
 	p.image = true
-	e.say("creating VM %s, %s of disk, address %s", p.name, disk, p.addr)
-	req := VMRequest{Name: p.name, Image: p.name, Network: e.Network, CPUs: 1, Memory: probeMemory, DiskSize: disk}
+	e.say("creating VM %s, %s of disk, address %s", p.name, req.DiskSize, p.addr)
+	req.Name, req.Image, req.Network, req.CPUs = p.name, p.name, e.Network, 1
 	if err := e.Cluster.CreateVM(ctx, req); err != nil {
 		return p, err
 	}
@@ -246,6 +252,7 @@ func (p *probeVM) vmNode(ctx context.Context) (model.VM, error) {
 type recorder struct {
 	vantage Vantage
 	addr    netip.AddrPort
+	heard   func(seq uint64) // nil: nobody wants each
 
 	mu        sync.Mutex
 	newest    map[uint32]uint64
@@ -320,6 +327,9 @@ func (r *recorder) listen(ctx context.Context, conn net.Conn) {
 			return
 		}
 		r.note(seq, time.Now())
+		if r.heard != nil {
+			r.heard(seq)
+		}
 	}
 }
 

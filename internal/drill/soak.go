@@ -56,6 +56,7 @@ type Soak struct {
 
 	nodes  []model.Node
 	probes []*soakProbe
+	db     *databaseProbe // also in probes; nil: none
 }
 
 // RoundResult is one line of a soak's record.
@@ -68,6 +69,7 @@ type RoundResult struct {
 	Restarts   int           `json:"restarts"`       // of VMs
 	LongestGap time.Duration `json:"longest_gap_ns"` // between two acknowledged writes of a VM
 	Acked      int           `json:"writes_acked"`
+	Rows       int           `json:"rows_acked,omitempty"` // of the database, in the table at the audit
 	Lost       int           `json:"writes_lost"`
 	Twice      int           `json:"vms_run_twice"`
 	Healed     time.Duration `json:"healed_ns"` // from the end of the last fault until everything was whole
@@ -114,6 +116,11 @@ func (s *Soak) Run(ctx context.Context) (err error) {
 			return err
 		}
 	}
+	if s.Env.Database != "" {
+		if err := s.addDatabase(ctx); err != nil {
+			return err
+		}
+	}
 	began := time.Now()
 	for n := 0; (s.Rounds == 0 || n < s.Rounds) && (s.For == 0 || time.Since(began) < s.For); n++ {
 		res := s.round(ctx, PlanRound(s.Seed, s.First+uint64(n), len(s.nodes), s.VMs, s.Kinds))
@@ -140,12 +147,26 @@ func (s *Soak) addProbe(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	return s.probes[len(s.probes)-1].prepare(ctx)
+}
+
+func (s *Soak) addDatabase(ctx context.Context) (err error) {
+	s.db, err = s.Env.startDatabase(ctx)
+	if err != nil {
+		return err
+	}
+	p := &soakProbe{probeVM: s.db.probeVM}
+	s.probes = append(s.probes, p)
+	return p.prepare(ctx)
+}
+
+// prepare learns the VM's address and fills its disk.
+func (p *soakProbe) prepare(ctx context.Context) error {
 	vm, err := p.vmNode(ctx)
 	if err != nil {
 		return err
 	}
-	last := s.probes[len(s.probes)-1]
-	if last.mac, err = net.ParseMAC(vm.Spec.NICs[0].MAC); err != nil {
+	if p.mac, err = net.ParseMAC(vm.Spec.NICs[0].MAC); err != nil {
 		return fmt.Errorf("read the address of VM %s: %w", p.name, err)
 	}
 	_, err = p.fill(ctx, soakChunks, false, 2*time.Minute)
@@ -157,7 +178,12 @@ func (s *Soak) destroy(ctx context.Context) error {
 	defer cancel()
 	var err error
 	for _, p := range s.probes {
-		err = errors.Join(err, p.destroy(down))
+		if s.db == nil || p.probeVM != s.db.probeVM {
+			err = errors.Join(err, p.destroy(down))
+		}
+	}
+	if s.db != nil {
+		err = errors.Join(err, s.db.destroy(down))
 	}
 	return err
 }
@@ -182,6 +208,11 @@ func (s *Soak) round(ctx context.Context, r Round) RoundResult {
 		}
 		ears.Go(func() error { return s.Frames.Frames(listen, p.mac, p.note) })
 	}
+	if s.db != nil {
+		if err := s.db.startRows(ctx); err != nil {
+			return fail(err)
+		}
+	}
 	if err := s.inflict(ctx, r); err != nil {
 		return fail(err)
 	}
@@ -195,7 +226,16 @@ func (s *Soak) round(ctx context.Context, r Round) RoundResult {
 			return fail(fmt.Errorf("audit of VM %s: %w", p.name, err))
 		}
 	}
-	return fail(nil)
+	if s.db == nil {
+		return fail(nil)
+	}
+	rows, lost, problems, err := s.db.auditRows(ctx)
+	if res.Rows = rows; lost > 0 {
+		problems = append(problems, fmt.Sprintf("%d of %d committed rows lost", lost, rows))
+	}
+	res.Lost += lost
+	res.Failed = append(res.Failed, problems...)
+	return fail(err)
 }
 
 func (p *soakProbe) note(node string, at time.Time) {
@@ -301,12 +341,14 @@ func (s *Soak) probeWhole(ctx context.Context, p *soakProbe) (bool, error) {
 	if vm.Status.State != model.VMRunning {
 		return false, errs.New(errs.Unavailable, "VM %s is %s (%s)", p.name, vm.Status.State, vm.Status.Reason)
 	}
-	v, err := s.Env.Cluster.Volume(ctx, vm.Spec.Disks[0].Volume)
-	if err != nil {
-		return false, err
-	}
-	if v.Status.Health != model.Healthy {
-		return false, errs.New(errs.Unavailable, "volume %s is %s", v.Name, v.Status.Health)
+	for _, d := range vm.Spec.Disks {
+		v, err := s.Env.Cluster.Volume(ctx, d.Volume)
+		if err != nil {
+			return false, err
+		}
+		if v.Status.Health != model.Healthy {
+			return false, errs.New(errs.Unavailable, "volume %s is %s", v.Name, v.Status.Health)
+		}
 	}
 	return true, p.waitForPage(ctx, time.Minute)
 }

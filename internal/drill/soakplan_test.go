@@ -86,3 +86,20 @@ func TestSightings(t *testing.T) {
 		}
 	}
 }
+
+func TestParseRows(t *testing.T) {
+	runs, bad, err := parseRows("1 5\n8 8\nbad 2\n")
+	if err != nil || bad != 2 {
+		t.Fatalf("%v, %d bad", err, bad)
+	}
+	for seq, want := range map[uint64]bool{1: true, 5: true, 6: false, 8: true, 9: false} {
+		if runs.has(seq) != want {
+			t.Errorf("row %d present: %v", seq, !want)
+		}
+	}
+	for _, text := range []string{"", "1 5\n", "1 x\nbad 0\n"} {
+		if _, _, err := parseRows(text); err == nil {
+			t.Errorf("%q was taken for a whole answer", text)
+		}
+	}
+}

@@ -108,7 +108,7 @@ func (g *guard) carryOutVolumes(ctx context.Context, a vmguard.Action) bool {
 		g.volumeCall(0, a.After, func(ctx context.Context) vmguard.Event { return prepare(ctx, h) })
 	case vmguard.Take:
 		g.taking(!a.ExpectRun.IsZero(), func(ctx context.Context) error {
-			return h.Take(ctx, volume.Claim{ExpectRun: a.ExpectRun, Placement: g.placement(g.core.Run())})
+			return h.Take(ctx, volume.Claim{ExpectRun: a.ExpectRun, ExpectEpoch: a.ExpectEpoch, Placement: g.placement(g.core.Run())})
 		})
 	case vmguard.Reopen:
 		pred := g.rec.Predecessor

@@ -15,6 +15,7 @@ import (
 	"roseau/internal/base/ids"
 	"roseau/internal/base/paths"
 	"roseau/internal/block/volume"
+	"roseau/internal/core/repl"
 	"roseau/internal/core/vmguard"
 	"roseau/internal/driver/guardctl"
 	"roseau/internal/model"
@@ -54,6 +55,7 @@ func (g *guard) serveControl(ctx context.Context) error {
 	handle(mux, g, "POST /pause", g.whileRunning("pause", vmguard.UserPause{}))
 	handle(mux, g, "POST /resume", g.whileRunning("resume", vmguard.UserResume{}))
 	mux.HandleFunc("POST /replace-disk", g.replaceDisk)
+	mux.HandleFunc("POST /snapshot", g.takeSnapshot)
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
 	g.async(func() {
 		defer context.AfterFunc(ctx, func() { srv.Close(); con.close() })()
@@ -121,6 +123,37 @@ func (g *guard) whileRunning(what string, e vmguard.Event) func(empty) error {
 	}
 }
 
+// held returns the set of volumes, or nil if the guard does not hold them.
+func (g *guard) held(ctx context.Context) volume.Handle {
+	ch := make(chan volume.Handle, 1)
+	g.inLoop(func() { ch <- g.vols })
+	select {
+	case h := <-ch:
+		return h
+	case <-ctx.Done():
+		return nil
+	}
+}
+
+// takeSnapshot takes or deletes a snapshot of one volume, or takes one of all.
+func (g *guard) takeSnapshot(w http.ResponseWriter, r *http.Request) {
+	var req repl.SnapshotOrder
+	if err := decodeBody(w, r, &req); err != nil {
+		refuse(w, err)
+		return
+	}
+	h := g.held(r.Context())
+	if h == nil {
+		refuse(w, conflict("snapshot vm %s: it does not hold its volumes", g.cfg.Name))
+		return
+	}
+	if err := h.Snapshot(r.Context(), req); err != nil {
+		refuse(w, err)
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
 // replaceDisk moves the copies of all volumes that lie on one disk to another.
 func (g *guard) replaceDisk(w http.ResponseWriter, r *http.Request) {
 	var req guardctl.ReplaceDiskRequest
@@ -128,14 +161,7 @@ func (g *guard) replaceDisk(w http.ResponseWriter, r *http.Request) {
 		refuse(w, err)
 		return
 	}
-	ch := make(chan volume.Handle, 1)
-	g.inLoop(func() { ch <- g.vols })
-	var h volume.Handle
-	select {
-	case h = <-ch:
-	case <-r.Context().Done():
-		return
-	}
+	h := g.held(r.Context())
 	if h == nil {
 		refuse(w, conflict("replace disk %s: vm %s does not hold its volumes", req.Old, g.cfg.Name))
 		return

@@ -75,6 +75,11 @@ func Run(ctx context.Context, vm ids.ID, log *slog.Logger) error {
 		return err
 	}
 	defer client.Close()
+	fctx, unfollow := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { etcd.FollowEndpoints(fctx, client) })
+	defer wg.Wait()
+	defer unfollow()
 	return run(ctx, cfg, deps{open: volume.Open, etcd: client, identity: identity, clock: clock.System{}, notify: notify, log: log})
 }
 

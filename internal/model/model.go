@@ -29,6 +29,7 @@ const (
 	KindTask    Kind = "tasks"
 	KindEvent   Kind = "events"
 	KindToken   Kind = "tokens"
+	KindWitness Kind = "witnesses"
 )
 
 // Meta is part of every object.
@@ -75,6 +76,22 @@ type NodeSpec struct {
 	Voter   bool              `json:"voter"`
 	// FaultDomain is the node itself in this version.
 	FaultDomain string `json:"fault_domain,omitempty"`
+}
+
+// Witness is a machine that adds votes and holds no data of VMs. A cluster has
+// one at most.
+type Witness struct {
+	Meta
+	Spec WitnessSpec `json:"spec"`
+}
+
+// WitnessSpec is what the witness was told when it joined.
+type WitnessSpec struct {
+	Address string `json:"address"` // IP address that the nodes reach
+	// Port is the first of 13: its two etcd members listen on it and on the ports
+	// up to 12 above it.
+	Port    int    `json:"port"`
+	Version string `json:"version"`
 }
 
 // NodeStatus is reported by the node.

@@ -43,9 +43,15 @@ func (*Task) Kind() Kind { return KindTask }
 // Kind returns KindToken.
 func (*Token) Kind() Kind { return KindToken }
 
+// Kind returns KindWitness.
+func (*Witness) Kind() Kind { return KindWitness }
+
 // Singular returns the noun of one object of the kind, as the CLI and errors
 // use it: "vm", "volume".
 func (k Kind) Singular() string {
+	if k == KindWitness {
+		return "witness"
+	}
 	if n := len(k); n > 1 && k[n-1] == 's' {
 		return string(k[:n-1])
 	}

@@ -10,7 +10,8 @@ import (
 // made and kept nowhere.
 type Token struct {
 	Meta
-	SecretSHA256 string    `json:"secret_sha256"` // hex
+	SecretSHA256 string    `json:"secret_sha256"`     // hex
+	Witness      bool      `json:"witness,omitempty"` // lets a witness join, not a node
 	Expires      time.Time `json:"expires"`
 	// Node is the node that uses the token, from the moment its join began: it
 	// may go on with a join that broke, nobody else may.

@@ -2,11 +2,13 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"crypto/tls"
@@ -16,10 +18,10 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"roseau/internal/api"
-	"roseau/internal/base/clock"
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
 	"roseau/internal/base/paths"
+	"roseau/internal/core/quorum"
 	"roseau/internal/driver/etcd"
 	"roseau/internal/model"
 	"roseau/internal/nodeconf"
@@ -28,23 +30,29 @@ import (
 	"roseau/internal/svc/beat"
 	"roseau/internal/svc/event"
 	"roseau/internal/svc/member"
+	"roseau/internal/svc/seat"
 	"roseau/internal/svc/task"
+	"roseau/internal/svc/voters"
 )
 
 const (
 	settlePause     = 500 * time.Millisecond
 	listenPause     = 500 * time.Millisecond
-	refreshEvery    = 5 * time.Second
+	refreshEvery    = time.Second
+	seatTimeout     = 20 * time.Second // for the answer to a join; the node goes on trying
 	etcdLogFileName = "/etcd.log"
 )
 
 // life is the daemon while it is a node of a cluster.
 type life struct {
 	d       *daemon
+	mu      sync.Mutex // protects conf
 	conf    *nodeconf.Config
 	deps    Deps
-	voter   *voter // nil: this node does not vote
+	seat    *seat.Seat
 	member  *member.Server
+	voters  *voters.Manager
+	probe   *etcd.Probe
 	cli     *clientv3.Client
 	settled chan struct{} // closed when the node is a full part of the cluster
 }
@@ -65,13 +73,12 @@ func (d *daemon) configured(ctx context.Context, conf *nodeconf.Config, ready ch
 	voterDone := make(chan struct{})
 	go func() {
 		defer close(voterDone)
-		if n.voter != nil {
-			n.voter.run(vctx)
-		}
+		n.seat.Run(vctx)
 	}()
 	err = n.run(ctx, ready)
 	n.deps.Tasks.Close()
 	n.cli.Close()
+	n.probe.Close()
 	stopVoter()
 	<-voterDone
 	return err
@@ -90,7 +97,7 @@ func (d *daemon) newLife(ctx context.Context, conf *nodeconf.Config) (*life, err
 	if err != nil {
 		return nil, fmt.Errorf("start node %s: %w", conf.Name, err)
 	}
-	n := &life{d: d, conf: conf, cli: cli, settled: make(chan struct{})}
+	n := &life{d: d, conf: conf, cli: cli, probe: etcd.NewProbe(id), settled: make(chan struct{})}
 	s := store.New(cli, d.o.Clock)
 	n.deps = Deps{
 		Node: conf.Node, Name: conf.Name, Config: *conf, Identity: id,
@@ -100,17 +107,18 @@ func (d *daemon) newLife(ctx context.Context, conf *nodeconf.Config) (*life, err
 		Tasks:     task.NewRunner(ctx, s, conf.Name, d.o.Clock, log),
 		Events:    event.NewLog(s, conf.Name, d.o.Clock, log),
 		Endpoints: cli.Endpoints,
-		Leading:   func() bool { return false }, LeaderSince: func() clock.Instant { return 0 },
-		Clock: d.o.Clock, Log: log,
+		Clock:     d.o.Clock, Log: log,
 	}
-	if conf.Voter {
-		n.voter = newVoter(etcd.Config{Node: conf.Node, Identity: id, Dir: paths.Etcd, Addresses: conf.ClusterAddresses(),
-			InitialCluster: conf.InitialCluster, Cluster: conf.Cluster, LogFile: paths.State + etcdLogFileName}, d.o.Clock, log)
-		n.deps.Leading, n.deps.LeaderSince = n.voter.leading, n.voter.leaderSince
-	}
+	ec := etcd.Config{Name: conf.Node.String(), Identity: id, Dir: paths.Etcd, Addresses: conf.ClusterAddresses(),
+		Cluster: conf.Cluster, LogFile: paths.State + etcdLogFileName, New: conf.Settling != nil && conf.Settling.Init}
+	n.seat = seat.New(seat.Config{Etcd: ec, Peer: etcd.PeerURL(conf.ClusterAddresses()[0]), Save: n.saveSeat,
+		Enter: func(ctx context.Context) error { return n.member.FetchKey(ctx) }, Leave: member.DropKey, Clock: d.o.Clock, Log: log}, conf.Seat)
+	n.deps.Leading, n.deps.LeaderSince = n.seat.Leading, n.seat.LeaderSince
 	n.deps.Proxy = api.NewProxy(conf.Node, id, n.addressesOf, log)
+	reader := voters.Reader{Store: s, Sessions: n.deps.Sessions, Beat: n.deps.Beats.Seen, Clock: d.o.Clock}
 	n.member = &member.Server{Config: *conf, Identity: id, Store: s, Sessions: n.deps.Sessions, Tasks: n.deps.Tasks,
-		Events: n.deps.Events, Clock: d.o.Clock, Log: log, Leading: n.deps.Leading}
+		Events: n.deps.Events, Clock: d.o.Clock, Log: log, Leading: n.deps.Leading, Reader: reader, Probe: n.probe, Proxy: n.deps.Proxy}
+	n.voters = &voters.Manager{Reader: reader, Probe: n.probe, Leading: n.deps.Leading, Events: n.deps.Events, Log: log, Timers: d.o.Timers}
 	return n, nil
 }
 
@@ -146,7 +154,7 @@ func (n *life) run(ctx context.Context, ready chan<- error) error {
 		{Name: "sessions", Run: d.Sessions.Run},
 		{Name: "events", Run: d.Events.Run},
 		{Name: "beats", Run: n.followPeers},
-		{Name: "endpoints", Run: n.refreshEndpoints},
+		{Name: "members", Run: n.followMembers},
 	}
 	for _, s := range core {
 		g.Go(func() error { return supervise(ctx, s, d.Log) })
@@ -157,6 +165,7 @@ func (n *life) run(ctx context.Context, ready chan<- error) error {
 		}},
 		{Name: "status", Run: func(ctx context.Context) error { return reportStatus(ctx, d, n.d.o.Version) }},
 		{Name: "sweep", Run: n.member.Sweep},
+		{Name: "voters", Run: n.voters.Run},
 		{Name: "old tasks", Run: n.recoverTasks},
 	}, svcs...)
 	for _, s := range late {
@@ -179,11 +188,11 @@ func (n *life) run(ctx context.Context, ready chan<- error) error {
 // node is ready. A node that was settled before is ready at once: it must adopt
 // what runs on it even while there is no quorum.
 func (n *life) settle(ctx context.Context, ready chan<- error) error {
+	joining := n.conf.Settling != nil
 	for n.conf.Settling != nil {
 		err := n.member.Settle(ctx, *n.conf.Settling)
 		if err == nil {
-			n.conf.Settling = nil
-			if err = n.conf.Save(paths.NodeConfig); err == nil {
+			if err = n.update(func(c *nodeconf.Config) { c.Settling = nil }); err == nil {
 				break
 			}
 		}
@@ -195,11 +204,60 @@ func (n *life) settle(ctx context.Context, ready chan<- error) error {
 		}
 	}
 	close(n.settled)
-	n.deps.Log.Info("node runs", "id", n.conf.Node, "cluster", n.conf.ClusterName, "voter", n.conf.Voter, "addresses", n.conf.Addresses)
+	n.deps.Log.Info("node runs", "id", n.conf.Node, "cluster", n.conf.ClusterName, "voter", n.seat.Seated(), "addresses", n.conf.Addresses)
+	if ready != nil && joining {
+		n.awaitSeat(ctx)
+	}
 	if ready != nil {
 		ready <- nil
 	}
 	return nil
+}
+
+// awaitSeat waits a while until this node votes, or is seen not to be needed:
+// who joined three machines sees three voters.
+func (n *life) awaitSeat(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, seatTimeout)
+	defer cancel()
+	for {
+		members, err := etcd.Members(ctx, n.cli)
+		nodes, nerr := store.List[model.Node](ctx, n.deps.Store)
+		if err == nil && nerr == nil {
+			votes, mine := 0, false
+			for _, m := range members {
+				if !m.Learner && !m.Node.IsZero() {
+					votes++
+					mine = mine || m.Node == n.conf.Node
+				}
+			}
+			if mine || votes >= quorum.Voters(len(nodes)) {
+				return
+			}
+		}
+		select {
+		case <-ctx.Done():
+			n.deps.Log.Warn("this node does not vote yet", "err", errors.Join(err, nerr))
+			return
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// update changes this node's file.
+func (n *life) update(change func(*nodeconf.Config)) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	c := *n.conf
+	change(&c)
+	if err := c.Save(paths.NodeConfig); err != nil {
+		return err
+	}
+	*n.conf = c
+	return nil
+}
+
+func (n *life) saveSeat(s nodeconf.Seat) error {
+	return n.update(func(c *nodeconf.Config) { c.Seat = s })
 }
 
 // watchRemoval ends this life when the cluster says that it removed this node.
@@ -302,12 +360,14 @@ func (n *life) beatAge(node ids.ID) time.Duration {
 	return n.deps.Clock.Now().Sub(at)
 }
 
-// refreshEndpoints keeps the list of etcd members up to date, in the client and
-// in the node's file, for the next start.
-func (n *life) refreshEndpoints(ctx context.Context) error {
+// followMembers keeps the list of etcd members up to date: in the client, in the
+// node's file for the next start, and for this node's own seat.
+func (n *life) followMembers(ctx context.Context) error {
+	last := ""
 	for {
-		if err := n.refreshOnce(ctx); err != nil {
-			n.deps.Log.Debug("refresh etcd endpoints", "err", err)
+		if err := n.followOnce(ctx); err != nil && ctx.Err() == nil && err.Error() != last {
+			last = err.Error()
+			n.deps.Log.Info("follow etcd members", "err", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -317,33 +377,28 @@ func (n *life) refreshEndpoints(ctx context.Context) error {
 	}
 }
 
-func (n *life) refreshOnce(ctx context.Context) error {
-	rctx, cancel := context.WithTimeout(ctx, refreshEvery)
+func (n *life) followOnce(ctx context.Context) error {
+	rctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	members, err := etcd.Members(rctx, n.cli)
 	if err != nil {
 		return err
 	}
-	var now []string
-	for _, m := range members {
-		if !m.Learner && len(m.ClientURLs) > 0 {
-			now = append(now, m.ClientURLs[0])
-		}
-	}
-	slices.Sort(now)
+	now := etcd.Endpoints(members)
 	have := slices.Clone(n.cli.Endpoints())
 	slices.Sort(have)
-	if len(now) == 0 || slices.Equal(now, have) {
+	if len(now) > 0 && !slices.Equal(now, have) {
+		n.cli.SetEndpoints(now...)
+		if err := n.update(func(c *nodeconf.Config) { c.Endpoints = now }); err != nil {
+			return err
+		}
+	}
+	select {
+	case <-n.settled: // before, a node without an object would take a seat
+		return n.seat.Follow(ctx, members)
+	default:
 		return nil
 	}
-	n.cli.SetEndpoints(now...)
-	select {
-	case <-n.settled: // settle writes the file too, before
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	n.conf.Endpoints = now
-	return n.conf.Save(paths.NodeConfig)
 }
 
 // recoverTasks ends the tasks that died with an earlier daemon of this node.
@@ -376,10 +431,10 @@ func (n *life) localRoutes(r *api.Router) {
 		if !api.CallerOf(ctx).Local {
 			return nil, errs.New(errs.Denied, "set etcd of node %s: only root on the node may do that", n.conf.Name)
 		}
-		if n.voter == nil {
+		if !n.seat.Seated() {
 			return nil, errs.New(errs.Conflict, "set etcd of node %s: it does not vote", n.conf.Name)
 		}
-		n.voter.want(in.Body.Running)
+		n.seat.Want(in.Body.Running)
 		return nil, nil
 	})
 }

@@ -23,6 +23,7 @@ import (
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
 	"roseau/internal/base/paths"
+	"roseau/internal/core/quorum"
 	"roseau/internal/nodeconf"
 	"roseau/internal/svc/member"
 )
@@ -32,6 +33,7 @@ type Options struct {
 	Version string
 	Clock   clock.Clock
 	Log     *slog.Logger
+	Timers  quorum.Timers // of the voters; zero: those that ship
 }
 
 // readyTimeout is how long the answer to an init or a join waits for the new

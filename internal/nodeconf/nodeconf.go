@@ -27,16 +27,25 @@ type Config struct {
 	Addresses map[model.NetworkRole][]string `json:"addresses"`
 	// Uplinks names the physical interface of each bridged network.
 	Uplinks map[string]string `json:"uplinks,omitempty"`
-	Voter   bool              `json:"voter"`
-	// Endpoints are the client URLs of all etcd members, as last seen; the
+	// Seat says whether this node votes, and as which etcd member.
+	Seat Seat `json:"seat"`
+	// Endpoints are the client URLs of the nodes that vote, as last seen; the
 	// daemon keeps them up to date.
 	Endpoints []string `json:"endpoints"`
-	// InitialCluster has the peer URLs of the members when this one was added:
-	// etcd's first start needs it. nil: this node made the cluster.
-	InitialCluster map[string]string `json:"initial_cluster,omitempty"`
 	// Settling says what the daemon still has to do before the node is a full
 	// part of the cluster; nil: nothing. A daemon that died goes on with it.
 	Settling *Settling `json:"settling,omitempty"`
+}
+
+// Seat is what a machine keeps of its etcd member between starts.
+type Seat struct {
+	Seated bool `json:"seated"`
+	// Member is the id that the data is of; 0: of a member that makes the cluster,
+	// before its first start.
+	Member uint64 `json:"member,string,omitempty"`
+	// Initial has the peer URL of every member by name, for the first start; nil
+	// afterwards, and for the member that makes the cluster.
+	Initial map[string]string `json:"initial,omitempty"`
 }
 
 // Settling is the second half of an init or a join.

@@ -64,7 +64,7 @@ func FromFiles(f Files) (*Identity, error) {
 	return &Identity{peer: peer, cert: cert, ca: ca, pool: pool}, nil
 }
 
-// Node returns the node that this identity is, or the zero ID for a user.
+// Node returns the node that this identity is, or the zero ID for others.
 func (id *Identity) Node() ids.ID { return id.peer.Node }
 
 // Peer returns who this identity is.
@@ -92,7 +92,12 @@ func (id *Identity) ServerTLS() *tls.Config {
 
 // ServerTLSUsers is for the API: nodes and users of the cluster may connect.
 func (id *Identity) ServerTLSUsers() *tls.Config {
-	return id.server(func(Peer) error { return nil })
+	return id.server(func(p Peer) error {
+		if !p.Witness.IsZero() {
+			return errs.New(errs.Denied, "accept %s: a witness has no business here", p)
+		}
+		return nil
+	})
 }
 
 func (id *Identity) server(check func(Peer) error) *tls.Config {
@@ -107,21 +112,35 @@ func (id *Identity) server(check func(Peer) error) *tls.Config {
 }
 
 // ClientTLS is for connections to the node peer, at whatever address; the zero
-// ID accepts every node of the cluster (for etcd, where any member will do).
+// ID accepts every node of the cluster.
 func (id *Identity) ClientTLS(peer ids.ID) *tls.Config {
+	return id.clientOf(func(p Peer) error {
+		if p.Node.IsZero() || !peer.IsZero() && p.Node != peer {
+			return errs.New(errs.Denied, "connect to node %s: %s answered", peer, p)
+		}
+		return nil
+	})
+}
+
+// EtcdTLS is for clients of etcd: any member will do, the witness's too.
+func (id *Identity) EtcdTLS() *tls.Config {
+	return id.clientOf(func(p Peer) error {
+		if p.Node.IsZero() && p.Witness.IsZero() {
+			return errs.New(errs.Denied, "connect to etcd: %s answered", p)
+		}
+		return nil
+	})
+}
+
+func (id *Identity) clientOf(check func(Peer) error) *tls.Config {
 	return &tls.Config{
 		MinVersion:   tls.VersionTLS13,
 		Certificates: []tls.Certificate{id.cert},
 		RootCAs:      id.pool,
 		// Every node certificate has this name, so Go's own chain and name check
 		// stays on; which node it is, VerifyConnection decides.
-		ServerName: AnyNodeName,
-		VerifyConnection: checkPeer(func(p Peer) error {
-			if p.Node.IsZero() || !peer.IsZero() && p.Node != peer {
-				return errs.New(errs.Denied, "connect to node %s: %s answered", peer, p)
-			}
-			return nil
-		}),
+		ServerName:       AnyNodeName,
+		VerifyConnection: checkPeer(check),
 	}
 }
 

@@ -52,19 +52,24 @@ const (
 	uriScheme   = "roseau"
 	hostOfNodes = "node"
 	hostOfUsers = "user"
+	hostOfWits  = "witness"
 )
 
 // Peer says who is at the other end of a TLS connection: exactly one of the
-// fields is set.
+// fields is set. A witness is admitted by etcd alone.
 type Peer struct {
-	Node ids.ID
-	User string
+	Node    ids.ID
+	Witness ids.ID
+	User    string
 }
 
-// String returns "node <id>" or "user <name>".
+// String returns "node <id>", "witness <id>" or "user <name>".
 func (p Peer) String() string {
 	if p.User != "" {
 		return "user " + p.User
+	}
+	if !p.Witness.IsZero() {
+		return "witness " + p.Witness.String()
 	}
 	return "node " + p.Node.String()
 }
@@ -84,10 +89,13 @@ func peerOfCert(cert *x509.Certificate) (Peer, error) {
 	u := cert.URIs[0]
 	name := strings.TrimPrefix(u.Path, "/")
 	switch u.Host {
-	case hostOfNodes:
+	case hostOfNodes, hostOfWits:
 		id, err := ids.Parse(name)
 		if err != nil {
 			return Peer{}, errs.New(errs.Denied, "identify peer %q: %w", u, err)
+		}
+		if u.Host == hostOfWits {
+			return Peer{Witness: id}, nil
 		}
 		return Peer{Node: id}, nil
 	case hostOfUsers:
@@ -95,11 +103,15 @@ func peerOfCert(cert *x509.Certificate) (Peer, error) {
 			return Peer{User: name}, nil
 		}
 	}
-	return Peer{}, errs.New(errs.Denied, "identify peer %q: neither a node nor a user", u)
+	return Peer{}, errs.New(errs.Denied, "identify peer %q: neither a node, a witness nor a user", u)
 }
 
 func nodeURI(id ids.ID) *url.URL {
 	return &url.URL{Scheme: uriScheme, Host: hostOfNodes, Path: "/" + id.String()}
+}
+
+func witnessURI(id ids.ID) *url.URL {
+	return &url.URL{Scheme: uriScheme, Host: hostOfWits, Path: "/" + id.String()}
 }
 
 func userURI(name string) *url.URL {
@@ -182,10 +194,21 @@ func (ca *CA) Fingerprint() string { return FingerprintOf(ca.cert) }
 // SignNode signs the key of a certificate request as the node's. Of the request
 // only the key is taken: names and addresses are what the caller verified.
 func (ca *CA) SignNode(csrPEM []byte, node ids.ID, addrs []net.IP, now time.Time) ([]byte, error) {
+	return ca.signMachine(csrPEM, node, nodeURI(node), addrs, now)
+}
+
+// SignWitness signs the key of a certificate request as the witness's. Etcd,
+// which looks at the name alone, takes it for one of its members; everything
+// else refuses it by its URI.
+func (ca *CA) SignWitness(csrPEM []byte, witness ids.ID, addrs []net.IP, now time.Time) ([]byte, error) {
+	return ca.signMachine(csrPEM, witness, witnessURI(witness), addrs, now)
+}
+
+func (ca *CA) signMachine(csrPEM []byte, id ids.ID, uri *url.URL, addrs []net.IP, now time.Time) ([]byte, error) {
 	tmpl := &x509.Certificate{
-		Subject:     pkix.Name{CommonName: node.String()},
-		URIs:        []*url.URL{nodeURI(node)},
-		DNSNames:    []string{node.String() + "." + AnyNodeName, AnyNodeName, "localhost"},
+		Subject:     pkix.Name{CommonName: id.String()},
+		URIs:        []*url.URL{uri},
+		DNSNames:    []string{id.String() + "." + AnyNodeName, AnyNodeName, "localhost"},
 		IPAddresses: append([]net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}, addrs...),
 		NotAfter:    now.AddDate(nodeYears, 0, 0),
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},

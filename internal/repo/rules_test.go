@@ -38,6 +38,7 @@ var layers = []struct {
 	{"internal/guard", true},
 	{"internal/volumeguard", false},
 	{"internal/storage", true},
+	{"internal/witness", false},
 	{"internal/node", false},
 	{"internal/lab", true},
 	{"internal/drill", true},

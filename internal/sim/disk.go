@@ -4,7 +4,6 @@ import (
 	"errors"
 	"math/rand/v2"
 	"slices"
-	"time"
 
 	"roseau/internal/base/clock"
 	"roseau/internal/base/ids"
@@ -22,7 +21,10 @@ type simDisk struct {
 	flying   []*inFlight           // writes handed over, not finished
 	dead     bool                  // every I/O fails from now on
 	hungTill clock.Instant
-	rotten   int
+	// syncHungTill is hungTill for fdatasync alone.
+	syncHungTill clock.Instant
+	stuck        []func() // actions that wait for the end of a hang
+	rotten       int
 }
 
 type cached struct {
@@ -48,13 +50,35 @@ func (d *simDisk) die() { d.dead = true }
 
 func (d *simDisk) hang(until clock.Instant) { d.hungTill = until }
 
-// delay of an I/O that is handed over now.
-func (d *simDisk) delay(w *world) time.Duration {
-	t := w.between(w.profile.diskLo, w.profile.diskHi)
-	if d.hungTill > w.now {
-		t += d.hungTill.Sub(w.now)
+// wake ends a hang.
+func (d *simDisk) wake(w *world) {
+	d.hungTill, d.syncHungTill = 0, 0
+	stuck := d.stuck
+	d.stuck = nil
+	for _, f := range stuck {
+		w.after(w.between(w.profile.diskLo, w.profile.diskHi), f)
 	}
-	return t
+}
+
+// schedule lets f happen when an action that is handed over now has ended.
+func (d *simDisk) schedule(w *world, op disk.Op, f func()) {
+	t := w.between(w.profile.diskLo, w.profile.diskHi)
+	hung := d.hungTill
+	if op == disk.OpSync {
+		hung = max(hung, d.syncHungTill)
+	}
+	if hung > w.now {
+		t += hung.Sub(w.now)
+		act, done := f, false
+		f = func() {
+			if !done {
+				done = true
+				act()
+			}
+		}
+		d.stuck = append(d.stuck, f)
+	}
+	w.after(t, f)
 }
 
 // do performs an action at its completion.
@@ -122,13 +146,26 @@ func (d *simDisk) read(b []byte, offset int64) {
 	}
 }
 
+// flip turns over a bit of the durable page at offset.
+func (d *simDisk) flip(rng *rand.Rand, offset int64) (at int64, ok bool) {
+	page := d.durable[offset/4096]
+	if page == nil {
+		return 0, false
+	}
+	in := rng.IntN(4096)
+	page[in] ^= 1 << rng.IntN(8)
+	d.rotten++
+	return offset/4096*4096 + int64(in), true
+}
+
 // losePower keeps a random subset of the sectors that no fdatasync covered.
 // Writes in flight are among them.
 func (d *simDisk) losePower(rng *rand.Rand, keep float64) {
 	for _, f := range d.flying {
 		d.do(f.io)
 	}
-	d.flying = nil
+	d.flying, d.stuck = nil, nil
+	d.hungTill, d.syncHungTill = 0, 0
 	for _, c := range d.cache {
 		for s := 0; s < len(c.data); s += sectorBytes {
 			if rng.Float64() < keep {
@@ -139,18 +176,15 @@ func (d *simDisk) losePower(rng *rand.Rand, keep float64) {
 	d.cache = nil
 }
 
-// rot flips a bit of a page at rest.
-func (d *simDisk) rot(rng *rand.Rand) bool {
+// rot flips a bit of a page at rest and returns where.
+func (d *simDisk) rot(rng *rand.Rand) (offset int64, ok bool) {
 	if len(d.durable) == 0 || d.dead || d.rotten > 20 {
-		return false
+		return 0, false
 	}
 	pages := make([]int64, 0, len(d.durable))
 	for p := range d.durable {
 		pages = append(pages, p)
 	}
 	slices.Sort(pages)
-	page := d.durable[pages[rng.IntN(len(pages))]]
-	page[rng.IntN(4096)] ^= 1 << rng.IntN(8)
-	d.rotten++
-	return true
+	return d.flip(rng, pages[rng.IntN(len(pages))]*4096)
 }

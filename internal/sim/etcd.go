@@ -2,6 +2,7 @@ package sim
 
 import (
 	"encoding/json"
+	"maps"
 
 	"roseau/internal/base/ids"
 	"roseau/internal/core/repl"
@@ -13,7 +14,13 @@ type etcdModel struct {
 	rev  int64
 	keys map[string]etcdValue
 	up   bool
+
+	apart  bool   // it runs outside the three storage nodes
+	next   string // what happens to the next transaction: lost, unanswered, late
+	backup map[string]etcdValue
 }
+
+func cloneKeys(m map[string]etcdValue) map[string]etcdValue { return maps.Clone(m) }
 
 type etcdValue struct {
 	rev  int64

@@ -25,6 +25,8 @@ type profile struct {
 	diskLo      time.Duration
 	diskHi      time.Duration
 	tornLikely  float64
+	compute     int // nodes without disks
+	disks       int // of each other node
 	rotNode     int // the one node whose disks may rot
 	failingNode int // the one node whose disks may die
 }
@@ -54,10 +56,13 @@ var allFaults = []fault{
 	{"local_disk_hang", (*world).faultLocalDiskHang},
 	{"forgetful", (*world).faultForgetful},
 	{"late_successor", (*world).faultLateSuccessor},
+	{"log_rot", (*world).faultLogRot},
+	{"split_flush", (*world).faultSplitFlush},
 }
 
 func drawProfile(w *world) profile {
 	p := profile{
+		disks:       2,
 		every:       w.between(100*time.Millisecond, 3*time.Second),
 		etcdLo:      time.Millisecond,
 		etcdHi:      w.between(3*time.Millisecond, 40*time.Millisecond),
@@ -66,8 +71,11 @@ func drawProfile(w *world) profile {
 		diskLo:      20 * time.Microsecond,
 		diskHi:      w.between(100*time.Microsecond, 10*time.Millisecond),
 		tornLikely:  w.rng.Float64(),
-		rotNode:     w.rng.IntN(nodeCount),
-		failingNode: w.rng.IntN(nodeCount),
+		rotNode:     w.rng.IntN(storageNodes),
+		failingNode: w.rng.IntN(storageNodes),
+	}
+	if w.chance(0.4) {
+		p.compute = 1 + w.rng.IntN(2)
 	}
 	if w.chance(0.5) {
 		p.etcdUnknown = 0.3 * w.rng.Float64()
@@ -82,6 +90,9 @@ func drawProfile(w *world) profile {
 	}
 	if w.opt.Bias != nil {
 		w.opt.Bias.apply(&p)
+	}
+	if w.opt.Scenario != nil {
+		scripted(&p, w.opt.Scenario)
 	}
 	return p
 }
@@ -150,7 +161,7 @@ func (w *world) scheduleFault() {
 	})
 }
 
-func (w *world) randomNode() *node { return w.nodes[w.rng.IntN(nodeCount)] }
+func (w *world) randomNode() *node { return w.nodes[w.rng.IntN(len(w.nodes))] }
 
 func (w *world) faultPowerCut() {
 	n := w.randomNode()
@@ -173,7 +184,17 @@ func (w *world) faultPowerBlip() {
 	w.after(w.between(10*time.Millisecond, 400*time.Millisecond), n.restore)
 }
 
+// atRest reports whether no guest is served: most faults that stop everything
+// then prove nothing and only use the seed up.
+func (w *world) atRest() bool {
+	g := w.manager.active
+	return (g == nil || g.ended() || !g.leaseHeld()) && !w.chance(0.3)
+}
+
 func (w *world) faultPowerCutAll() {
+	if w.atRest() {
+		return
+	}
 	w.note("power_cut_all")
 	for _, n := range w.nodes {
 		if n.powered {
@@ -258,7 +279,7 @@ func (w *world) faultPartition() {
 	n := w.randomNode()
 	w.note("partition")
 	w.tracef("partition %s", n.name())
-	for i := range nodeCount {
+	for i := range w.nodes {
 		if i != n.index {
 			w.net.set(n.index, i, true)
 			w.net.set(i, n.index, true)
@@ -325,7 +346,12 @@ func (w *world) faultLateSuccessor() {
 		return
 	}
 	w.note("late_successor")
-	g := newGuard(w, now.node, old.run, w.manager.attempt, true)
+	w.haunt(now.node, old)
+}
+
+// haunt starts a guard for the QEMU that an earlier run left behind.
+func (w *world) haunt(n *node, old *guard) {
+	g := newGuard(w, n, old.run, w.manager.attempt, true)
 	g.ghost = true
 	w.tracef("%s: a late successor of %s", g.name(), old.name())
 	g.onState = func(s writer.State) {
@@ -338,7 +364,7 @@ func (w *world) faultLateSuccessor() {
 	}
 	g.onClaim = func(o writer.ClaimOutcome) {
 		if o == writer.Made {
-			g.step(writer.Command{Kind: writer.Activate})
+			g.later(writer.Command{Kind: writer.Activate})
 		}
 	}
 	g.predecessor = wire.PredecessorID{Epoch: old.lastOwn.Epoch, Nonce: old.lastOwn.Nonce, Inc: old.lastOwn.Inc}
@@ -353,7 +379,7 @@ func (w *world) faultLateSuccessor() {
 }
 
 func (w *world) heal(n *node) {
-	for i := range nodeCount {
+	for i := range w.nodes {
 		w.net.set(n.index, i, false)
 		w.net.set(i, n.index, false)
 	}
@@ -363,7 +389,7 @@ func (w *world) heal(n *node) {
 }
 
 func (w *world) faultOneWay() {
-	a, b := w.rng.IntN(nodeCount), w.rng.IntN(nodeCount)
+	a, b := w.rng.IntN(len(w.nodes)), w.rng.IntN(len(w.nodes))
 	if a == b {
 		return
 	}
@@ -377,7 +403,7 @@ func (w *world) faultLinkReset() {
 	if g == nil || g.ended() {
 		return
 	}
-	if l := g.links[w.rng.IntN(nodeCount)]; l != nil && l.open {
+	if l := g.links[w.rng.IntN(len(w.nodes))]; l != nil && l.open {
 		w.note("link_reset")
 		l.reset(false)
 	}
@@ -405,7 +431,7 @@ func (w *world) faultFalseAlarm() {
 }
 
 func (w *world) faultDiskHang() {
-	n := w.randomNode()
+	n := w.nodes[w.rng.IntN(storageNodes)]
 	d := n.disks[w.rng.IntN(len(n.disks))]
 	if !n.serving() || d.dead {
 		return
@@ -423,7 +449,10 @@ func (w *world) faultDiskDead() {
 		}
 	}
 	w.note("disk_dead")
-	d := n.disks[w.rng.IntN(len(n.disks))]
+	w.killDisk(n, n.disks[w.rng.IntN(len(n.disks))])
+}
+
+func (w *world) killDisk(n *node, d *simDisk) {
 	w.tracef("disk %s of %s dies", d.id.Short(), n.name())
 	d.die()
 	r := w.etcd.records(w.vm, idsOf(w.volume), w.diskIdx)
@@ -438,15 +467,63 @@ func (w *world) faultBitRot() {
 	if w.profile.rotNode == w.profile.failingNode || len(n.disks) == 0 {
 		return
 	}
-	if n.disks[w.rng.IntN(len(n.disks))].rot(w.rng) {
+	d := n.disks[w.rng.IntN(len(n.disks))]
+	if at, ok := d.rot(w.rng); ok {
 		w.note("bit_rot")
+		w.tracef("disk %s of %s: a bit at %d rots", d.id.Short(), n.name(), at)
 	}
+}
+
+// faultLogRot flips a bit of what a log holds durably, and every node reboots
+// before a checkpoint makes it history.
+func (w *world) faultLogRot() {
+	if w.profile.rotNode == w.profile.failingNode || w.atRest() || !w.rotLogs(w.nodes[w.profile.rotNode]) {
+		return
+	}
+	w.note("log_rot")
+	w.faultPowerCutAll()
+}
+
+// rotLogs flips a bit in the durable part of the log of each disk of n.
+func (w *world) rotLogs(n *node) bool {
+	any := false
+	for _, d := range n.disks {
+		eng := n.engines[d.id]
+		if eng == nil || d.dead {
+			continue
+		}
+		s := eng.Stats()
+		pages := int64(s.DurableLSN-s.CheckpointLSN) / repl.BlockBytes
+		if pages <= 0 {
+			continue
+		}
+		lsn := int64(s.CheckpointLSN) + w.rng.Int64N(pages)*repl.BlockBytes
+		if at, ok := d.flip(w.rng, ringOffset+lsn%ringBytes); ok {
+			any = true
+			w.tracef("disk %s of %s: a bit of its log at %d rots", d.id.Short(), n.name(), at)
+		}
+	}
+	return any
+}
+
+// faultSplitFlush: one copy finishes no fdatasync while the others do; then power
+// fails everywhere.
+func (w *world) faultSplitFlush() {
+	n := w.nodes[w.rng.IntN(storageNodes)]
+	if !n.serving() || w.atRest() {
+		return
+	}
+	w.note("split_flush")
+	for _, d := range n.disks {
+		d.syncHungTill = w.now.Add(2 * time.Second)
+	}
+	w.after(w.between(50*time.Millisecond, 900*time.Millisecond), w.faultPowerCutAll)
 }
 
 // rottenAlone: every in-sync copy of one of the request's blocks is on the node
 // whose disks rot, the only case in which a read may fail (C5).
 func (w *world) rottenAlone(r *request) bool {
-	if w.counts["bit_rot"] == 0 {
+	if w.counts["bit_rot"]+w.counts["log_rot"] == 0 {
 		return false
 	}
 	for b := r.first; b < r.first+r.count; b++ {
@@ -468,7 +545,7 @@ func (w *world) settle() {
 		n.restore()
 		n.startStorage()
 		for _, d := range n.disks {
-			d.hang(0)
+			d.wake(w)
 		}
 	}
 	for _, g := range w.guards {
@@ -478,9 +555,13 @@ func (w *world) settle() {
 	}
 	w.repeatReplace()
 	limit := w.now.Add(10 * time.Minute)
-	if !w.run(limit, w.whole) {
+	if !w.run(limit, func() bool { return w.ops >= w.opt.Ops && w.whole() }) {
 		if w.err == nil && w.onlyDeadCopies() {
 			w.note("waits_for_dead_copy") // and serves nothing older instead
+			return
+		}
+		if w.err == nil && w.onlyRottenCopies() {
+			w.note("waits_for_rotten_copy") // as above: the last good copy of something is gone
 			return
 		}
 		w.failf("not whole %s after the last fault: %s", 10*time.Minute, w.describe())
@@ -502,6 +583,30 @@ func (w *world) onlyDeadCopies() bool {
 	return false
 }
 
+// onlyRottenCopies reports whether all that is left in sync of a segment, dead
+// disks aside, is on the node whose disks rot, or has a log tail that only such a
+// copy could judge.
+func (w *world) onlyRottenCopies() bool {
+	if w.counts["bit_rot"]+w.counts["log_rot"] == 0 {
+		return false
+	}
+	r := w.etcd.records(w.vm, idsOf(w.volume), w.diskIdx)
+	for s := range r.Volumes[0].Seg.Map {
+		sound := func(d ids.ID) bool {
+			n := w.nodeOfDisk(d)
+			if n.index == w.profile.rotNode || n.diskByID(d).dead || n.engines[d] == nil {
+				return false
+			}
+			info, _ := n.engines[d].Volume(w.volume)
+			return info.Unverified == 0 || w.manager.challenger == nil
+		}
+		if !slices.ContainsFunc(r.Volumes[0].ISR(s), sound) {
+			return true
+		}
+	}
+	return false
+}
+
 func (w *world) repeatReplace() {
 	w.manager.replaceDisks()
 	w.after(time.Second, w.repeatReplace)
@@ -514,7 +619,7 @@ func (w *world) whole() bool {
 		return false
 	}
 	for s := range volumeBytes / segmentBytes {
-		if len(w.isr(s * segmentBytes / 4096)[0]) != nodeCount {
+		if len(w.isr(s * segmentBytes / 4096)[0]) != storageNodes {
 			return false
 		}
 	}

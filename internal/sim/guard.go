@@ -17,9 +17,9 @@ type guard struct {
 	id     ids.ID
 	run    ids.ID
 	core   *writer.Core
-	links  [nodeCount]*link
-	wanted [nodeCount]bool
-	downAs [nodeCount]int // what was last reported: 0 nothing, 1 lost, 2 refused, 3 up
+	links  [maxNodes]*link
+	wanted [maxNodes]bool
+	downAs [maxNodes]int // what was last reported: 0 nothing, 1 lost, 2 refused, 3 up
 
 	windows     map[int]string // what each node answered to WINDOW, see observeWindow
 	divergent   bool
@@ -38,9 +38,10 @@ type guard struct {
 	state       writer.State
 	fenced      bool
 	ghost       bool // see faultLateSuccessor
+	buried      bool // its guest was seen dead, killed by the supervisor
+	lastBoot    ids.ID
 	lastOwn     repl.Own
 	invalid     bool
-	handover    *guard // destination of a hand-over under way
 	onState     func(writer.State)
 	onClaim     func(writer.ClaimOutcome)
 	onDrained   func()
@@ -51,7 +52,7 @@ func (g *guard) ended() bool { return g.killed || g.done }
 
 // newGuard starts a writer on a node.
 func newGuard(w *world, n *node, run ids.ID, attempt uint64, alive bool) *guard {
-	g := &guard{w: w, node: n, id: w.newID(), run: run, attempt: attempt, adopting: alive}
+	g := &guard{w: w, node: n, id: w.newID(), run: run, attempt: attempt, adopting: alive, lastBoot: n.boot}
 	g.core = writer.New(writer.Config{
 		Node: n.id, Run: run, Purpose: repl.PurposeVM, VM: w.vm, Attempt: attempt, Nonce: w.newID(),
 		Volumes: []ids.ID{w.volume}, SegmentBytes: segmentBytes, GuestAlive: alive, Mutations: w.opt.Mutations.Writer,
@@ -75,6 +76,9 @@ func (g *guard) step(ev writer.Event) {
 	g.core.Step(g.w.now, ev)
 	g.drainReady()
 }
+
+// later gives an order from within an effect: the core's other effects come first.
+func (g *guard) later(c writer.Command) { g.w.after(0, func() { g.step(c) }) }
 
 func (g *guard) drainReady() {
 	for range 10000 {
@@ -147,6 +151,7 @@ func (g *guard) effect(e writer.Effect) {
 		g.wantNodes(e.Nodes)
 	case writer.LeaseChanged:
 		g.deadline = e.Deadline
+		w.onlyOneRuns(g)
 	case writer.StateChanged:
 		w.tracef("%s writer: %v %s", g.name(), e.State, e.Text)
 		g.state = e.State
@@ -236,7 +241,7 @@ func (g *guard) dropLinks() {
 }
 
 func (g *guard) wantNodes(want []ids.ID) {
-	var set [nodeCount]bool
+	var set [maxNodes]bool
 	for _, id := range want {
 		set[g.w.nodeByID(id).index] = true
 	}
@@ -317,7 +322,7 @@ func (g *guard) prepared(p writer.Prepared) {
 	if g.adopting {
 		claim.ExpectRun = g.run
 	}
-	g.step(writer.Command{Kind: writer.DoClaim, Claim: claim})
+	g.later(writer.Command{Kind: writer.DoClaim, Claim: claim})
 }
 
 // freeze and thaw are SIGSTOP and SIGCONT of the guard alone.

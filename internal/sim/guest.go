@@ -26,6 +26,7 @@ type guest struct {
 	pending map[uint64]*request
 	served  ids.ID // newest run that got an answer
 	issuing bool
+	retired bool // the verifier has taken over: no request of its own any more
 }
 
 // request is one request of the guest, whoever serves it.
@@ -36,7 +37,6 @@ type request struct {
 	count  int
 	fua    bool
 	value  []value
-	data   []byte
 	handed *writer.Request
 	by     *guard
 }
@@ -47,22 +47,11 @@ func newGuest(w *world) *guest {
 
 // boot starts a new run, served by g once it serves.
 func (m *guest) boot(g *guard) {
-	m.onlyOne(g)
+	m.w.onlyOneRuns(g)
 	m.die()
 	m.run, m.guard, m.alive, m.paused = g.run, g, true, false
 	m.w.oracle.alive = true
 	m.issue()
-}
-
-// onlyOne: nobody else may run the VM any more when g starts it. A guest whose
-// guard was killed runs on until the lease that the guard had has lapsed.
-func (m *guest) onlyOne(g *guard) {
-	for _, o := range m.w.guards {
-		if m.alive && o.run == m.run && o.run != g.run && o.node != g.node && o.node.powered && o.state == writer.Serving &&
-			!o.fenced && !o.invalid && !o.ghost && o.deadline > m.w.now {
-			m.w.failf("two guests run: %s starts one while %s may run its own for %s yet", g.name(), o.name(), o.deadline.Sub(m.w.now))
-		}
-	}
 }
 
 // attach gives a living guest to the guard's successor: what was not answered
@@ -106,13 +95,13 @@ func (m *guest) guardEnded(g *guard) {
 
 // issue keeps the queue filled.
 func (m *guest) issue() {
-	if m.issuing {
+	if m.issuing || m.retired {
 		return
 	}
 	m.issuing = true
 	defer func() { m.issuing = false }()
 	for m.alive && !m.paused && m.guard != nil && !m.guard.ended() && len(m.pending) < m.depth {
-		if m.w.quiet || m.w.calm && m.w.ops >= m.w.opt.Ops {
+		if m.w.calm && m.w.ops >= m.w.opt.Ops {
 			return
 		}
 		r := m.draw()
@@ -120,6 +109,17 @@ func (m *guest) issue() {
 		m.w.ops++
 		m.hand(r)
 	}
+}
+
+// put issues one request.
+func (m *guest) put(op writer.Op, first, count int, fua bool) *request {
+	m.nextID++
+	r := &request{id: m.nextID, op: op, first: first, count: count, fua: fua}
+	m.record(r)
+	m.pending[r.id] = r
+	m.w.ops++
+	m.hand(r)
+	return r
 }
 
 func (m *guest) draw() *request {
@@ -141,6 +141,13 @@ func (m *guest) draw() *request {
 	default: // a whole extent
 		r.op, r.first, r.count = writer.OpDiscard, w.rng.IntN(extentCount)*repl.ExtentBlocks, repl.ExtentBlocks
 	}
+	m.record(r)
+	return r
+}
+
+// record tells the oracle of a request.
+func (m *guest) record(r *request) {
+	w := m.w
 	switch r.op {
 	case writer.OpRead:
 		w.oracle.issueRead(r.id, r.first, r.count)
@@ -156,7 +163,6 @@ func (m *guest) draw() *request {
 		}
 		w.oracle.issueWrite(r.id, r.first, r.value, r.fua)
 	}
-	return r
 }
 
 // hand passes a request to the guard that serves.

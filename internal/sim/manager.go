@@ -20,9 +20,9 @@ type manager struct {
 	challenger *guard
 	attempt    uint64
 	stuckSince clock.Instant
-	lastServed clock.Instant
 	calmAt     clock.Instant // faults have ended; 0 = not yet
 	accepted   *guard        // the operator told it to go on
+	off        bool          // a script does what is to be done
 }
 
 const managerStep = 250 * time.Millisecond
@@ -31,6 +31,9 @@ func newManager(w *world) manager { return manager{w: w} }
 
 func (m *manager) tick() {
 	m.w.after(managerStep, m.tick)
+	if m.off {
+		return
+	}
 	if m.challenger != nil && m.challenger.ended() {
 		m.challenger = nil
 	}
@@ -72,10 +75,10 @@ func (w *world) anyDiskDead() bool {
 
 // pick chooses a node that could take the VM, another one than not.
 func (m *manager) pick(not *node) *node {
-	start := m.w.rng.IntN(nodeCount)
+	start := m.w.rng.IntN(len(m.w.nodes))
 	var last *node
-	for i := range nodeCount {
-		n := m.w.nodes[(start+i)%nodeCount]
+	for i := range m.w.nodes {
+		n := m.w.nodes[(start+i)%len(m.w.nodes)]
 		if n.powered && n.serving() && m.w.etcdReachable(n) {
 			if n != not {
 				return n
@@ -119,7 +122,7 @@ func (m *manager) follow(g *guard, serving func()) {
 	g.onClaim = func(o writer.ClaimOutcome) {
 		switch o {
 		case writer.Made:
-			g.step(writer.Command{Kind: writer.Activate})
+			g.later(writer.Command{Kind: writer.Activate})
 		case writer.NotMade:
 			g.claimed = false
 			if g == m.challenger {
@@ -203,7 +206,7 @@ func (m *manager) guardEnded(g *guard) {
 
 // askedToMove: the guard's storage link is sick.
 func (m *manager) askedToMove(g *guard) {
-	if m.active != g {
+	if m.active != g || m.off {
 		return
 	}
 	if n := m.pick(g.node); n != nil && n != g.node {
@@ -220,16 +223,23 @@ func (m *manager) replaceDisks() {
 	if g == nil || g.ended() || g.state != writer.Serving {
 		return
 	}
-	r := m.w.etcd.records(m.w.vm, []ids.ID{m.w.volume}, m.w.diskIdx)
 	for _, n := range m.w.nodes {
-		for i, d := range n.disks {
-			spare := n.disks[1-i]
-			if !d.dead || spare.dead || !n.serving() || !placed(r.Volumes[0].Seg, d.id) {
-				continue
-			}
-			m.w.note("replace_asked")
-			g.step(writer.Command{Kind: writer.ReplaceDisk, Replace: writer.Replace{Old: d.id, New: spare.id, NewNode: n.id}})
+		m.replaceDisksOf(n)
+	}
+}
+
+func (m *manager) replaceDisksOf(n *node) {
+	r := m.w.etcd.records(m.w.vm, []ids.ID{m.w.volume}, m.w.diskIdx)
+	for i, d := range n.disks {
+		if len(n.disks) < 2 {
+			return
 		}
+		spare := n.disks[1-i]
+		if !d.dead || spare.dead || !n.serving() || !placed(r.Volumes[0].Seg, d.id) {
+			continue
+		}
+		m.w.note("replace_asked")
+		m.active.step(writer.Command{Kind: writer.ReplaceDisk, Replace: writer.Replace{Old: d.id, New: spare.id, NewNode: n.id}})
 	}
 }
 

@@ -11,7 +11,7 @@ import (
 // a cut loses what is under way.
 type network struct {
 	w   *world
-	cut [nodeCount][nodeCount]bool // cut[a][b]: nothing from a reaches b
+	cut [maxNodes][maxNodes]bool // cut[a][b]: nothing from a reaches b
 }
 
 func newNetwork(w *world) network { return network{w: w} }
@@ -73,6 +73,7 @@ func (l *link) send(m wire.Message) {
 		return
 	}
 	l.observeSend(m)
+	l.traceMessage("to", m)
 	m = recode(l.g.w, m)
 	process := l.node.process
 	l.g.w.after(l.delay(&l.toNode), func() {
@@ -88,6 +89,8 @@ func (l *link) answer(m wire.Message) {
 	if l.broken || !l.open {
 		return
 	}
+	l.traceMessage("from", m)
+	l.g.w.checkAnswer(l, m)
 	m = recode(l.g.w, m)
 	l.g.w.after(l.delay(&l.toGuard), func() {
 		if l.broken || !l.open {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"slices"
+	"time"
 
 	"roseau/internal/base/clock"
 	"roseau/internal/base/ids"
@@ -41,11 +42,12 @@ const (
 	diskBytes  = 256 << 20 // sparse; objects pile up while a copy is away
 	ringBytes  = 1 << 20
 	tableBytes = 16 << 10
+	ringOffset = 2 << 20 // where disk.Format puts the log
 )
 
 func newNode(w *world, index int) *node {
 	n := &node{w: w, index: index, id: w.newID()}
-	for range disksPerNode {
+	for i := 0; i < w.profile.disks && index < storageNodes; i++ {
 		d := newSimDisk(w.newID())
 		n.disks = append(n.disks, d)
 		w.diskIdx = append(w.diskIdx, repl.DiskNode{Disk: d.id, Node: n.id})
@@ -125,7 +127,7 @@ func (n *node) powerCut() {
 	n.guards = nil
 	n.lastRecords, n.lastOwn = repl.Records{}, repl.Own{}
 	for _, d := range n.disks {
-		d.losePower(n.w.rng, n.w.profile.tornLikely)
+		d.losePower(n.w.rng, n.w.survival(n))
 	}
 	n.w.oracle.losePower(n.index, n.w.isrByBlock())
 	process := n.process
@@ -220,7 +222,7 @@ func (n *node) pumpOpening(d *simDisk) {
 	}
 	n.engines[d.id] = eng
 	delete(n.opening, d.id)
-	n.core.AddDisk(n.w.now, eng, ids.ID{})
+	n.core.AddDisk(n.w.now, tapped{eng, n}, ids.ID{})
 	n.pump()
 }
 
@@ -237,7 +239,7 @@ func (n *node) perform(d *simDisk, io disk.IO, done func(error)) {
 		}
 		d.flying = append(d.flying, fly)
 	}
-	n.w.after(d.delay(n.w), func() {
+	d.schedule(n.w, io.Op, func() {
 		if n.boot != boot || !n.powered {
 			return // see simDisk.losePower
 		}
@@ -337,33 +339,53 @@ func (n *node) receive(l *link, m wire.Message) {
 	n.pump()
 }
 
-// ask asks an engine for tags outside of the world's time.
-func (n *node) ask(d ids.ID, f func(*disk.Core)) ([]wire.Tag, error) {
+// ask puts a question to the engine of a disk and lets the world go on until it
+// is answered. Each question has a token of its own: a late answer to an earlier
+// one must not pass for it.
+func (n *node) ask(d ids.ID, put func(eng *disk.Core, token uint64)) (disk.Completion, error) {
 	eng := n.engines[d]
 	if eng == nil {
-		return nil, fmt.Errorf("disk %s is not open", d.Short())
+		return disk.Completion{}, fmt.Errorf("disk %s is not open", d.Short())
 	}
-	sd := n.diskByID(d)
-	f(eng)
-	for range 1000 {
-		var r disk.Ready
-		eng.Ready(&r)
-		for _, c := range r.Done {
-			if c.Token == tagsToken {
-				if c.Status == wire.Unreadable { // some tags are lost, and say so
-					c.Status = wire.OK
-				}
-				return c.Tags, statusError(c.Status)
-			}
-		}
-		for _, io := range r.IO {
-			eng.Done(io.ID, sd.do(io)) // nothing else runs now: no time need pass
-		}
-		if len(r.IO) == 0 && len(r.Done) == 0 {
-			break
-		}
+	n.w.seq++
+	token := tagsToken | n.w.seq
+	var answer *disk.Completion
+	n.onTags[token] = func(c disk.Completion) { answer = &c }
+	put(eng, token)
+	n.core.DiskDone(d, nudge, nil)
+	n.pump()
+	if !n.w.run(n.w.now.Add(20*time.Second), func() bool { return answer != nil }) {
+		return disk.Completion{}, fmt.Errorf("no answer")
 	}
-	return nil, fmt.Errorf("no answer")
+	return *answer, nil
+}
+
+// tapped is an engine whose replica does not see the answers to the verifier.
+type tapped struct {
+	*disk.Core
+	n *node
+}
+
+// nudge is the number of no action: its end makes the replica look at the disk.
+const nudge = 0
+
+func (t tapped) Done(id uint64, err error) {
+	if id != nudge {
+		t.Core.Done(id, err)
+	}
+}
+
+func (t tapped) Ready(r *disk.Ready) {
+	t.Core.Ready(r)
+	r.Done = slices.DeleteFunc(r.Done, func(c disk.Completion) bool {
+		fn := t.n.onTags[c.Token]
+		if fn == nil {
+			return false
+		}
+		delete(t.n.onTags, c.Token)
+		fn(c)
+		return true
+	})
 }
 
 const tagsToken = 1 << 63

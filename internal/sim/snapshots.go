@@ -48,7 +48,7 @@ type snapRead struct {
 func newSnapshots(w *world) *snapshots {
 	s := &snapshots{w: w, rng: rand.New(rand.NewPCG(w.opt.Seed, 0x736e6170)), attempts: map[ids.ID]*attempt{},
 		exist: map[uint32]*attempt{}, leaving: map[uint32]bool{}, reads: map[uint64]snapRead{}}
-	s.on = s.rng.IntN(2) == 0
+	s.on = s.rng.IntN(2) == 0 && w.opt.Scenario == nil
 	s.every = 100*time.Millisecond + time.Duration(s.rng.Int64N(int64(2*time.Second)))
 	if b := w.opt.Bias; b != nil && b.Snapshots > 0 {
 		s.on, s.every = true, b.Snapshots
@@ -281,5 +281,12 @@ func (s *snapshots) noteMerges() {
 
 // readTags returns what a reader of a copy sees, by tags.
 func (n *node) readTags(d, volume ids.ID, extent uint64, snap uint32) ([]wire.Tag, error) {
-	return n.ask(d, func(e *disk.Core) { e.ReadTags(tagsToken, volume, extent, snap) })
+	c, err := n.ask(d, func(e *disk.Core, token uint64) { e.ReadTags(token, volume, extent, snap) })
+	if err != nil {
+		return nil, err
+	}
+	if c.Status == wire.Unreadable { // some tags are lost, and say so
+		c.Status = wire.OK
+	}
+	return c.Tags, statusError(c.Status)
 }

@@ -39,14 +39,20 @@ func (w *world) commit(g *guard, id uint64, t repl.Txn) {
 		unknown()
 		return
 	}
-	if !w.calm && w.chance(w.profile.etcdUnknown) {
-		switch w.rng.IntN(3) {
-		case 0:
+	w.noteSent(t)
+	fate := w.etcd.next
+	w.etcd.next = ""
+	if fate == "" && !w.calm && w.chance(w.profile.etcdUnknown) {
+		fate = []string{"lost", "unanswered", "late"}[w.rng.IntN(3)]
+	}
+	if fate != "" {
+		switch fate {
+		case "lost":
 			w.note("etcd_lost")
-		case 1:
+		case "unanswered":
 			w.note("etcd_answer_lost")
 			w.after(d, func() { w.apply(t) })
-		case 2:
+		case "late":
 			w.note("etcd_late_commit")
 			w.after(w.between(0, 2*etcdTimeout), func() { w.apply(t) })
 		}
@@ -70,10 +76,14 @@ func (w *world) commit(g *guard, id uint64, t repl.Txn) {
 
 // apply commits to the store and lets the oracle see a smaller in-sync set.
 func (w *world) apply(t repl.Txn) (repl.Outcome, int64) {
+	was := w.etcd.records(w.vm, []ids.ID{w.volume}, w.diskIdx).Volumes[0].Own
 	out, rev := w.etcd.commit(t)
 	if out == repl.OutcomeCommitted {
 		for _, p := range t.Puts {
 			if p.Own != nil {
+				if p.Own.Epoch != was.Epoch {
+					w.note("claim_made")
+				}
 				w.tracef("etcd: own epoch %d inc %d cfg %d out %d", p.Own.Epoch, p.Own.Inc, p.Own.CfgVersion, len(p.Own.Out))
 				w.noteISR()
 			}
@@ -84,6 +94,24 @@ func (w *world) apply(t repl.Txn) (repl.Outcome, int64) {
 		w.oracle.losePower(-1, w.isrByBlock())
 	}
 	return out, rev
+}
+
+// noteSent counts what transactions ask for.
+func (w *world) noteSent(t repl.Txn) {
+	r := w.etcd.records(w.vm, []ids.ID{w.volume}, w.diskIdx)
+	for _, p := range t.Puts {
+		if p.Own == nil {
+			continue
+		}
+		switch was := r.Volumes[0].Own; {
+		case p.Own.Epoch != was.Epoch:
+			w.note("claim_sent")
+		case len(p.Own.Out) > len(was.Out):
+			w.note("shrink_sent")
+		case len(p.Own.Out) < len(was.Out):
+			w.note("grow_sent")
+		}
+	}
 }
 
 func (w *world) noteISR() {
@@ -101,13 +129,16 @@ func (w *world) etcdReachable(n *node) bool {
 	if !w.etcd.up {
 		return false
 	}
+	if w.etcd.apart {
+		return true
+	}
 	reach := 0
-	for _, o := range w.nodes {
+	for _, o := range w.nodes[:storageNodes] {
 		if o.powered && w.net.both(n.index, o.index) {
 			reach++
 		}
 	}
-	return reach*2 > nodeCount
+	return reach*2 > storageNodes
 }
 
 // liveNodes are those whose session or beats are seen.

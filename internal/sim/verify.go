@@ -15,15 +15,13 @@ import (
 // and compares the copies with each other.
 func (w *world) verifyAll(limit clock.Instant) {
 	m := w.guest
-	w.quiet = true
-	left := 0
+	m.retired = true
 	for first := 0; first < volumeBlocks; first += 64 {
 		m.nextID++
 		r := &request{id: m.nextID, op: writer.OpRead, first: first, count: min(64, volumeBlocks-first)}
 		w.oracle.issueRead(r.id, r.first, r.count)
 		m.pending[r.id] = r
 		m.hand(r)
-		left++
 	}
 	m.nextID++
 	f := &request{id: m.nextID, op: writer.OpFlush}
@@ -41,7 +39,7 @@ func (w *world) verifyAll(limit clock.Instant) {
 	}
 	w.compareCopies()
 	// Rotten blocks must be repaired before they can be merged.
-	if !w.run(limit, func() bool { return len(m.pending) == 0 && !w.snaps.mergesLeft() }) && w.counts["bit_rot"] == 0 {
+	if !w.run(w.now.Add(5*time.Minute), func() bool { return len(m.pending) == 0 && !w.snaps.mergesLeft() }) && w.counts["bit_rot"] == 0 {
 		w.failf("objects that no reader tells apart are not merged; %s", w.describe())
 		return
 	}
@@ -68,15 +66,14 @@ func (w *world) compareReader(snap uint32) {
 				continue // it died since
 			}
 			got, err := n.readTags(d, w.volume, e, snap)
-			for range 50 {
-				if err == nil || w.err != nil {
-					break
-				}
-				w.run(w.now.Add(100*time.Millisecond), func() bool { return false }) // its table is just being written
-				got, err = n.readTags(d, w.volume, e, snap)
-			}
 			if err != nil {
 				w.failf("read the tags of extent %d on %s: %v", e, n.name(), err)
+				return
+			}
+			if got == nil {
+				got = make([]wire.Tag, repl.ExtentBlocks)
+			}
+			if w.scrubCopy(n, d, e, snap, got); w.err != nil {
 				return
 			}
 			if want == nil {
@@ -169,6 +166,8 @@ func (w *world) observe(g *guard, l *link, m wire.Message) {
 		w.observeWindow(g, l, m)
 	case *wire.Ack:
 		delete(l.syncing, m.ReqID)
+	case *wire.ExtTags:
+		w.note("sync_tags")
 	case *wire.ExtList:
 		w.note("resync")
 	}
@@ -187,7 +186,7 @@ func (w *world) observeWindow(g *guard, l *link, m *wire.Window) {
 		return
 	}
 	g.windows[l.node.index] += "."
-	for i := range nodeCount {
+	for i := range w.nodes {
 		if o, ok := g.windows[i]; ok && strings.HasSuffix(o, ".") && o != g.windows[l.node.index] && !g.divergent {
 			g.divergent = true
 			w.note("divergent_window")

@@ -21,6 +21,7 @@ type Options struct {
 	Ops       int // guest operations at least; default 200
 	Mutations Mutations
 	Bias      *Bias             // nil: a random profile
+	Scenario  *Scenario         // nil: random faults and requests
 	Trace     func(line string) // nil: silent
 }
 
@@ -42,8 +43,8 @@ type Result struct {
 
 // The size of the simulated world.
 const (
-	nodeCount     = 3
-	disksPerNode  = 2
+	storageNodes  = 3 // with disks, and the members of etcd
+	maxNodes      = 5 // the rest have no disks
 	extentCount   = 3
 	segmentBytes  = 2 * repl.ExtentBytes
 	volumeBytes   = extentCount * repl.ExtentBytes
@@ -75,12 +76,12 @@ type world struct {
 	net     network
 	profile profile
 	codec   *codec
+	player  *player // while a scenario's script runs
 
 	counts map[string]int
 	ops    int
 	err    error
 	calm   bool // faults have ended
-	quiet  bool // the guest issues nothing more: copies are compared
 }
 
 // event is something that happens at a time.
@@ -164,8 +165,9 @@ func Run(opt Options) Result {
 		opt.Ops = 200
 	}
 	w := newWorld(opt)
-	w.chaos()
-	if w.err == nil {
+	if opt.Scenario != nil {
+		w.play(opt.Scenario)
+	} else if w.chaos(); w.err == nil {
 		w.settle()
 	}
 	return Result{Seed: opt.Seed, Err: w.err, Counts: w.counts, Ops: w.ops, Took: time.Duration(w.now)}
@@ -177,7 +179,7 @@ func newWorld(opt Options) *world {
 	w.oracle = newOracle(volumeBlocks)
 	w.profile = drawProfile(w)
 	w.net = newNetwork(w)
-	for i := range nodeCount {
+	for i := range storageNodes + w.profile.compute {
 		w.nodes = append(w.nodes, newNode(w, i))
 	}
 	slices.SortFunc(w.diskIdx, func(a, b repl.DiskNode) int { return a.Disk.Compare(b.Disk) })
@@ -199,8 +201,8 @@ func (w *world) createVolume() {
 	}
 	for s := range (volumeBytes + segmentBytes - 1) / segmentBytes {
 		row := []uint16{}
-		for n := range nodeCount {
-			row = append(row, uint16(n*disksPerNode+(s+n)%disksPerNode))
+		for n := range storageNodes {
+			row = append(row, uint16(n*w.profile.disks+(s+n)%w.profile.disks))
 		}
 		seg.Map = append(seg.Map, row)
 	}

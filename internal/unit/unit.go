@@ -23,6 +23,7 @@ type Name string
 const (
 	Node    Name = "roseau-node"
 	Storage Name = "roseau-storage"
+	Witness Name = "roseau-witness" // on a machine that is no node
 )
 
 const (
@@ -160,6 +161,18 @@ func Templates(binary string) []Unit {
 			StopTimeout: 30 * time.Second, OOMContinue: true, OOMScoreAdjust: -500,
 			Watchdog: 1500 * time.Millisecond,
 		},
+	}
+}
+
+// WitnessTemplate returns the one unit of a witness's machine.
+func WitnessTemplate(binary string) Unit {
+	return Unit{
+		Name: Witness, Description: "Roseau witness: votes for a cluster, holds no data",
+		Argv: []string{binary, "witness", "run"}, Boot: true,
+		// It ends by itself when the cluster has removed it.
+		Restart: RestartOnFailure, KillMode: KillGroup,
+		BackoffMin: 100 * time.Millisecond, BackoffMax: 5 * time.Second, BackoffReset: 10 * time.Second,
+		StopTimeout: 20 * time.Second, OOMContinue: true, OOMScoreAdjust: -500,
 	}
 }
 

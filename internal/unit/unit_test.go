@@ -20,7 +20,7 @@ var update = flag.Bool("update", false, "write packaging/*.service")
 func TestServiceFiles(t *testing.T) {
 	const dir = "../../packaging"
 	want := map[string]bool{}
-	for _, u := range Templates(DefaultBinary) {
+	for _, u := range append(Templates(DefaultBinary), WitnessTemplate(DefaultBinary)) {
 		want[u.FileName()] = true
 		path := filepath.Join(dir, u.FileName())
 		if *update {

@@ -39,6 +39,20 @@ func (p *proc) serveControl(ctx context.Context, l net.Listener) {
 		}
 		w.WriteHeader(http.StatusNoContent)
 	})
+	mux.HandleFunc("POST /snapshot", func(w http.ResponseWriter, r *http.Request) {
+		var req repl.SnapshotOrder
+		d := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<16))
+		d.DisallowUnknownFields()
+		if err := d.Decode(&req); err != nil {
+			refuse(w, errs.New(errs.Invalid, "snapshot: %w", err))
+			return
+		}
+		if err := p.set.Snapshot(r.Context(), req); err != nil {
+			refuse(w, err)
+			return
+		}
+		w.WriteHeader(http.StatusNoContent)
+	})
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
 	defer context.AfterFunc(ctx, func() { srv.Close() })()
 	if err := srv.Serve(l); err != nil && ctx.Err() == nil {
@@ -64,7 +78,7 @@ func refuse(w http.ResponseWriter, err error) {
 // status is the process in the words of the control API.
 func (p *proc) status() volumectl.Status {
 	p.mu.Lock()
-	out := volumectl.Status{Volume: p.cfg.Volume, Node: p.cfg.Node, Purpose: p.cfg.Purpose, Phase: p.phase, Reason: p.reason, Socket: p.socket}
+	out := volumectl.Status{Volume: p.cfg.Volume, Node: p.cfg.Node, Purpose: p.cfg.Purpose, Phase: p.phase, Reason: p.reason, Socket: p.socket, Snapshot: p.cfg.Snapshot}
 	p.mu.Unlock()
 	st := p.set.Status()
 	if len(st.Volumes) == 0 {

@@ -67,6 +67,11 @@ func Run(ctx context.Context, vol ids.ID, log *slog.Logger) error {
 		return err
 	}
 	defer client.Close()
+	fctx, unfollow := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { etcd.FollowEndpoints(fctx, client) })
+	defer wg.Wait()
+	defer unfollow()
 	return run(ctx, cfg, log.With("vol", vol), notify, volume.Open, volume.Config{
 		Cluster: cfg.Cluster, Generation: cfg.Generation, Node: cfg.Node, Guard: ids.New(), Run: ids.New(), Purpose: cfg.Purpose,
 		Volumes: []ids.ID{vol}, ReadOnly: cfg.Purpose == repl.PurposeExport,
@@ -181,7 +186,13 @@ func run(ctx context.Context, cfg *volumectl.Config, log *slog.Logger, notify *u
 		}
 		defer os.Remove(p.socket)
 		wg.Go(func() {
-			if err := set.Serve(serving, cfg.Volume, l); err != nil {
+			serve := set.Serve
+			if cfg.Snapshot != 0 {
+				serve = func(ctx context.Context, vol ids.ID, l net.Listener) error {
+					return set.ServeSnapshot(ctx, vol, cfg.Snapshot, l)
+				}
+			}
+			if err := serve(serving, cfg.Volume, l); err != nil {
 				log.Error("nbd server ended", "cause", err)
 				release()
 			}

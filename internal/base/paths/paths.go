@@ -29,6 +29,7 @@ var (
 	PKI                  = State + "/pki"                // ca.crt node.crt node.key; voters: ca.key
 	NodeConfig           = State + "/node.json"          // identity, name, addresses
 	Etcd                 = State + "/etcd"
+	Witness              = State + "/witness"      // data of `roseau witness run`, unless told otherwise
 	StorageConfig        = State + "/storage.json" // claimed disks of this node
 	Uploads              = State + "/uploads"
 )

@@ -615,6 +615,12 @@ func (c *Core) checkpointDone() {
 		}
 	}
 	c.upgraded()
+	if c.idleAgain {
+		c.idleAgain = false
+		if len(c.dirty) > 0 || c.tableNew {
+			c.startCheckpoint()
+		}
+	}
 	if c.log.head.lsn-c.log.tail > uint64(c.sb.WALBytes)/2 {
 		c.startCheckpoint()
 	}

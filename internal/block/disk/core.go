@@ -185,10 +185,12 @@ type Core struct {
 	free     int // free slots
 	nextSlot int // first slot that may be free
 
-	log       logState
+	log logState
+	ck  *checkpoint
+	up  upgrade
+	// idleAgain: Idle came while a checkpoint ran; another follows.
+	idleAgain bool
 	wantFresh bool // a write could have gone in place: the next superblock allows it
-	ck        *checkpoint
-	up        upgrade
 	merge     mergeState
 	dirty     []*ext
 	clean     []int // slots whose images are lost: to be marked free

@@ -25,7 +25,6 @@ func TestMutantsAreCaught(t *testing.T) {
 		{"MergeIgnoresTold", func(m *disk.Mutations) { m.MergeIgnoresTold = true }},
 		{"FreshUnverified", func(m *disk.Mutations) { m.FreshUnverified = true }},
 		{"FreshOverPresent", func(m *disk.Mutations) { m.FreshOverPresent = true }},
-		{"ForgetHoles", func(m *disk.Mutations) { m.ForgetHoles = true }},
 	} {
 		t.Run(m.name, func(t *testing.T) {
 			for seed := range uint64(200) {

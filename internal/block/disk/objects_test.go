@@ -293,3 +293,42 @@ func TestMergeBesideWrites(t *testing.T) {
 		}
 	}
 }
+
+// A block is written over a tombstone while a checkpoint moves the tail past the
+// tombstone's record: it must stay in the log, for the block's neighbours would
+// show older objects.
+func TestTombstoneUnderAWriteIsRemembered(t *testing.T) {
+	run := func(o disk.Options, steps int) (shown bool) {
+		d := format(t)
+		f := open(t, d, o)
+		f.promise(vol1, 1)
+		f.writeObject(0, 1, 0, 0, pattern(2, 1))
+		f.zeroObject(disk.KindTombstone, 1, 2, 0, 0, extentBlocks)
+		f.writeObject(0, 3, 1, 0, pattern(1, 7)) // work for the next checkpoint
+		f.flushAll(3)
+		f.Quiesce()
+		f.writeObject(0, 4, 1, 0, pattern(1, 8))
+		f.flushAll(4)
+		f.Core.Idle()
+		f.Pump()
+		for range steps {
+			f.Step()
+		}
+		f.writeObject(1, 5, 0, 0, pattern(1, 9))
+		f.Settle() // the checkpoint ends
+		f = open(t, d, o)
+		f.wantAt(0, 0, 0, pattern(1, 9))
+		c := f.read(vol1, 0, 1, 1)
+		return c.Data != nil
+	}
+	lost := false
+	for steps := range 30 {
+		if run(disk.Options{}, steps) {
+			t.Fatalf("%d steps into the checkpoint: what was discarded shows again", steps)
+		}
+		lost = lost || run(disk.Options{Mutations: disk.Mutations{ForgetHoles: true}}, steps)
+	}
+	if !lost {
+		t.Fatal("the broken rule is not seen")
+	}
+}

@@ -511,6 +511,7 @@ func (c *Core) Idle() {
 		l.nudge = true
 	}
 	if len(c.dirty) > 0 || c.tableNew || len(c.clean)+len(c.mend) > 0 {
+		c.idleAgain = c.ck != nil // what came after its cut waits for the next
 		c.startCheckpoint()
 	}
 }

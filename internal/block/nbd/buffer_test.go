@@ -17,7 +17,7 @@ func TestPool(t *testing.T) {
 	// What is not aligned, or of no class, must not come back.
 	odd := make([]byte, 1<<20+BlockBytes)
 	p.Free(odd[1 : 1<<13+1 : 1<<13+1])
-	p.Free(odd[:3*BlockBytes : 3*BlockBytes])
+	p.Free(odd[: 3*BlockBytes : 3*BlockBytes])
 	for range 100 {
 		if b := p.Alloc(2 * BlockBytes); uintptr(unsafe.Pointer(&b[0]))%BlockBytes != 0 {
 			t.Fatal("an unaligned buffer")

@@ -138,7 +138,9 @@ func (c *Core) valid(cn *conn, id wire.Handle) (h *handle, st wire.Status, promi
 
 // newHandle makes the valid handle of s and ends the one before.
 func (c *Core) newHandle(s *slot, g *guard, p repl.Promise, size int64) *handle {
-	c.endHandle(s)
+	if !c.o.Mutations.KeepOldHandles {
+		c.endHandle(s)
+	}
 	c.lastHdl++
 	h := &handle{id: wire.Handle(c.lastHdl), slot: s, guard: g, promise: p, size: size}
 	c.handles[h.id] = h

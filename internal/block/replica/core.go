@@ -44,9 +44,11 @@ type Mutations struct {
 	OpenBeforeDurable bool // OPEN is answered before the promise is durable
 	UnknownAsLapsed   bool // grants that may have been forgotten are reported as lapsed
 	NoReservation     bool // a PREPARE stops no renewal
+	NoLiveSet         bool // sync data wipes what live writes changed
+	AbsenceWipesLive  bool // a synced absence does
+	KeepOldHandles    bool // a new promise leaves older handles valid
 
-	LiveSetByBlock     bool // the live set of a sync does not tell objects apart
-	TombstoneWipesLive bool // a synced tombstone lands on blocks that live writes changed
+	LiveSetByBlock bool // the live set of a sync does not tell objects apart
 }
 
 // Disk is what the core needs of a disk engine; *disk.Core has it.
@@ -184,8 +186,11 @@ type slot struct {
 	stalled bool          // the holder said so in its last heartbeat
 	known   bool          // this process made the promise in force: it cannot have forgotten grants
 	wanted  repl.Promise  // highest promise that OPEN asked for; lower ones are not renewed
-	// reservedUntil: a PREPARE found the grant lapsed or stalled.
+	// reservedUntil: a PREPARE for reservedFor found no grant, or a lapsed or
+	// stalled one.
+	// A promise of a lower epoch, of a taker that is slower, does not end it.
 	reservedUntil clock.Instant
+	reservedFor   uint64    // epoch
 	flushMark     repl.Mark // last told to the disk
 }
 

@@ -91,8 +91,8 @@ func (c *Core) open(now clock.Instant, cn *conn, m *wire.Open) {
 		return
 	}
 	if m.Flags&wire.OpenTry != 0 {
-		if (state == wire.GrantLapsed || state == wire.GrantStalled) && !c.o.Mutations.NoReservation {
-			s.reservedUntil = now.Add(Reservation)
+		if state != wire.GrantLive && state != wire.GrantUnknown && !c.o.Mutations.NoReservation {
+			s.reservedUntil, s.reservedFor = now.Add(Reservation), m.Promise.Epoch
 		}
 		c.send(cn.id, ack)
 		return
@@ -131,10 +131,15 @@ func (c *Core) promise(now clock.Instant, cn *conn, s *slot, info *disk.VolumeIn
 	if info.Promise.Epoch == 0 || info.Promise.Run != m.Promise.Run || info.Boot.IsZero() {
 		ctl.Boot = s.disk.boot // the first promise for this run
 	}
-	c.endHandle(s)
+	if !c.o.Mutations.KeepOldHandles {
+		c.endHandle(s)
+	}
 	if info.Promise != m.Promise {
 		// The grant of the promise in force has run out, or its holder is gone.
-		s.granted, s.stalled, s.known, s.reservedUntil = 0, false, true, 0
+		s.granted, s.stalled, s.known = 0, false, true
+		if m.Promise.Epoch >= s.reservedFor || m.Promise.Generation != info.Promise.Generation {
+			s.reservedUntil, s.reservedFor = 0, 0
+		}
 	}
 	p := pending{kind: pendOpen, conn: cn.id, reqID: m.ReqID, disk: s.disk, slot: s, guard: cn.guard, open: m}
 	if c.o.Mutations.OpenBeforeDurable {

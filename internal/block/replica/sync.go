@@ -67,9 +67,6 @@ func (c *Core) syncWrite(now clock.Instant, cn *conn, m *wire.SyncWrite) {
 	if m.Tombstone {
 		// The object's absence is so many absent blocks: it never wipes a live one.
 		m.Blocks = m.Blocks[:0]
-		if c.o.Mutations.TombstoneWipesLive {
-			h.live = &liveSet{objects: map[objectKey]*[repl.ExtentBlocks / 64]uint64{}}
-		}
 		for b := range h.slot.disk.d.ExtentBlocks() {
 			m.Blocks = append(m.Blocks, wire.SyncBlock{Block: uint16(b)})
 		}
@@ -113,7 +110,8 @@ func (c *Core) withoutLive(h *handle, m *wire.SyncWrite) ([]wire.SyncBlock, []by
 			}
 		}
 	}
-	if h.live.objects[k] == nil {
+	mut := &c.o.Mutations
+	if h.live.objects[k] == nil || mut.NoLiveSet && !m.Tombstone || mut.AbsenceWipesLive && m.Tombstone {
 		return m.Blocks, m.Data
 	}
 	var keep []wire.SyncBlock

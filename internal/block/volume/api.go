@@ -328,10 +328,16 @@ type Handle interface {
 	// Serve answers NBD clients of a volume on l until ctx ends or the set is
 	// closed; it closes l. The export's name is the volume's id, or empty.
 	Serve(ctx context.Context, vol ids.ID, l net.Listener) error
+	// ServeSnapshot is Serve for the content of a snapshot, read-only.
+	ServeSnapshot(ctx context.Context, vol ids.ID, number uint32, l net.Listener) error
 
 	// ReplaceDisk puts the disk new (on the same node's or another's storage
 	// process) in the place of old and starts the rebuild onto it.
 	ReplaceDisk(ctx context.Context, r Replace) error
+	// Snapshot takes a snapshot of one volume, or of all at one moment, or deletes
+	// one. errs.Conflict with the reason if it did not come to be; if ctx ends
+	// first it may still.
+	Snapshot(ctx context.Context, o repl.SnapshotOrder) error
 	// MoveRefused ends the wait that EventAskMove announced: no other node can
 	// take the VM, so the set goes on with the copy that it has.
 	MoveRefused() error

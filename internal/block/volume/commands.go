@@ -31,6 +31,7 @@ const (
 	onClaimed
 	onDrained
 	onReplaced
+	onSnapshotted
 )
 
 // notify lets waiters look.
@@ -423,6 +424,37 @@ func (s *Set) ReplaceDisk(ctx context.Context, r Replace) error {
 func (s *Set) replaced(e writer.Replaced) {
 	s.lastReplaced = e
 	s.notify(onReplaced)
+}
+
+// Snapshot takes or deletes a snapshot.
+func (s *Set) Snapshot(ctx context.Context, o repl.SnapshotOrder) error {
+	want := writer.SnapshotOrder{Delete: o.Delete, ID: o.Snapshot.ID, Name: o.Snapshot.Name, CreatedUnix: o.Snapshot.CreatedUnix, Group: o.Snapshot.Group}
+	if want.ID.IsZero() {
+		want.ID = ids.New() // the answer is told by it
+	}
+	for _, d := range s.vols {
+		if o.Volume.IsZero() || d.id == o.Volume {
+			want.Volumes = append(want.Volumes, d.index)
+		}
+	}
+	if len(want.Volumes) == 0 {
+		return errs.New(errs.NotFound, "snapshot volume %s: it is not in this set", o.Volume)
+	}
+	return s.command(ctx, onSnapshotted, false, s.do(writer.Command{Kind: writer.Snapshot, Snapshot: want}), func() (error, bool) {
+		e := s.lastSnapshot
+		switch {
+		case e.Order.ID != want.ID:
+			return nil, false
+		case !e.OK:
+			return errs.New(errs.Conflict, "%s", e.Text), true
+		}
+		return nil, true
+	})
+}
+
+func (s *Set) snapshotted(e writer.Snapshotted) {
+	s.lastSnapshot = e
+	s.notify(onSnapshotted)
 }
 
 // Ping returns when a turn was taken.

@@ -26,6 +26,15 @@ type device struct {
 func (d *device) SizeBytes() int64 { return d.size.Load() }
 func (d *device) ReadOnly() bool   { return d.s.cfg.ReadOnly }
 
+// snapDevice is a snapshot of a volume: it refuses writes.
+type snapDevice struct {
+	*device
+	snap uint32
+}
+
+func (d *snapDevice) ReadOnly() bool           { return true }
+func (d *snapDevice) Submit(rs []*nbd.Request) { d.submit(rs, d.snap) }
+
 // op ties a client's request to the core's. Ops are used again.
 type op struct {
 	w writer.Request
@@ -37,11 +46,15 @@ type request struct {
 	r   *nbd.Request
 	d   *device
 	crc []uint32 // of a write
+
+	snap uint32 // to be read; 0 = the volume as it is
 }
 
 // Submit hands the requests to the core. Checksums of writes are made before,
 // outside of the turn: it is the bottleneck.
-func (d *device) Submit(rs []*nbd.Request) {
+func (d *device) Submit(rs []*nbd.Request) { d.submit(rs, 0) }
+
+func (d *device) submit(rs []*nbd.Request, snap uint32) {
 	var blocks int64
 	for _, r := range rs {
 		if r.Op == nbd.OpWrite {
@@ -57,7 +70,7 @@ func (d *device) Submit(rs []*nbd.Request) {
 	s := d.s
 	s.mu.Lock()
 	for _, r := range rs {
-		q := request{r: r, d: d}
+		q := request{r: r, d: d, snap: snap}
 		if r.Op == nbd.OpWrite {
 			n := r.Length / repl.BlockBytes
 			q.crc, crcs = crcs[:n:n], crcs[n:]
@@ -91,14 +104,14 @@ func (s *Set) submit(q request) {
 	o.w = writer.Request{Token: token, Volume: d.index, FUA: r.Flags&nbd.FlagFUA != 0, Offset: r.Offset, Length: r.Length}
 	switch r.Op {
 	case nbd.OpRead:
-		o.w.Op = writer.OpRead
+		o.w.Op, o.w.Snap = writer.OpRead, q.snap
 		d.reads.Add(1)
 		d.readBytes.Add(uint64(r.Length))
 	case nbd.OpStatus:
 		// Which blocks are absent is known to the replicas, and a read of absent
 		// blocks is cheap: it brings no data. One extent at a time; the client
 		// asks again from there.
-		o.w.Op = writer.OpRead
+		o.w.Op, o.w.Snap = writer.OpRead, q.snap
 		o.w.Length = min(r.Length, repl.ExtentBytes-r.Offset%repl.ExtentBytes)
 	case nbd.OpWrite:
 		o.w.Op, o.w.Data, o.w.CRC = writer.OpWrite, r.Data, q.crc

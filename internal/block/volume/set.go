@@ -85,6 +85,7 @@ type Set struct {
 	prepared     Prepared
 	claimed      claimState
 	lastReplaced writer.Replaced
+	lastSnapshot writer.Snapshotted
 	leaseUp      bool
 	checked      clock.Instant // last look for silent peers
 }
@@ -393,6 +394,8 @@ func (s *Set) effect(e writer.Effect) {
 		s.drained()
 	case writer.Replaced:
 		s.replaced(e)
+	case writer.Snapshotted:
+		s.snapshotted(e)
 	case writer.Reconnect:
 		if p := s.peers[e.Node]; p != nil && p.cur != nil {
 			s.log.Info("storage is silent, reconnect", "peer", e.Node)
@@ -495,10 +498,22 @@ func (s *Set) Backend(vol ids.ID) (nbd.Backend, error) {
 
 // Serve answers NBD clients of a volume on l.
 func (s *Set) Serve(ctx context.Context, vol ids.ID, l net.Listener) error {
+	return s.serveNBD(ctx, vol, 0, l)
+}
+
+// ServeSnapshot answers NBD clients with the content of a snapshot.
+func (s *Set) ServeSnapshot(ctx context.Context, vol ids.ID, number uint32, l net.Listener) error {
+	return s.serveNBD(ctx, vol, number, l)
+}
+
+func (s *Set) serveNBD(ctx context.Context, vol ids.ID, snap uint32, l net.Listener) error {
 	b, err := s.Backend(vol)
 	if err != nil {
 		l.Close()
 		return err
+	}
+	if snap != 0 {
+		b = &snapDevice{device: b.(*device), snap: snap}
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

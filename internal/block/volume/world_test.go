@@ -54,7 +54,7 @@ func newWorld(t *testing.T) *world {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	addr := w.net + ".9"
-	srv, err := etcd.Start(ctx, etcd.Config{Node: w.nodes[0], Identity: w.ids[0], Dir: filepath.Join(t.TempDir(), "etcd"),
+	srv, err := etcd.Start(ctx, etcd.Config{Name: w.nodes[0].String(), New: true, Identity: w.ids[0], Dir: filepath.Join(t.TempDir(), "etcd"),
 		Addresses: []string{addr}, Cluster: w.cluster, LogFile: filepath.Join(t.TempDir(), "etcd.log")})
 	if err != nil {
 		t.Fatal(err)

@@ -58,6 +58,11 @@ type Mutations struct {
 	KeepWinnerOnHolder     bool // the winner of reconcile is not rewritten on its holder
 	ShrinkToOneForLostLink bool // the sick-link rule is off
 	ClaimWithoutPrepare    bool // the CAS is made without PREPARE
+	TrustDamaged           bool // a damaged copy stays in sync at takeover
+	ServeBeforeConfig      bool // a takeover serves before its CONFIG is durable
+	TrustEtcd              bool // replicas that know more than etcd are not listened to
+	FlushWhileReconciling  bool // the flush mark moves before a takeover has rewritten every window
+	KeepSyncOnReplace      bool // a disk that is given more segments goes on joining as it was
 
 	SnapshotNumberReused bool // a number that a failed attempt left is used again
 	SnapshotWithoutOwn   bool // the snapshot's transaction does not compare own
@@ -191,7 +196,8 @@ const (
 	// ReplaceDisk puts a new disk in the place of a dead one: Replaced.
 	ReplaceDisk
 	// AcceptUnverified goes on although the unverified tail of the only answering
-	// member cannot be judged (an operator said so).
+	// member cannot be judged, or a durable part of its log is lost (an operator
+	// said so).
 	AcceptUnverified
 	// MoveRefused: the manager found no other node; shrink in spite of the
 	// sick-link rule.

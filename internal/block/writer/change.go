@@ -73,6 +73,8 @@ func (m *member) lostReason() repl.OutReason {
 	switch {
 	case m.failed:
 		return repl.OutDiskFailed
+	case m.suspect():
+		return repl.OutDamaged
 	case c.now < c.graceUntil:
 		return "" // what the others have to say is not read yet
 	case m.newRun:
@@ -89,6 +91,14 @@ func (m *member) lostReason() repl.OutReason {
 		}
 	}
 	return ""
+}
+
+// suspect reports whether m was found damaged when the epoch was opened: a
+// durable part of its log is lost and nobody knows which blocks that concerns.
+// It is put out, and every object compared when it joins again. Damage that
+// shows while it serves is found by reads, block by block.
+func (m *member) suspect() bool {
+	return m.damaged && m.ack.Damaged && !m.v.c.acceptTail && !m.v.c.mut.TrustDamaged
 }
 
 // retireReads asks another member for what m was asked.
@@ -227,7 +237,7 @@ func (v *volume) keepSole() {
 			if !m.counted || v.isOut(m) {
 				continue
 			}
-			if why := m.lostReason(); m.open != opened || why != "" && why != repl.OutRestarted {
+			if why := m.lostReason(); m.open != opened || why != "" && why != repl.OutRestarted || m.newRun && m.ack.Damaged && !v.c.acceptTail {
 				all = false
 				continue
 			}
@@ -371,17 +381,21 @@ func (v *volume) changed(ch *change) {
 		disks := append(slices.Clone(c.recs.Disks), repl.DiskNode{Disk: ch.replace.New, Node: ch.replace.NewNode})
 		slices.SortFunc(disks, func(a, b repl.DiskNode) int { return a.Disk.Compare(b.Disk) })
 		v.layout(ch.next, disks)
-		for _, m := range v.members {
-			if m.disk == ch.replace.New {
-				m.abortSync("it has more segments now") // the job would take it in without them
-			}
-		}
+		v.restartSync(ch.replace.New)
 		c.wantNodes()
 		c.effect(Replaced{Replace: ch.replace, OK: true})
 	}
 	v.config.serial++
 	v.syncRecords()
 	c.effect(RecordsKnown{Records: c.recs})
+}
+
+// restartSync begins the join of a disk anew that has just been given more
+// segments: what it has listed and copied so far knows nothing of them.
+func (v *volume) restartSync(disk ids.ID) {
+	if i := slices.IndexFunc(v.members, func(m *member) bool { return m.disk == disk }); i >= 0 && !v.c.mut.KeepSyncOnReplace {
+		v.members[i].abortSync("it was given more segments")
+	}
 }
 
 // putOut counts the exclusion for the back-off of the next join.

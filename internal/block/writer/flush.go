@@ -68,6 +68,9 @@ func (v *volume) settleFlush() {
 	if f.running {
 		v.endFlush()
 	}
+	if c.state == Reconciling && !v.mayFlushReconcile() {
+		return
+	}
 	if !f.running && !f.wanted && (f.dirtyAt != 0 && c.now >= f.dirtyAt.Add(c.t.FlushEvery) || v.window() >= v.limit()/2 && v.window() > 0) {
 		if v.commitWseq > v.flushMark.Wseq || v.flushMark.Epoch != v.epoch() {
 			f.wanted = true
@@ -78,6 +81,14 @@ func (v *volume) settleFlush() {
 		v.beginFlush()
 		v.endFlush()
 	}
+}
+
+// mayFlushReconcile: the flush mark says that every copy in sync has everything
+// up to it. At a takeover that is so only when every window has been rewritten
+// and who did not tell its window is out; a mark of the new epoch that came
+// earlier would hide the difference from the next takeover.
+func (v *volume) mayFlushReconcile() bool {
+	return v.rc.phase == rcFlush && v.allOut() || v.c.mut.FlushWhileReconciling
 }
 
 func (v *volume) beginFlush() {

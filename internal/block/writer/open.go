@@ -179,7 +179,7 @@ func (m *member) catchUp() {
 // forgotten reports whether a replica knows something that etcd does not [S7].
 func (c *Core) forgotten(v *volume, told wire.Told, p repl.Promise) bool {
 	own := &v.rec.Own
-	if c.cached || c.reopen.unwritten {
+	if c.cached || c.reopen.unwritten || c.mut.TrustEtcd {
 		return false // our records may well be older than etcd's
 	}
 	if told.CfgVersion > own.CfgVersion && (v.change == nil || told.CfgVersion > v.change.next.Own.CfgVersion) {

@@ -146,7 +146,7 @@ func (v *volume) settleReconcile() {
 			v.settleConfig()
 		}
 	case rcConfig:
-		if v.allOut() && (v.told() || c.mut.ReadBeforeOut) {
+		if v.allOut() && (v.told() || c.mut.ReadBeforeOut || c.mut.ServeBeforeConfig) {
 			rc.phase = rcDone
 			v.config.complete = false // only this CONFIG renews boot identities
 			c.maybeServe()

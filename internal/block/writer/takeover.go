@@ -65,6 +65,10 @@ func (c *Core) settleOpening() {
 				if m.failed {
 					m.leaving = repl.OutDiskFailed
 				}
+			} else if m.damaged = m.counted && m.ack.Damaged; m.suspect() {
+				m.leaving = repl.OutDamaged
+			} else {
+				m.damaged = false
 			}
 		}
 		v.beginReconcile()
@@ -82,6 +86,8 @@ func (v *volume) judgeSegment(s *segment) openVerdict {
 		}
 		others++
 		switch {
+		case m.open == opened && m.ack.Damaged && !c.acceptTail && !c.mut.TrustDamaged:
+			// It lost what nobody can name: it can be neither source nor witness.
 		case m.open == opened && m.ack.Unverified > 0 && !c.acceptTail:
 			tail++
 			fallthrough
@@ -128,7 +134,7 @@ func (c *Core) mayCome(m *member) bool {
 // answering member knows durably that it was alone (C7).
 func (v *volume) lossless(s *segment) bool {
 	for _, m := range s.members {
-		if m.open != opened || !m.counted {
+		if m.open != opened || !m.counted || m.ack.Damaged {
 			continue
 		}
 		alone := true

@@ -47,6 +47,7 @@ type member struct {
 	newRun  bool           // its storage process is not the one that has our unflushed writes
 	failed  bool           // its storage reports failure
 	hung    bool           // probe writes are not finished
+	damaged bool           // it was damaged when the epoch was opened, see suspect
 	resumed bool           // opened in the present session, unanswered writes sent again
 
 	lease      clock.Instant
@@ -171,11 +172,12 @@ func (v *volume) layout(rec repl.VolumeRecord, disks []repl.DiskNode) {
 			m.drop()
 		}
 	}
+	was := slices.Clone(v.segs)
 	v.segs = slices.Grow(v.segs[:0], len(rec.Seg.Map))
 	for i, row := range rec.Seg.Map {
 		s := segment{}
-		if i < cap(v.segs) && i < len(v.segs) {
-			s.dirtyWseq = v.segs[i].dirtyWseq
+		if i < len(was) {
+			s.dirtyWseq = was[i].dirtyWseq
 		}
 		for _, d := range row {
 			s.members = append(s.members, v.members[d])

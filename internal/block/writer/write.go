@@ -119,7 +119,7 @@ func (v *volume) tryCommit(o *op) {
 
 // needs reports whether acks and flushes wait for m.
 func (v *volume) needs(m *member) bool {
-	if v.c.mut.AckBeforeShrinkKnown && m.leaving != "" {
+	if m.leaving != "" && (v.c.mut.AckBeforeShrinkKnown || v.c.mut.ReadBeforeOut && v.c.state == Reconciling) {
 		return false
 	}
 	return m.counted

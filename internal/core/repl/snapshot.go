@@ -5,7 +5,18 @@ import (
 	"slices"
 
 	"roseau/internal/base/errs"
+	"roseau/internal/base/ids"
 )
+
+// SnapshotOrder asks the writer of volumes for a snapshot, or for the deletion of
+// one.
+type SnapshotOrder struct {
+	// Volume names one; zero: all that the writer holds, at one moment.
+	Volume ids.ID `json:"volume,omitzero"`
+	// Delete is the number of the snapshot of Volume to be deleted; 0: take one.
+	Delete   uint32   `json:"delete,omitempty"`
+	Snapshot Snapshot `json:"snapshot"` // of a new one; its number is the writer's
+}
 
 // ReserveSnapshot reserves the next snapshot number of a volume. The number is
 // used by writes only after this is committed, and never again, whatever becomes

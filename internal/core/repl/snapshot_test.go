@@ -66,7 +66,7 @@ type snapModel struct {
 }
 
 type snapWriter struct {
-	phase   modelPhase
+	phase   snapState
 	epoch   uint8
 	cfg     uint8
 	rev     uint8 // of own, as decided
@@ -89,10 +89,19 @@ type snapTxn struct {
 	commits                  uint8 // number that it makes exist
 }
 
+type snapState uint8
+
+const (
+	snapIdle snapState = iota
+	snapClaiming
+	snapServing
+	snapDead
+)
+
 type snapRules struct{ reuse, withoutOwn, stampOld bool }
 
 func (s *snapModel) record(w *snapWriter) VolumeRecord {
-	v := VolumeRecord{ID: modelID(90), Cfg: Cfg{State: VolumeLive}, Own: Own{Epoch: uint64(s.epoch), CfgVersion: uint32(s.cfg)}, OwnRev: int64(s.rev)}
+	v := VolumeRecord{ID: tid(90), Cfg: Cfg{State: VolumeLive}, Own: Own{Epoch: uint64(s.epoch), CfgVersion: uint32(s.cfg)}, OwnRev: int64(s.rev)}
 	next, list := s.next, s.list
 	if w != nil {
 		v.Own.Epoch, v.Own.CfgVersion, v.OwnRev = uint64(w.epoch), uint32(w.cfg), int64(w.rev)
@@ -119,10 +128,10 @@ func (s snapModel) steps(rules snapRules, yield func(snapModel)) {
 	for i := range s.w {
 		s.commitTxn(i, yield)
 		w := &s.w[i]
-		if w.phase == mDead {
+		if w.phase == snapDead {
 			continue
 		}
-		if s.crashes < 2 && w.phase != mIdle {
+		if s.crashes < 2 && w.phase != snapIdle {
 			n := s
 			n.crashes++
 			n.w[i] = snapWriter{txn: w.txn} // starts again; its transaction may yet arrive
@@ -133,16 +142,16 @@ func (s snapModel) steps(rules snapRules, yield func(snapModel)) {
 			continue
 		}
 		switch w.phase {
-		case mIdle:
+		case snapIdle:
 			if w.txn.live || s.epoch >= 3 {
 				continue
 			}
 			if txn, recs, err := Takeover(Records{Volumes: []VolumeRecord{s.record(nil)}}, Take{}); err == nil {
 				n := s
-				n.w[i].phase, n.w[i].waits, n.w[i].txn = mClaiming, true, s.fromTxn(i, txn, recs.Volumes[0])
+				n.w[i].phase, n.w[i].waits, n.w[i].txn = snapClaiming, true, s.fromTxn(i, txn, recs.Volumes[0])
 				yield(n)
 			}
-		case mServing:
+		case snapServing:
 			s.serve(i, rules, yield)
 		}
 	}
@@ -173,8 +182,8 @@ func (s snapModel) decide(i int, rules snapRules, yield func(snapModel)) {
 		w.waits, w.txn.live = false, false
 		w.epoch, w.cfg, w.rev, w.next, w.list = s.epoch, s.cfg, s.rev, s.next, s.list
 		switch {
-		case w.phase == mClaiming:
-			w.phase, s.promised = mServing, max(s.promised, s.epoch)
+		case w.phase == snapClaiming:
+			w.phase, s.promised = snapServing, max(s.promised, s.epoch)
 			w.seq = s.next
 			if rules.stampOld || rules.reuse {
 				w.seq = uint8(0)
@@ -190,7 +199,7 @@ func (s snapModel) decide(i int, rules snapRules, yield func(snapModel)) {
 			w.pending = w.next
 		}
 	case !t.free && s.rev != t.rev || t.free && s.promised > w.epoch:
-		*w = snapWriter{phase: mDead, txn: t} // fenced
+		*w = snapWriter{phase: snapDead, txn: t} // fenced
 	default:
 		w.txn.live = true
 	}

@@ -489,7 +489,7 @@ func (c *Core) prepared(e Prepared) {
 func (c *Core) taken(e Taken) {
 	switch {
 	case e.Fenced:
-		c.lose("another run of this VM has its volumes")
+		c.lose("its volumes were taken over")
 	case e.Err != nil:
 		// The set repeats what can be repeated; this attempt is over, not the VM.
 		c.reason = e.Err.Error()

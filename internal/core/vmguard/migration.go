@@ -253,10 +253,11 @@ func (c *Core) decideByOwner(e OwnerRead) {
 	case e.Owner.Node != c.node:
 		c.giveUp()
 	case m.successor:
-		// This set owns nothing yet: a take that compares the run decides.
+		// This set owns nothing yet: a take decides, which loses to a claim of the
+		// destination that is made meanwhile.
 		m.claiming = true
 		m.stage = Returning
-		c.do(Take{ExpectRun: c.run})
+		c.do(Take{ExpectRun: c.run, ExpectEpoch: e.Owner.Epoch})
 	default:
 		m.claiming = true
 		c.do(Reclaim{Run: c.run})

@@ -111,6 +111,9 @@ func TestRowSourceGuard(t *testing.T) {
 	})
 	t.Run("b: own is still ours: a take decides", func(t *testing.T) {
 		r := successor(t).step(ownedHere).want(Take{})
+		if got := r.last[len(r.last)-1]; got != (Take{ExpectRun: run1, ExpectEpoch: 5}) {
+			t.Fatalf("the take is not bound to what was read: %+v", got)
+		}
 		r.step(r.lease(), Taken{Epoch: 6}).want(Thaw{})
 		r.step(QMPUp{Status: "paused"}).runs(true)
 	})

@@ -241,8 +241,13 @@ type (
 	ConnectQMP struct{}
 	// Prepare after a delay; Prepared.
 	Prepare struct{ After time.Duration }
-	// Take claims (comparing the run if it is not zero) and activates; Taken.
-	Take struct{ ExpectRun ids.ID }
+	// Take claims (comparing the run and the epoch, if not zero) and activates;
+	// Taken. A hand-over keeps the run, so what a guard has read of own binds it
+	// only together with the epoch.
+	Take struct {
+		ExpectRun   ids.ID
+		ExpectEpoch uint64
+	}
 	// Reopen takes up after the predecessor; Taken.
 	Reopen struct{}
 	// Claim is the destination's one CAS; ClaimDone.

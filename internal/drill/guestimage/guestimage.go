@@ -8,7 +8,6 @@ import (
 	"archive/tar"
 	"context"
 	"crypto/sha256"
-	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -186,13 +185,8 @@ func writeDisk(ctx context.Context, img, tree, corePath string) error {
 	}
 	mbr := make([]byte, sectorBytes)
 	copy(mbr[:440], bootCode)
-	part := mbr[446:462]
-	part[0], part[4] = 0x80, 0x83 // active, Linux
-	copy(part[1:4], []byte{0xfe, 0xff, 0xff})
-	copy(part[5:8], []byte{0xfe, 0xff, 0xff})
-	binary.LittleEndian.PutUint32(part[8:], partitionStart/sectorBytes)
-	binary.LittleEndian.PutUint32(part[12:], partitionBytes/sectorBytes)
-	mbr[510], mbr[511] = 0x55, 0xaa
+	partition(mbr, 0, partitionStart, partitionBytes)
+	mbr[446] = 0x80 // active
 	if _, err := f.WriteAt(mbr, 0); err != nil {
 		return err
 	}

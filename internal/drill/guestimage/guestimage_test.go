@@ -26,3 +26,31 @@ func TestInitramfsIsCpio(t *testing.T) {
 		}
 	}
 }
+
+func TestWantedPackages(t *testing.T) {
+	const depends = `postgresql-15
+  Depends: libssl3
+ |Depends: locales
+  Depends: <locale>
+  Depends: postgresql-common
+  PreDepends: dpkg
+postgresql-client-15
+e2fsprogs
+  PreDepends: libext2fs2
+dash
+tzdata
+libssl3
+  Depends: libc6
+libc6
+libext2fs2
+postgresql-common
+  Depends: perl
+perl
+dpkg
+locales
+`
+	got := strings.Join(wantedPackages(depends), " ")
+	if want := "dash e2fsprogs libc6 libext2fs2 libssl3 postgresql-15 postgresql-client-15 tzdata"; got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+}

@@ -162,10 +162,12 @@ func (k *Cluster) ImportImage(ctx context.Context, name, path string) error {
 
 // CreateVM creates and starts a VM.
 func (k *Cluster) CreateVM(ctx context.Context, r drill.VMRequest) error {
+	disks := []vm.DiskSource{{Image: r.Image, Size: r.DiskSize}}
+	for _, d := range r.More {
+		disks = append(disks, vm.DiskSource{Image: d.Image, Size: d.Size})
+	}
 	return k.change(ctx, http.MethodPost, "/v1/vms", vm.CreateRequest{
-		Name: r.Name, CPUs: r.CPUs, Memory: r.Memory, Start: true,
-		Disks: []vm.DiskSource{{Image: r.Image, Size: r.DiskSize}},
-		NICs:  []vm.NIC{{Network: r.Network}},
+		Name: r.Name, CPUs: r.CPUs, Memory: r.Memory, Start: true, Disks: disks, NICs: []vm.NIC{{Network: r.Network}},
 	})
 }
 

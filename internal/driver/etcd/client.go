@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -38,7 +41,7 @@ func Dial(id *pki.Identity, endpoints []string) (*clientv3.Client, error) {
 	bo.BaseDelay, bo.MaxDelay = 100*time.Millisecond, time.Second
 	cli, err := clientv3.New(clientv3.Config{
 		Endpoints:            endpoints,
-		TLS:                  id.ClientTLS(ids.ID{}),
+		TLS:                  id.EtcdTLS(),
 		DialTimeout:          dialTimeout,
 		DialKeepAliveTime:    keepAlive,
 		DialKeepAliveTimeout: keepAliveTimeout,
@@ -57,10 +60,34 @@ func Dial(id *pki.Identity, endpoints []string) (*clientv3.Client, error) {
 // Member is one etcd member.
 type Member struct {
 	ID         uint64
-	Node       ids.ID // its name; zero if the name is no id (not started yet)
+	Name       string // "" until it started
+	Node       ids.ID // the node that the name says; zero: not a node's, or not started yet
+	Witness    ids.ID // the witness that the name says
+	Slot       int    // 1 or 2 of the witness; 0 for others
 	PeerURLs   []string
 	ClientURLs []string
 	Learner    bool
+}
+
+const witnessPrefix = "witness-"
+
+// WitnessName is the name of a witness's member: "witness-<id>-<slot>".
+func WitnessName(witness ids.ID, slot int) string {
+	return witnessPrefix + witness.String() + "-" + strconv.Itoa(slot)
+}
+
+// named fills in what a member's name says.
+func (m Member) named() Member {
+	rest, ok := strings.CutPrefix(m.Name, witnessPrefix)
+	if !ok {
+		m.Node, _ = ids.Parse(m.Name)
+		return m
+	}
+	if i := strings.LastIndexByte(rest, '-'); i > 0 {
+		m.Witness, _ = ids.Parse(rest[:i])
+		m.Slot, _ = strconv.Atoi(rest[i+1:])
+	}
+	return m
 }
 
 // Members lists the members as the cluster agrees on them (a linearizable
@@ -70,84 +97,107 @@ func Members(ctx context.Context, cli *clientv3.Client) ([]Member, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list etcd members: %w", Classify(err))
 	}
+	return members(resp), nil
+}
+
+// LocalMembers lists the members as one of them knows them: for people who
+// look, without a quorum too.
+func LocalMembers(ctx context.Context, cli *clientv3.Client) ([]Member, error) {
+	resp, err := cli.MemberList(ctx, clientv3.WithSerializable())
+	if err != nil {
+		return nil, fmt.Errorf("list etcd members: %w", Classify(err))
+	}
+	return members(resp), nil
+}
+
+func members(resp *clientv3.MemberListResponse) []Member {
 	var out []Member
 	for _, m := range resp.Members {
-		node, _ := ids.Parse(m.Name) // "" until it started: stays zero
-		out = append(out, Member{ID: m.ID, Node: node, PeerURLs: m.PeerURLs, ClientURLs: m.ClientURLs, Learner: m.IsLearner})
+		out = append(out, Member{ID: m.ID, Name: m.Name, PeerURLs: m.PeerURLs, ClientURLs: m.ClientURLs, Learner: m.IsLearner}.named())
 	}
-	return out, nil
+	return out
 }
 
-// AddLearner announces a member that will start at peerURL. It may be repeated:
-// a member with that peer URL is returned as it is. StrictReconfigCheck makes
-// etcd answer "unhealthy cluster" until all members were connected for 5 s, and
-// there may be one learner at a time: both are waited for until ctx ends.
-func AddLearner(ctx context.Context, cli *clientv3.Client, peerURL string) (Member, error) {
+// Endpoints returns the client URLs of the nodes that vote, sorted: the
+// witness serves nobody but in need, and learners serve nobody.
+func Endpoints(members []Member) []string {
+	var out []string
+	for _, m := range members {
+		if !m.Learner && !m.Node.IsZero() && len(m.ClientURLs) > 0 {
+			out = append(out, m.ClientURLs[0])
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// endpointsEvery is how often FollowEndpoints looks: voters change rarely, and
+// one stale address of several does no harm.
+const endpointsEvery = 15 * time.Second
+
+// FollowEndpoints keeps the endpoints of a long-lived client those of the nodes
+// that vote, until ctx ends. A list that cannot be read changes nothing.
+func FollowEndpoints(ctx context.Context, cli *clientv3.Client) {
+	t := time.NewTicker(endpointsEvery)
+	defer t.Stop()
 	for {
-		members, err := Members(ctx, cli)
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.C:
+		}
+		lctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+		members, err := Members(lctx, cli)
+		cancel()
 		if err != nil {
-			return Member{}, err
+			continue
 		}
-		for _, m := range members {
-			for _, u := range m.PeerURLs {
-				if u == peerURL {
-					return m, nil
-				}
-			}
-		}
-		resp, err := cli.MemberAddAsLearner(ctx, []string{peerURL})
-		if err == nil {
-			return Member{ID: resp.Member.ID, PeerURLs: resp.Member.PeerURLs, Learner: true}, nil
-		}
-		if err := retryMember(ctx, "add etcd member "+peerURL, err); err != nil {
-			return Member{}, err
+		have := slices.Clone(cli.Endpoints())
+		slices.Sort(have)
+		if now := Endpoints(members); len(now) > 0 && !slices.Equal(now, have) {
+			cli.SetEndpoints(now...)
 		}
 	}
 }
 
-// Promote makes a learner a voter once it has caught up, and waits for that
-// until ctx ends. A member that votes already is left as it is.
-func Promote(ctx context.Context, cli *clientv3.Client, member uint64) error {
-	for {
-		_, err := cli.MemberPromote(ctx, member)
-		if err == nil || errors.Is(err, rpctypes.ErrMemberNotLearner) {
+// AddLearner announces a member that will start at peerURL. A member with that
+// peer URL that stands there already is left as it is.
+func AddLearner(ctx context.Context, cli *clientv3.Client, peerURL string) error {
+	members, err := Members(ctx, cli)
+	if err != nil {
+		return err
+	}
+	for _, m := range members {
+		if slices.Contains(m.PeerURLs, peerURL) {
 			return nil
 		}
-		if err := retryMember(ctx, fmt.Sprintf("promote etcd member %x", member), err); err != nil {
-			return err
-		}
 	}
+	if _, err := cli.MemberAddAsLearner(ctx, []string{peerURL}); err != nil {
+		return fmt.Errorf("add etcd member %s: %w", peerURL, Classify(err))
+	}
+	return nil
+}
+
+// Promote makes a learner a voter. A member that votes already is left as it
+// is; one that has not caught up is Unavailable.
+func Promote(ctx context.Context, cli *clientv3.Client, member uint64) error {
+	_, err := cli.MemberPromote(ctx, member)
+	switch {
+	case err == nil || errors.Is(err, rpctypes.ErrMemberNotLearner):
+		return nil
+	case errors.Is(err, rpctypes.ErrMemberLearnerNotReady):
+		return errs.New(errs.Unavailable, "promote etcd member %x: %w", member, err)
+	}
+	return fmt.Errorf("promote etcd member %x: %w", member, Classify(err))
 }
 
 // Remove takes a member out; one that is gone already is no error.
 func Remove(ctx context.Context, cli *clientv3.Client, member uint64) error {
-	for {
-		_, err := cli.MemberRemove(ctx, member)
-		if err == nil || errors.Is(err, rpctypes.ErrMemberNotFound) {
-			return nil
-		}
-		if err := retryMember(ctx, fmt.Sprintf("remove etcd member %x", member), err); err != nil {
-			return err
-		}
-	}
-}
-
-// retryMember waits a moment if a change of members failed for a reason that
-// passes by itself, and returns the error otherwise.
-func retryMember(ctx context.Context, what string, err error) error {
-	passing := errors.Is(err, rpctypes.ErrUnhealthy) || errors.Is(err, rpctypes.ErrTooManyLearners) ||
-		errors.Is(err, rpctypes.ErrMemberLearnerNotReady) || errs.Kind(Classify(err)) == errs.Unavailable
-	if !passing {
-		return fmt.Errorf("%s: %w", what, Classify(err))
-	}
-	t := time.NewTimer(300 * time.Millisecond)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return fmt.Errorf("%s: %w", what, Classify(err))
-	case <-t.C:
+	_, err := cli.MemberRemove(ctx, member)
+	if err == nil || errors.Is(err, rpctypes.ErrMemberNotFound) {
 		return nil
 	}
+	return fmt.Errorf("remove etcd member %x: %w", member, Classify(err))
 }
 
 // ErrUnknown marks an error after which a change may or may not have been made:

@@ -39,6 +39,7 @@ const (
 	quotaBytes    = 512 << 20
 	compactEvery  = "10m"
 	walBytes      = 16 << 20 // preallocated twice a member; etcd's own 64 MB is for busier clusters
+	maxLearners   = 3        // a node, and the two members of a witness; the same on all
 	maxTxnOps     = 512      // a VM of many volumes is created and taken in one txn
 	keepAliveFrom = 500 * time.Millisecond
 )
@@ -47,16 +48,34 @@ func init() { wal.SegmentSizeBytes = walBytes } // a variable of etcd; read when
 
 // Config says which member to run.
 type Config struct {
-	Node      ids.ID        // the member's name
+	Name      string        // of the member: a node's id, or WitnessName
 	Identity  *pki.Identity // loaded from a directory: etcd reads the files itself
 	Dir       string        // data directory
 	Addresses []string      // IP addresses to listen on; the first is announced
+	// Ports to listen on; the zero value means those of a node.
+	Ports Ports
 	// InitialCluster has the peer URL of each member by name; the first start
-	// needs it, later starts read the data directory. nil: a new cluster of this
-	// member alone.
+	// needs it, later starts read the data directory.
 	InitialCluster map[string]string
-	Cluster        ids.ID // guards against members of another cluster
-	LogFile        string // "" : only warnings, to stderr
+	// New makes a new cluster of this member alone if there is no data. Without
+	// New and InitialCluster a missing directory is an error: a voter that lost
+	// its data must not begin another history.
+	New bool
+	// ForceNew throws all other members out of the data that is there: for
+	// `cluster recover`.
+	ForceNew bool
+	Cluster  ids.ID // guards against members of another cluster
+	LogFile  string // "" : only warnings, to stderr
+}
+
+// Ports of a member.
+type Ports struct{ Client, Peer, HTTP int }
+
+func (p Ports) filled() Ports {
+	if p == (Ports{}) {
+		return Ports{paths.PortEtcdClient, paths.PortEtcdPeer, paths.PortEtcdHTTP}
+	}
+	return p
 }
 
 // PeerURL returns the URL on which a member at addr talks to the other members.
@@ -64,6 +83,9 @@ func PeerURL(addr string) string { return hostURL(addr, paths.PortEtcdPeer) }
 
 // ClientURL returns the URL on which a member at addr serves clients.
 func ClientURL(addr string) string { return hostURL(addr, paths.PortEtcdClient) }
+
+// URL returns the URL of a member at addr and port.
+func URL(addr string, port int) string { return hostURL(addr, port) }
 
 func hostURL(addr string, port int) string {
 	if strings.Contains(addr, ":") {
@@ -158,6 +180,17 @@ func (s *Server) IsLeader() bool {
 // Leader returns the member id of the leader that this member follows, or 0.
 func (s *Server) Leader() uint64 { return uint64(s.e.Server.Leader()) }
 
+// Member returns this member's id.
+func (s *Server) Member() uint64 { return uint64(s.e.Server.MemberID()) }
+
+// MoveLeader hands the leadership, which this member must have, to another one.
+func (s *Server) MoveLeader(ctx context.Context, to uint64) error {
+	if err := s.e.Server.MoveLeader(ctx, s.Member(), to); err != nil {
+		return fmt.Errorf("hand etcd's leadership to %x: %w", to, err)
+	}
+	return nil
+}
+
 // Close cuts the clients, hands the leadership over and stops the member.
 func (s *Server) Close() { s.stop(nil) }
 
@@ -194,14 +227,23 @@ func embedConfig(cfg Config) (*embed.Config, error) {
 	if len(cfg.Addresses) == 0 {
 		return nil, errs.New(errs.Invalid, "start etcd: no address")
 	}
+	if _, err := os.Stat(filepath.Join(cfg.Dir, "member")); err != nil && !cfg.New && cfg.InitialCluster == nil {
+		return nil, errs.New(errs.Corrupt, "start etcd: its data in %s is missing: %w", cfg.Dir, err).
+			WithHint("if the disk was replaced: `roseau node remove` this node on another one, then join again")
+	}
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("start etcd: %w", err)
 	}
 	ec := embed.NewConfig()
-	ec.Name = cfg.Node.String()
+	ec.Name = cfg.Name
 	ec.Dir = cfg.Dir
 	ec.TickMs, ec.ElectionMs, ec.PreVote = heartbeatMS, electionMS, true
-	ec.StrictReconfigCheck = true
+	// core/quorum knows better: the check would refuse to replace a dead voter of
+	// three, and takes the two members of a witness for two machines.
+	ec.StrictReconfigCheck = false
+	ec.MaxLearners = maxLearners
+	ec.ForceNewCluster = cfg.ForceNew
+	ports := cfg.Ports.filled()
 	ec.MaxTxnOps = maxTxnOps
 	ec.QuotaBackendBytes = quotaBytes
 	ec.AutoCompactionMode, ec.AutoCompactionRetention = "periodic", compactEvery
@@ -211,16 +253,16 @@ func embedConfig(cfg Config) (*embed.Config, error) {
 	ec.InitialClusterToken = cfg.Cluster.String()
 	ec.ListenPeerUrls, ec.ListenClientUrls = nil, nil
 	for _, a := range cfg.Addresses {
-		ec.ListenPeerUrls = append(ec.ListenPeerUrls, mustURL(PeerURL(a)))
-		ec.ListenClientUrls = append(ec.ListenClientUrls, mustURL(ClientURL(a)))
+		ec.ListenPeerUrls = append(ec.ListenPeerUrls, mustURL(hostURL(a, ports.Peer)))
+		ec.ListenClientUrls = append(ec.ListenClientUrls, mustURL(hostURL(a, ports.Client)))
 	}
 	// Without a listener of its own, HTTP shares the port with gRPC behind a
 	// multiplexer that etcd itself warns of.
-	ec.ListenClientHttpUrls = []url.URL{mustURL(hostURL(cfg.Addresses[0], paths.PortEtcdHTTP))}
+	ec.ListenClientHttpUrls = []url.URL{mustURL(hostURL(cfg.Addresses[0], ports.HTTP))}
 	ec.AdvertisePeerUrls = ec.ListenPeerUrls[:1]
 	ec.AdvertiseClientUrls = ec.ListenClientUrls
 	ec.ClusterState = embed.ClusterStateFlagNew
-	ec.InitialCluster = ec.Name + "=" + PeerURL(cfg.Addresses[0])
+	ec.InitialCluster = ec.Name + "=" + hostURL(cfg.Addresses[0], ports.Peer)
 	if cfg.InitialCluster != nil {
 		ec.ClusterState = embed.ClusterStateFlagExisting
 		var parts []string

@@ -16,6 +16,7 @@ import (
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
 	"roseau/internal/base/paths"
+	"roseau/internal/core/repl"
 	"roseau/internal/model"
 )
 
@@ -88,6 +89,12 @@ func (c *Client) Migrate(ctx context.Context, r MigrateRequest) error {
 // committed already: watch Status.
 func (c *Client) CancelMigration(ctx context.Context) error {
 	return c.call(ctx, http.MethodDelete, "/migrate", nil, nil)
+}
+
+// Snapshot takes or deletes a snapshot of the VM's volumes, and returns when it
+// exists (is deleted).
+func (c *Client) Snapshot(ctx context.Context, o repl.SnapshotOrder) error {
+	return c.call(ctx, http.MethodPost, "/snapshot", o, nil)
 }
 
 // ReplaceDisk starts a rebuild; progress is in Status.Volumes.

@@ -44,8 +44,11 @@ type Config struct {
 	Socket string `json:"socket,omitempty"`
 	// Replace lists disks to be replaced; maintenance only.
 	Replace []Replace `json:"replace,omitempty"`
-	Nodes   []Peer    `json:"nodes"` // all nodes of the cluster, this one included
-	Etcd    []string  `json:"etcd"`  // client endpoints of all members, "https://10.0.0.1:7379"
+	// Snapshot is the number of the snapshot to be served, read-only; 0: the
+	// volume as it is. For serve and export.
+	Snapshot uint32   `json:"snapshot,omitempty"`
+	Nodes    []Peer   `json:"nodes"` // all nodes of the cluster, this one included
+	Etcd     []string `json:"etcd"`  // client endpoints of all members, "https://10.0.0.1:7379"
 }
 
 // Replace names a disk and its successor.
@@ -77,15 +80,17 @@ const (
 
 // Status is what GET /status answers.
 type Status struct {
-	Volume  ids.ID             `json:"volume"`
-	Node    ids.ID             `json:"node"`
-	Purpose repl.Purpose       `json:"purpose"`
-	Phase   Phase              `json:"phase"`
-	Reason  string             `json:"reason,omitempty"` // one line: what it waits for, or why it ended
-	Socket  string             `json:"socket,omitempty"`
-	State   model.VolumeStatus `json:"state"`
-	Disks   []DiskStatus       `json:"disks,omitempty"`
-	Waiting int                `json:"waiting"` // client requests not answered yet
+	Volume  ids.ID       `json:"volume"`
+	Node    ids.ID       `json:"node"`
+	Purpose repl.Purpose `json:"purpose"`
+	Phase   Phase        `json:"phase"`
+	Reason  string       `json:"reason,omitempty"` // one line: what it waits for, or why it ended
+	Socket  string       `json:"socket,omitempty"`
+	// Snapshot is the number of the snapshot that is served; 0: the volume.
+	Snapshot uint32             `json:"snapshot,omitempty"`
+	State    model.VolumeStatus `json:"state"`
+	Disks    []DiskStatus       `json:"disks,omitempty"`
+	Waiting  int                `json:"waiting"` // client requests not answered yet
 }
 
 // DiskStatus is one copy.
@@ -120,6 +125,8 @@ func (c *Config) Validate() error {
 		return bad("etcd is empty")
 	case len(c.Replace) > 0 && c.Purpose != repl.PurposeMaintenance:
 		return bad("replace is for maintenance only")
+	case c.Snapshot != 0 && c.Purpose != repl.PurposeServe && c.Purpose != repl.PurposeExport:
+		return bad("snapshot is for serve and export only")
 	}
 	for _, p := range c.Nodes {
 		for role, list := range p.Addresses {
@@ -210,6 +217,11 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 // Release asks the writer to drain, flush, release and exit. It returns at once.
 func (c *Client) Release(ctx context.Context) error {
 	return c.call(ctx, http.MethodPost, "/release", nil, nil)
+}
+
+// Snapshot takes or deletes a snapshot, and returns when it exists (is deleted).
+func (c *Client) Snapshot(ctx context.Context, o repl.SnapshotOrder) error {
+	return c.call(ctx, http.MethodPost, "/snapshot", o, nil)
 }
 
 // ReplaceDisk starts a rebuild; progress is in Status.Disks.

@@ -27,6 +27,7 @@ type Invitation struct {
 	Addresses   []string `json:"a"` // API of voters, "host:port"
 	Token       ids.ID   `json:"t"`
 	Secret      string   `json:"s"`
+	Witness     bool     `json:"w,omitempty"` // for a witness, not for a node
 }
 
 // String returns the text of the token: a prefix and base64 without padding, one

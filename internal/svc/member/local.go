@@ -72,7 +72,7 @@ func Init(req InitRequest, clk clock.Clock) (*nodeconf.Config, error) {
 		return nil, fmt.Errorf("init cluster: %w", err)
 	}
 	conf := &nodeconf.Config{Cluster: cluster, ClusterName: req.ClusterName, Node: node, Name: req.Name,
-		Addresses: req.Addresses, Uplinks: req.Uplinks, Voter: true,
+		Addresses: req.Addresses, Uplinks: req.Uplinks, Seat: nodeconf.Seat{Seated: true},
 		Endpoints: []string{etcd.ClientURL(req.Addresses[model.RoleCluster][0])},
 		Settling:  &nodeconf.Settling{Init: true}}
 	return conf, writeNode(conf, pki.Files{CA: ca.CertPEM(), CAKey: caKey, Cert: cert, Key: key})
@@ -160,25 +160,19 @@ func Join(ctx context.Context, req LocalJoinRequest) (*nodeconf.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("join cluster: %w", err)
 	}
-	ans, err := askToJoin(ctx, inv, JoinRequest{Token: inv.Token, Secret: inv.Secret, Node: pending.Node, CSR: pending.CSR, NodeRequest: req.NodeRequest})
+	if inv.Witness {
+		return nil, errs.New(errs.Invalid, "join cluster: the token is for a witness").WithHint("use it with `roseau witness run`; for a node: `roseau cluster token`")
+	}
+	ans, err := AskToJoin(ctx, inv, JoinRequest{Token: inv.Token, Secret: inv.Secret, Node: pending.Node, CSR: pending.CSR, NodeRequest: req.NodeRequest})
 	if err != nil {
 		return nil, err
 	}
-	if err := checkAnswer(inv, ans, pending.Node); err != nil {
+	if err := CheckAnswer(inv, ans, pending.Node); err != nil {
 		return nil, err
 	}
 	files := pki.Files{CA: []byte(ans.CA), Cert: []byte(ans.Cert), Key: []byte(pending.Key)}
-	if ans.CAKey != "" {
-		files.CAKey = []byte(ans.CAKey)
-	}
 	conf := &nodeconf.Config{Cluster: inv.Cluster, ClusterName: ans.ClusterName, Node: pending.Node, Name: req.Name,
-		Addresses: req.Addresses, Uplinks: req.Uplinks, Voter: ans.Voter, Endpoints: ans.Endpoints,
-		Settling: &nodeconf.Settling{Token: inv.Token}}
-	if ans.Voter {
-		if conf.InitialCluster, err = addLearner(ctx, conf, files); err != nil {
-			return nil, fmt.Errorf("join cluster: %w", err)
-		}
-	}
+		Addresses: req.Addresses, Uplinks: req.Uplinks, Endpoints: ans.Endpoints, Settling: &nodeconf.Settling{Token: inv.Token}}
 	if err := writeNode(conf, files); err != nil {
 		return nil, fmt.Errorf("join cluster: %w", err)
 	}
@@ -186,8 +180,8 @@ func Join(ctx context.Context, req LocalJoinRequest) (*nodeconf.Config, error) {
 	return conf, nil
 }
 
-// checkAnswer trusts nothing but the fingerprint in the token.
-func checkAnswer(inv Invitation, ans *JoinAnswer, node ids.ID) error {
+// CheckAnswer trusts nothing but the fingerprint in the token.
+func CheckAnswer(inv Invitation, ans *JoinAnswer, node ids.ID) error {
 	ca, err := pki.ParseCert([]byte(ans.CA))
 	if err != nil {
 		return fmt.Errorf("join cluster: answer: %w", err)
@@ -200,7 +194,7 @@ func checkAnswer(inv Invitation, ans *JoinAnswer, node ids.ID) error {
 		return fmt.Errorf("join cluster: answer: %w", err)
 	}
 	if cert.Subject.CommonName != node.String() || cert.CheckSignatureFrom(ca) != nil {
-		return errs.New(errs.Denied, "join cluster: the certificate in the answer is not this node's")
+		return errs.New(errs.Denied, "join cluster: the certificate in the answer is not this machine's")
 	}
 	if len(ans.Endpoints) == 0 {
 		return errs.New(errs.Invalid, "join cluster: the answer names no etcd member")
@@ -208,43 +202,8 @@ func checkAnswer(inv Invitation, ans *JoinAnswer, node ids.ID) error {
 	return nil
 }
 
-// addLearner announces this node to etcd and returns the members as the new one
-// must know them. A learner does not vote: if this machine dies now, nothing is
-// lost.
-func addLearner(ctx context.Context, conf *nodeconf.Config, files pki.Files) (map[string]string, error) {
-	id, err := pki.FromFiles(files)
-	if err != nil {
-		return nil, err
-	}
-	cli, err := etcd.Dial(id, conf.Endpoints)
-	if err != nil {
-		return nil, err
-	}
-	defer cli.Close()
-	mine := etcd.PeerURL(conf.ClusterAddresses()[0])
-	self, err := etcd.AddLearner(ctx, cli, mine)
-	if err != nil {
-		return nil, err
-	}
-	members, err := etcd.Members(ctx, cli)
-	if err != nil {
-		return nil, err
-	}
-	initial := map[string]string{conf.Node.String(): mine}
-	for _, m := range members {
-		if m.ID == self.ID {
-			continue
-		}
-		if m.Node.IsZero() || len(m.PeerURLs) == 0 {
-			return nil, errs.New(errs.Unavailable, "etcd member %x has not started yet", m.ID).WithHint("wait for the other join to end, then try again with the same token")
-		}
-		initial[m.Node.String()] = m.PeerURLs[0]
-	}
-	return initial, nil
-}
-
-// askToJoin sends the request to the voters in turn, until one answers.
-func askToJoin(ctx context.Context, inv Invitation, req JoinRequest) (*JoinAnswer, error) {
+// AskToJoin sends the request to the voters in turn, until one answers.
+func AskToJoin(ctx context.Context, inv Invitation, req JoinRequest) (*JoinAnswer, error) {
 	body, err := json.Marshal(req)
 	if err != nil {
 		return nil, fmt.Errorf("join cluster: %w", err)

@@ -87,7 +87,8 @@ func TestJoinRequestNamesUnknownField(t *testing.T) {
 func TestCheckToken(t *testing.T) {
 	me, other, at := ids.New(), ids.New(), time.Unix(1e9, 0)
 	fresh := model.Token{SecretSHA256: hashSecret("s"), Expires: at.Add(time.Hour)}
-	bound, used, taken := fresh, fresh, fresh
+	bound, used, taken, witness := fresh, fresh, fresh, fresh
+	witness.Witness = true
 	bound.Node, taken.Node = me, other
 	used.Node, used.Used = me, at
 	for _, c := range []struct {
@@ -105,6 +106,7 @@ func TestCheckToken(t *testing.T) {
 		{"used, wrong secret", used, "x", at, "secret is wrong"}, // tells strangers nothing
 		{"bound to another", taken, "s", at, "another machine"},
 		{"expired", fresh, "s", at.Add(61 * time.Minute), "expired"},
+		{"a witness's", witness, "s", at, "for a witness"},
 	} {
 		err := checkToken(&c.t, JoinRequest{Secret: c.secret, Node: me}, c.now)
 		if c.words == "" {
@@ -139,35 +141,5 @@ func TestNodeRequest(t *testing.T) {
 	none := NodeRequest{Name: "n1", Addresses: map[model.NetworkRole][]string{"lan": {"10.0.0.1"}}}
 	if err := none.check(own); !errors.Is(err, errs.Invalid) {
 		t.Errorf("no cluster address: %v", err)
-	}
-}
-
-func TestQuorumInWords(t *testing.T) {
-	mk := func(spec string) (ms []MemberState, leader bool) {
-		for i, c := range spec {
-			m := MemberState{Node: string(rune('a' + i)), Answers: c != '-', Leader: c == 'L', Learner: c == 'l'}
-			leader = leader || m.Leader
-			ms = append(ms, m)
-		}
-		return ms, leader
-	}
-	for _, c := range []struct { // L leader, v voter, - no answer, l learner
-		spec, words string
-		healthy     bool
-	}{
-		{"L", "1 voter: if this node fails", true},
-		{"Lv", "2 of 2 voters answer: if one more fails", true},
-		{"Lvl", "2 of 2 voters answer: if one more fails", true},
-		{"Lvv", "any 1 of them can fail next", true},
-		{"Lv-", "no answer from c", true},
-		{"L--", "no quorum: 1 of 3 voters answer (no answer from b, c), 2 needed", false},
-		{"vvv", "a leader is being elected", false},
-		{"Lvvvv", "any 2 of them can fail next", true},
-		{"", "no etcd member answers", false},
-	} {
-		ms, leader := mk(c.spec)
-		if q := quorumOf(ms, leader); !strings.Contains(q.Text, c.words) || q.Healthy != c.healthy {
-			t.Errorf("%q: %+v", c.spec, q)
-		}
 	}
 }

@@ -58,7 +58,8 @@ type tokenBody struct {
 
 type tokenInput struct {
 	Body struct {
-		Life string `json:"life,omitempty" doc:"how long it can be used, for example 1h; default 1h, at most 168h"`
+		Life    string `json:"life,omitempty" doc:"how long it can be used, for example 1h; default 1h, at most 168h"`
+		Witness bool   `json:"witness,omitempty" doc:"for a witness, not for a node"`
 	}
 }
 
@@ -71,6 +72,8 @@ func (m *Server) Routes(beatAge func(ids.ID) time.Duration) api.Routes {
 			})
 		m.tokenRoutes(r)
 		m.nodeRoutes(r)
+		m.voterRoutes(r)
+		m.witnessRoutes(r)
 		huma.Register(r, api.Op("sign-user", http.MethodPost, "/v1/users/{name}/certificate", "Sign a certificate for a user of the API"),
 			func(_ context.Context, in *signInput) (*api.Body[*UserCertificate], error) {
 				return api.OK(m.signUser(in))
@@ -93,7 +96,7 @@ func (m *Server) tokenRoutes(r *api.Router) {
 					return nil, errs.New(errs.Invalid, "create token: life %q: want for example 30m or 1h", in.Body.Life)
 				}
 			}
-			text, t, err := m.CreateToken(ctx, life)
+			text, t, err := m.CreateToken(ctx, life, in.Body.Witness)
 			if err != nil {
 				return nil, err
 			}

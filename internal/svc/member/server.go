@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"roseau/internal/api"
 	"roseau/internal/base/clock"
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
@@ -22,13 +23,13 @@ import (
 	"roseau/internal/store"
 	"roseau/internal/svc/event"
 	"roseau/internal/svc/task"
+	"roseau/internal/svc/voters"
 )
 
 // Limits.
 const (
 	DefaultTokenLife = time.Hour
 	maxTokenLife     = 7 * 24 * time.Hour
-	maxVoters        = 3
 	sweepEvery       = 30 * time.Second
 	sweepGrace       = 10 * time.Minute // after the expiry of a token whose join broke
 )
@@ -36,15 +37,8 @@ const (
 // Keys of the records.
 const (
 	clusterKey    = "/s/cluster"
-	votersKey     = "/s/voters"
 	removedPrefix = "/s/removed/"
 )
-
-// voters is /s/voters: the nodes that were chosen to vote. Etcd's own list of
-// members follows it; a node stands here before it is a learner.
-type voters struct {
-	Nodes []ids.ID `json:"nodes"`
-}
 
 // Removed is /s/removed/<node>: proof that the node was taken out on purpose.
 type Removed struct {
@@ -66,6 +60,9 @@ type Server struct {
 	Clock    clock.Clock
 	Log      *slog.Logger
 	Leading  func() bool // this node's etcd member leads
+	Reader   voters.Reader
+	Probe    *etcd.Probe
+	Proxy    *api.Proxy // to other nodes
 
 	join sync.Mutex // one join at a time on this node
 }
@@ -84,7 +81,8 @@ func ReadCluster(ctx context.Context, s *store.Store) (*model.Cluster, error) {
 
 // CreateToken makes a token for one join. The text is returned once and kept
 // nowhere.
-func (m *Server) CreateToken(ctx context.Context, life time.Duration) (string, *model.Token, error) {
+// With witness it lets a witness join, and no node.
+func (m *Server) CreateToken(ctx context.Context, life time.Duration, witness bool) (string, *model.Token, error) {
 	if life == 0 {
 		life = DefaultTokenLife
 	}
@@ -97,11 +95,11 @@ func (m *Server) CreateToken(ctx context.Context, life time.Duration) (string, *
 	}
 	secret := newSecret()
 	id := ids.New()
-	t := &model.Token{Meta: model.Meta{ID: id, Name: "join-" + id.Short()}, SecretSHA256: hashSecret(secret), Expires: m.Clock.Wall().UTC().Add(life)}
+	t := &model.Token{Meta: model.Meta{ID: id, Name: "join-" + id.Short()}, SecretSHA256: hashSecret(secret), Witness: witness, Expires: m.Clock.Wall().UTC().Add(life)}
 	if t, err = store.Create(ctx, m.Store, t); err != nil {
 		return "", nil, err
 	}
-	inv := Invitation{Cluster: m.Config.Cluster, Fingerprint: m.Identity.Fingerprint(), Addresses: addrs, Token: t.ID, Secret: secret}
+	inv := Invitation{Cluster: m.Config.Cluster, Fingerprint: m.Identity.Fingerprint(), Addresses: addrs, Token: t.ID, Secret: secret, Witness: witness}
 	return inv.String(), t, nil
 }
 
@@ -112,12 +110,20 @@ func (m *Server) joinAddresses(ctx context.Context) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	members, err := etcd.Members(ctx, m.Store.Client())
+	if err != nil {
+		return nil, err
+	}
+	votes := map[ids.ID]bool{}
+	for _, mem := range members {
+		votes[mem.Node] = votes[mem.Node] || !mem.Learner
+	}
 	slices.SortStableFunc(nodes, func(a, b *model.Node) int {
 		return boolRank(b.ID == m.Config.Node) - boolRank(a.ID == m.Config.Node)
 	})
 	var out []string
 	for _, n := range nodes {
-		if n.Spec.Voter {
+		if votes[n.ID] {
 			for _, a := range n.Spec.Addresses[model.RoleCluster] {
 				out = append(out, net.JoinHostPort(a, strconv.Itoa(paths.PortAPI)))
 			}
@@ -137,8 +143,10 @@ func boolRank(b bool) int {
 type JoinRequest struct {
 	Token  ids.ID `json:"token"`
 	Secret string `json:"secret"`
-	Node   ids.ID `json:"node"`
-	CSR    string `json:"csr"` // PEM
+	Node   ids.ID `json:"node"` // or the witness's id
+	CSR    string `json:"csr"`  // PEM
+	// WitnessPort is the first port of a witness; 0: a node joins.
+	WitnessPort int `json:"witness_port,omitempty"`
 	NodeRequest
 }
 
@@ -146,19 +154,22 @@ type JoinRequest struct {
 type JoinAnswer struct {
 	Cluster     ids.ID   `json:"cluster"`
 	ClusterName string   `json:"cluster_name"`
-	CA          string   `json:"ca"`               // PEM
-	CAKey       string   `json:"ca_key,omitempty"` // PEM; voters only
-	Cert        string   `json:"cert"`             // PEM
-	Voter       bool     `json:"voter"`
-	Endpoints   []string `json:"endpoints"` // etcd client URLs
+	CA          string   `json:"ca"`        // PEM
+	Cert        string   `json:"cert"`      // PEM
+	Endpoints   []string `json:"endpoints"` // etcd client URLs of the voters
 }
 
 // Join is the cluster's half of a join. It may be repeated with the same token
-// by the same machine until the join has ended.
+// by the same machine until the join has ended. The machine becomes a client of
+// etcd; whether it votes, the voters' manager decides when it lives.
 func (m *Server) Join(ctx context.Context, req JoinRequest) (*JoinAnswer, error) {
 	m.join.Lock()
 	defer m.join.Unlock()
-	fail := func(err error) (*JoinAnswer, error) { return nil, fmt.Errorf("join node %q: %w", req.Name, err) }
+	what := "node"
+	if req.WitnessPort != 0 {
+		what = "witness"
+	}
+	fail := func(err error) (*JoinAnswer, error) { return nil, fmt.Errorf("join %s %q: %w", what, req.Name, err) }
 	ca, err := pki.LoadCA(paths.PKI)
 	if err != nil {
 		return fail(errs.New(errs.Unavailable, "this node does not hold the authority's key: %w", err).WithHint("ask a voter"))
@@ -167,67 +178,54 @@ func (m *Server) Join(ctx context.Context, req JoinRequest) (*JoinAnswer, error)
 		return fail(err)
 	}
 	if req.Node.IsZero() {
-		return fail(errs.New(errs.Invalid, "no node id"))
+		return fail(errs.New(errs.Invalid, "no %s id", what))
 	}
 	cluster, err := ReadCluster(ctx, m.Store)
 	if err != nil {
 		return fail(err)
 	}
 	// Everything that can be refused comes before the one transaction that admits
-	// the node: a refused join leaves nothing behind.
-	cert, err := ca.SignNode([]byte(req.CSR), req.Node, req.ips(), m.Clock.Wall())
+	// the machine: a refused join leaves nothing behind.
+	sign, admit := ca.SignNode, txNode
+	if req.WitnessPort != 0 {
+		sign, admit = ca.SignWitness, txWitness
+	}
+	cert, err := sign([]byte(req.CSR), req.Node, req.ips(), m.Clock.Wall())
 	if err != nil {
 		return fail(err)
 	}
-	voter, err := m.admit(ctx, req)
-	if err != nil {
+	if err := m.admit(ctx, req, admit); err != nil {
 		return fail(err)
 	}
 	members, err := etcd.Members(ctx, m.Store.Client())
 	if err != nil {
 		return fail(err)
 	}
-	ans := &JoinAnswer{Cluster: cluster.ID, ClusterName: cluster.Name, CA: string(ca.CertPEM()), Cert: string(cert), Voter: voter}
-	for _, mem := range members {
-		ans.Endpoints = append(ans.Endpoints, mem.ClientURLs...)
-	}
-	if voter {
-		key, err := ca.KeyPEM()
-		if err != nil {
-			return fail(err)
-		}
-		ans.CAKey = string(key)
-	}
-	m.Log.Info("node is joining", "node", req.Node, "name", req.Name, "voter", voter)
-	return ans, nil
+	m.Log.Info(what+" is joining", "id", req.Node, "name", req.Name)
+	return &JoinAnswer{Cluster: cluster.ID, ClusterName: cluster.Name, CA: string(ca.CertPEM()), Cert: string(cert), Endpoints: etcd.Endpoints(members)}, nil
 }
 
 const tokenHint = "make a new token on a node of the cluster: `roseau cluster token`"
 
-// admit ties the token to the machine that shows it, gives it a seat among the
-// voters if one is free (the first three nodes vote), and makes its object: all
-// in one transaction, so that two joins at once do not get the last seat both.
-// Repeated by the same machine it gives the same answer.
-func (m *Server) admit(ctx context.Context, req JoinRequest) (voter bool, err error) {
+// admit ties the token to the machine that shows it and makes its object, all in
+// one transaction. Repeated by the same machine it changes nothing.
+func (m *Server) admit(ctx context.Context, req JoinRequest, object func(context.Context, *store.Tx, *store.Store, JoinRequest) error) error {
 	for range 10 {
 		tx := store.NewTx()
 		if err := m.txToken(ctx, tx, req); err != nil {
-			return false, err
+			return err
 		}
 		if err := m.checkAddresses(ctx, req); err != nil {
-			return false, err
+			return err
 		}
-		if voter, err = m.txSeat(ctx, tx, req.Node); err != nil {
-			return false, err
+		if err := object(ctx, tx, m.Store, req); err != nil {
+			return err
 		}
-		if err := txNode(ctx, tx, m.Store, req.Node, req.NodeRequest, voter); err != nil {
-			return false, err
-		}
-		if _, err = m.Store.Commit(ctx, tx); err == nil || !errors.Is(err, errs.Conflict) {
-			return voter, err
+		if _, err := m.Store.Commit(ctx, tx); err == nil || !errors.Is(err, errs.Conflict) {
+			return err
 		}
 	}
-	return false, errs.New(errs.Conflict, "changed by others again and again").WithHint("try again with the same token")
+	return errs.New(errs.Conflict, "changed by others again and again").WithHint("try again with the same token")
 }
 
 // txToken checks the token and adds its binding to tx.
@@ -251,6 +249,10 @@ func checkToken(t *model.Token, req JoinRequest, now time.Time) error {
 	switch {
 	case !secretMatches(req.Secret, t.SecretSHA256):
 		return errs.New(errs.Denied, "the token's secret is wrong").WithHint(tokenHint)
+	case t.Witness && req.WitnessPort == 0:
+		return errs.New(errs.Denied, "the token is for a witness").WithHint("use it with `roseau witness run`; for a node: `roseau cluster token`")
+	case !t.Witness && req.WitnessPort != 0:
+		return errs.New(errs.Denied, "the token is for a node").WithHint("use it with `roseau cluster join`; for a witness: `roseau witness add`")
 	case !t.Used.IsZero():
 		return errs.New(errs.Denied, "the token was used already, at %s", t.Used.Format(time.RFC3339)).WithHint(tokenHint)
 	case !t.Node.IsZero() && t.Node != req.Node:
@@ -280,29 +282,14 @@ func (m *Server) checkAddresses(ctx context.Context, req JoinRequest) error {
 	return nil
 }
 
-// txSeat decides whether the node votes, and adds that to tx.
-func (m *Server) txSeat(ctx context.Context, tx *store.Tx, node ids.ID) (bool, error) {
-	r, err := store.GetRecord[voters](ctx, m.Store, votersKey)
-	if err != nil {
-		return false, err
-	}
-	tx.If(votersKey, r.Revision)
-	if slices.Contains(r.Value.Nodes, node) {
-		return true, nil
-	}
-	if len(r.Value.Nodes) >= maxVoters {
-		return false, nil
-	}
-	tx.Put(votersKey, voters{Nodes: append(r.Value.Nodes, node)})
-	return true, nil
-}
-
 // txNode adds to tx the making of the node's object, or bringing an existing one
 // of the same machine up to date.
-func txNode(ctx context.Context, tx *store.Tx, s *store.Store, id ids.ID, req NodeRequest, voter bool) error {
-	spec := model.NodeSpec{Addresses: req.Addresses, Uplinks: req.Uplinks, Voter: voter}
+func txNode(ctx context.Context, tx *store.Tx, s *store.Store, req JoinRequest) error {
+	id := req.Node
+	spec := model.NodeSpec{Addresses: req.Addresses, Uplinks: req.Uplinks}
 	n, err := store.GetID[model.Node](ctx, s, id)
 	if err == nil {
+		spec.Voter = n.Spec.Voter
 		if n.Name != req.Name {
 			return errs.New(errs.Conflict, "this machine began to join as %q", n.Name).WithHint("use that name, or remove the node first: `roseau node remove %s`", n.Name)
 		}

@@ -4,12 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
-	"roseau/internal/driver/etcd"
 	"roseau/internal/model"
 	"roseau/internal/nodeconf"
 	"roseau/internal/store"
@@ -26,11 +24,6 @@ func (m *Server) Settle(ctx context.Context, todo nodeconf.Settling) error {
 	if todo.Init {
 		return m.settleInit(ctx)
 	}
-	if m.Config.Voter {
-		if err := m.promoteSelf(ctx); err != nil {
-			return fmt.Errorf("settle node %s: %w", m.Config.Name, err)
-		}
-	}
 	if todo.Token.IsZero() {
 		return nil
 	}
@@ -43,19 +36,19 @@ func (m *Server) Settle(ctx context.Context, todo nodeconf.Settling) error {
 	if err != nil && !errors.Is(err, errs.NotFound) { // swept already: as good as used
 		return fmt.Errorf("settle node %s: %w", m.Config.Name, err)
 	}
-	m.Events.Emit(event.Info, "node "+m.Config.Name, "joined the cluster", "voter", fmt.Sprint(m.Config.Voter))
+	m.Events.Emit(event.Info, "node "+m.Config.Name, "joined the cluster")
 	return nil
 }
 
 func (m *Server) settleInit(ctx context.Context) error {
 	c := model.Cluster{ID: m.Config.Cluster, Name: m.Config.ClusterName, Generation: firstGeneration, Format: 1, Created: m.Clock.Wall().UTC()}
-	tx := store.NewTx().If(clusterKey, 0).Put(clusterKey, c).Put(votersKey, voters{Nodes: []ids.ID{m.Config.Node}})
+	tx := store.NewTx().If(clusterKey, 0).Put(clusterKey, c)
 	if _, err := m.Store.Commit(ctx, tx); err != nil && !errors.Is(err, errs.Conflict) {
 		return fmt.Errorf("init cluster: %w", err)
 	}
 	req := NodeRequest{Name: m.Config.Name, Addresses: m.Config.Addresses, Uplinks: m.Config.Uplinks}
 	tx = store.NewTx()
-	if err := txNode(ctx, tx, m.Store, m.Config.Node, req, true); err != nil {
+	if err := txNode(ctx, tx, m.Store, JoinRequest{Node: m.Config.Node, NodeRequest: req}); err != nil {
 		return fmt.Errorf("init cluster: %w", err)
 	}
 	if _, err := m.Store.Commit(ctx, tx); err != nil {
@@ -65,27 +58,8 @@ func (m *Server) settleInit(ctx context.Context) error {
 	return nil
 }
 
-// promoteSelf makes this node's learner a voter.
-func (m *Server) promoteSelf(ctx context.Context) error {
-	members, err := etcd.Members(ctx, m.Store.Client())
-	if err != nil {
-		return err
-	}
-	mine := etcd.PeerURL(m.Config.ClusterAddresses()[0])
-	for _, mem := range members {
-		if slices.Contains(mem.PeerURLs, mine) {
-			if !mem.Learner {
-				return nil
-			}
-			return etcd.Promote(ctx, m.Store.Client(), mem.ID)
-		}
-	}
-	return errs.New(errs.Conflict, "etcd has no member at %s", mine).
-		WithHint("the join was withdrawn, or the node was removed; empty this node's state and join again")
-}
-
 // Sweep removes what joins left behind that will not go on: tokens long over,
-// and the learner, name and seat of a node that never came. It runs until ctx
+// and the name of a node that never came. It runs until ctx
 // ends and works where the etcd leader is.
 func (m *Server) Sweep(ctx context.Context) error {
 	tick := time.NewTicker(sweepEvery)
@@ -127,51 +101,26 @@ func (m *Server) sweepOnce(ctx context.Context) error {
 	return nil
 }
 
-// undoJoin takes back a join whose machine never became a node. A node that
-// votes in etcd did become one: it is left alone, `node remove` exists.
+// undoJoin takes back a join whose machine never became a node.
 func (m *Server) undoJoin(ctx context.Context, node ids.ID) error {
 	n, err := store.GetID[model.Node](ctx, m.Store, node)
 	if errors.Is(err, errs.NotFound) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if !n.Status.Reported.IsZero() {
-		return nil
-	}
-	members, err := etcd.Members(ctx, m.Store.Client())
-	if err != nil {
-		return err
-	}
-	for _, mem := range members {
-		if mem.Node == node && !mem.Learner {
-			return nil
+		w, err := store.GetID[model.Witness](ctx, m.Store, node)
+		if err != nil || w.Spec.Version != "" {
+			return nil // none, or one that came
 		}
-		if mem.Learner && ownsMember(n, mem) {
-			if err := etcd.Remove(ctx, m.Store.Client(), mem.ID); err != nil {
-				return err
-			}
-		}
+		m.Events.Emit(event.Warn, "witness "+w.Name, "its join was never finished and has been undone")
+		return store.Delete(ctx, m.Store, w)
+	}
+	if err != nil || !n.Status.Reported.IsZero() || n.Spec.Voter {
+		return err
 	}
 	m.Events.Emit(event.Warn, "node "+n.Name, "its join was never finished and has been undone")
 	return m.forget(ctx, n)
 }
 
-func ownsMember(n *model.Node, mem etcd.Member) bool {
-	if mem.Node == n.ID {
-		return true
-	}
-	for _, a := range n.Spec.Addresses[model.RoleCluster] {
-		if slices.Contains(mem.PeerURLs, etcd.PeerURL(a)) {
-			return true
-		}
-	}
-	return false
-}
-
-// forget removes a node's object and its seat, and leaves the proof that it was
-// removed on purpose.
+// forget removes a node's object, and leaves the proof that it was removed on
+// purpose.
 func (m *Server) forget(ctx context.Context, n *model.Node) error {
 	for range forgetTries {
 		if err := m.forgetOnce(ctx, n); !errors.Is(err, errs.Conflict) && !errors.Is(err, store.ErrUnknown) {
@@ -187,17 +136,13 @@ func (m *Server) forget(ctx context.Context, n *model.Node) error {
 }
 
 // The member that has just left may be asked once more before it is gone, and
-// others may change the seats at the same time.
+// others may change the node at the same time.
 const (
 	forgetTries = 20
 	forgetPause = 250 * time.Millisecond
 )
 
 func (m *Server) forgetOnce(ctx context.Context, n *model.Node) error {
-	seats, err := store.GetRecord[voters](ctx, m.Store, votersKey)
-	if err != nil {
-		return err
-	}
 	cur, err := store.GetID[model.Node](ctx, m.Store, n.ID)
 	if errors.Is(err, errs.NotFound) {
 		return nil
@@ -205,9 +150,7 @@ func (m *Server) forgetOnce(ctx context.Context, n *model.Node) error {
 	if err != nil {
 		return err
 	}
-	seats.Value.Nodes = slices.DeleteFunc(seats.Value.Nodes, func(id ids.ID) bool { return id == n.ID })
-	tx := store.NewTx().If(votersKey, seats.Revision).Put(votersKey, seats.Value).
-		Put(RemovedKey(n.ID), Removed{Name: n.Name, Time: m.Clock.Wall().UTC()})
+	tx := store.NewTx().Put(RemovedKey(n.ID), Removed{Name: n.Name, Time: m.Clock.Wall().UTC()})
 	store.TxDelete[model.Node](tx, cur)
 	_, err = m.Store.Commit(ctx, tx)
 	return err

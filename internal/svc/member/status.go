@@ -5,14 +5,14 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
-	clientv3 "go.etcd.io/etcd/client/v3"
-
 	"roseau/internal/base/ids"
+	"roseau/internal/core/quorum"
+	"roseau/internal/driver/etcd"
 	"roseau/internal/model"
 	"roseau/internal/store"
+	"roseau/internal/svc/voters"
 )
 
 const (
@@ -27,6 +27,7 @@ type Status struct {
 	Node       string         `json:"node,omitempty" doc:"the node that answers"`
 	Nodes      []NodeState    `json:"nodes,omitempty"`
 	Members    []MemberState  `json:"members,omitempty"`
+	Witness    *WitnessState  `json:"witness,omitempty"`
 	Quorum     Quorum         `json:"quorum"`
 }
 
@@ -51,14 +52,29 @@ type MemberState struct {
 	Error   string `json:"error,omitempty"`
 }
 
-// Quorum says what etcd can stand, in numbers and in words.
+// Quorum says what etcd can stand, in numbers and in words. Votes of a witness
+// count.
 type Quorum struct {
-	Voters  int    `json:"voters"`
-	Answer  int    `json:"answer" doc:"voters that answer"`
+	Voters  int    `json:"voters" doc:"votes"`
+	Answer  int    `json:"answer" doc:"votes that answer"`
 	Needed  int    `json:"needed"`
 	Leader  string `json:"leader,omitempty"`
 	Healthy bool   `json:"healthy" doc:"changes are possible"`
+	Nodes   int    `json:"nodes" doc:"how many nodes, whichever, can fail next without loss of service; -1: no majority"`
 	Text    string `json:"text" doc:"what can fail next without loss of service"`
+}
+
+// WitnessState is the witness in Status.
+type WitnessState struct {
+	Name    string `json:"name"`
+	ID      ids.ID `json:"id"`
+	Present bool   `json:"present" doc:"it has a session"`
+	Address string `json:"address"`
+	Port    int    `json:"port"`
+	Votes   int    `json:"votes"`
+	Starts  uint64 `json:"starts" doc:"how often it has started"`
+	Leaving bool   `json:"leaving,omitempty"`
+	Version string `json:"version,omitempty"`
 }
 
 // Status reports on the cluster; it works, with less to say, without a quorum.
@@ -67,14 +83,15 @@ type Quorum struct {
 func (m *Server) Status(ctx context.Context, beatAge func(ids.ID) time.Duration) (*Status, error) {
 	st := &Status{Configured: true, Node: m.Config.Name}
 	relaxed := m.Store.Relaxed()
-	members, leader := m.members(ctx)
+	v, members, err := m.look(ctx, relaxed)
+	if err != nil {
+		m.Log.Debug("list etcd members", "err", err) // the quorum's text says it
+	}
 	nodes, err := store.List[model.Node](ctx, relaxed)
 	if err != nil {
-		nodes = nil // the quorum's text says why
+		nodes = nil // the same
 	}
-	names := map[string]string{}
 	for _, n := range nodes {
-		names[n.ID.String()] = n.Name
 		s := NodeState{Name: n.Name, ID: n.ID, Alive: m.Sessions.Alive(n.ID), Voter: n.Spec.Voter, Address: first(n.Spec.Addresses[model.RoleCluster])}
 		if beatAge != nil {
 			if age := beatAge(n.ID); age >= 0 {
@@ -83,14 +100,11 @@ func (m *Server) Status(ctx context.Context, beatAge func(ids.ID) time.Duration)
 		}
 		st.Nodes = append(st.Nodes, s)
 	}
-	for i := range members {
-		if n, ok := names[members[i].Node]; ok {
-			members[i].Node = n
-		}
-	}
-	slices.SortFunc(members, func(a, b MemberState) int { return strings.Compare(a.Node, b.Node) })
 	st.Members = members
-	st.Quorum = quorumOf(members, leader)
+	st.Quorum = quorumOf(v, members)
+	if st.Witness, err = m.witnessState(ctx, relaxed, v); err != nil {
+		st.Witness = nil
+	}
 	if r, err := store.GetRecord[model.Cluster](ctx, relaxed, clusterKey); err == nil && r.Revision != 0 {
 		st.Cluster = &r.Value
 	} else {
@@ -106,82 +120,75 @@ func first(s []string) string {
 	return s[0]
 }
 
-// members lists the members and asks each how it is.
-func (m *Server) members(ctx context.Context) (out []MemberState, leader bool) {
-	cli := m.Store.Client()
+// look sees the cluster as it is now, asking every member.
+func (m *Server) look(ctx context.Context, s *store.Store) (quorum.View, []MemberState, error) {
 	lctx, cancel := context.WithTimeout(ctx, listAsk)
-	resp, err := cli.MemberList(lctx, clientv3.WithSerializable())
+	list, err := etcd.LocalMembers(lctx, m.Store.Client())
 	cancel()
 	if err != nil {
-		return nil, false
+		return quorum.View{}, nil, err
 	}
-	var wg sync.WaitGroup
-	out = make([]MemberState, len(resp.Members))
-	for i, mem := range resp.Members {
-		out[i] = MemberState{ID: fmt.Sprintf("%x", mem.ID), Node: mem.Name, Learner: mem.IsLearner}
-		if mem.Name == "" {
-			out[i].Node, out[i].Error = "(joining)", "has not started yet"
-			continue
+	health := m.Probe.All(ctx, list, memberAsk)
+	v, err := m.Reader.Read(ctx, s, list, health)
+	if err != nil {
+		// The store is away: whose the members are, their names say.
+		v.Members = voters.Members(list, health, nil, nil)
+	}
+	out := make([]MemberState, len(list))
+	for i, mem := range list {
+		h, ok := health[mem.ID]
+		o := MemberState{ID: fmt.Sprintf("%x", mem.ID), Node: mem.Name, Learner: mem.Learner, Answers: ok, Version: h.Version, Leader: ok && h.Leader == mem.ID}
+		switch {
+		case mem.Name == "":
+			o.Node, o.Error = "(joining)", "has not started yet"
+		case !ok:
+			o.Error = "no answer"
 		}
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
-			actx, cancel := context.WithTimeout(ctx, memberAsk)
-			defer cancel()
-			s, err := cli.Status(actx, first(mem.ClientURLs))
-			if err != nil {
-				out[i].Error = "no answer"
-				return
+		if w := v.Witness; w != nil && v.Members[i].Owner == w.ID {
+			o.Node = fmt.Sprintf("%s/%d", w.Name, v.Members[i].Slot)
+		}
+		for _, n := range v.Nodes {
+			if n.ID == v.Members[i].Owner {
+				o.Node = n.Name
 			}
-			out[i].Answers, out[i].Version = true, s.Version
-			out[i].Leader = s.Leader != 0 && s.Leader == mem.ID
-		}()
+		}
+		v.Leader = v.Leader || o.Leader
+		// For people a member that runs but follows nobody answers, too.
+		v.Members[i].Answers = ok
+		out[i] = o
 	}
-	wg.Wait()
-	for _, o := range out {
-		leader = leader || o.Leader
-	}
-	return out, leader
+	slices.SortFunc(out, func(a, b MemberState) int { return strings.Compare(a.Node, b.Node) })
+	return v, out, nil
 }
 
-// quorumOf puts the members into words.
-func quorumOf(members []MemberState, leader bool) Quorum {
-	var q Quorum
-	var away []string
+func quorumOf(v quorum.View, members []MemberState) Quorum {
+	o := quorum.Look(v)
+	q := Quorum{Voters: o.Votes, Answer: o.Answer, Needed: o.Needed, Nodes: o.Nodes, Text: o.Text}
+	q.Healthy = o.Votes > 0 && o.Answer >= o.Needed && v.Leader
 	for _, m := range members {
-		if m.Learner {
-			continue
-		}
-		q.Voters++
-		if m.Answers {
-			q.Answer++
-		} else {
-			away = append(away, m.Node)
-		}
 		if m.Leader {
 			q.Leader = m.Node
 		}
 	}
-	q.Needed = q.Voters/2 + 1
-	q.Healthy = q.Voters > 0 && q.Answer >= q.Needed && leader
-	spare := q.Answer - q.Needed
-	gone := ""
-	if len(away) > 0 {
-		gone = fmt.Sprintf(" (no answer from %s)", strings.Join(away, ", "))
-	}
-	switch {
-	case q.Voters == 0:
-		q.Text = "no etcd member answers: changes are refused; running VMs are not affected"
-	case q.Answer < q.Needed:
-		q.Text = fmt.Sprintf("no quorum: %d of %d voters answer%s, %d needed: changes are refused; running VMs are not affected", q.Answer, q.Voters, gone, q.Needed)
-	case !leader:
-		q.Text = fmt.Sprintf("%d of %d voters answer%s; a leader is being elected: changes wait", q.Answer, q.Voters, gone)
-	case q.Voters == 1:
-		q.Text = "1 voter: if this node fails, no changes are possible until it is back; join more nodes"
-	case spare == 0:
-		q.Text = fmt.Sprintf("%d of %d voters answer%s: if one more fails, changes are refused until it is back; running VMs go on", q.Answer, q.Voters, gone)
-	default:
-		q.Text = fmt.Sprintf("%d of %d voters answer%s: any %d of them can fail next without loss of service", q.Answer, q.Voters, gone, spare)
-	}
 	return q
+}
+
+// witnessState describes the witness; nil: there is none.
+func (m *Server) witnessState(ctx context.Context, s *store.Store, v quorum.View) (*WitnessState, error) {
+	w, err := voters.ReadWitness(ctx, s)
+	if err != nil || w == nil {
+		return nil, err
+	}
+	rec, err := store.GetRecord[voters.WitnessRecord](ctx, s, voters.WitnessKey(w.ID))
+	if err != nil {
+		return nil, err
+	}
+	st := &WitnessState{Name: w.Name, ID: w.ID, Present: m.Sessions.Alive(w.ID), Address: w.Spec.Address, Port: w.Spec.Port,
+		Starts: rec.Value.Starts, Leaving: rec.Value.Leaving || w.Deleting, Version: w.Spec.Version}
+	for _, mem := range v.Members {
+		if mem.Owner == w.ID && !mem.Learner {
+			st.Votes++
+		}
+	}
+	return st, nil
 }

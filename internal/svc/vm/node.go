@@ -12,6 +12,7 @@ import (
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
 	core "roseau/internal/core/ha"
+	"roseau/internal/core/repl"
 	"roseau/internal/driver/guardctl"
 	"roseau/internal/model"
 	"roseau/internal/store"
@@ -45,6 +46,7 @@ type Control interface {
 	Migrate(ctx context.Context, r guardctl.MigrateRequest) error
 	CancelMigration(ctx context.Context) error
 	ReplaceDisk(ctx context.Context, r guardctl.ReplaceDiskRequest) error
+	Snapshot(ctx context.Context, o repl.SnapshotOrder) error
 }
 
 // unitGuards runs guards as units.

@@ -23,6 +23,7 @@ import (
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
 	"roseau/internal/base/size"
+	"roseau/internal/core/repl"
 	"roseau/internal/driver/guardctl"
 	"roseau/internal/model"
 	"roseau/internal/store"
@@ -218,6 +219,16 @@ func (s *Service) nodeRoutes(r *api.Router) {
 			return nil, err
 		}
 		return nil, s.guards.Control(vm).ReplaceDisk(ctx, in.Body)
+	})
+	huma.Register(r, on("snapshot-guest", "POST", "/snapshot", "Have a VM's guard take or delete a snapshot"), func(ctx context.Context, in *struct {
+		GuardRef
+		Body repl.SnapshotOrder
+	}) (*struct{}, error) {
+		vm, err := ids.Parse(in.VM)
+		if err != nil {
+			return nil, err
+		}
+		return nil, s.guards.Control(vm).Snapshot(ctx, in.Body)
 	})
 }
 

@@ -88,6 +88,7 @@ func (s *Service) Routes(r *api.Router) {
 		return api.Accepted(s.StartDelete(ctx, in.Ref))
 	})
 	s.writerRoutes(r)
+	s.snapshotRoutes(r)
 }
 
 // List returns all volumes with their health as etcd has it.

@@ -34,6 +34,8 @@ type Writers interface {
 	Stop(ctx context.Context, vol ids.ID) error
 	// ReplaceDisk asks the writer to rebuild.
 	ReplaceDisk(ctx context.Context, vol ids.ID, r volumectl.Replace) error
+	// Snapshot has the writer take or delete a snapshot.
+	Snapshot(ctx context.Context, vol ids.ID, o repl.SnapshotOrder) error
 	// Ended reports whether no process of the writer runs or will run.
 	Ended(ctx context.Context, vol ids.ID) bool
 }
@@ -90,6 +92,10 @@ func (w unitWriters) ReplaceDisk(ctx context.Context, vol ids.ID, r volumectl.Re
 	return volumectl.Dial(vol).ReplaceDisk(ctx, r)
 }
 
+func (w unitWriters) Snapshot(ctx context.Context, vol ids.ID, o repl.SnapshotOrder) error {
+	return volumectl.Dial(vol).Snapshot(ctx, o)
+}
+
 func (w unitWriters) Ended(ctx context.Context, vol ids.ID) bool {
 	st, err := w.units.Status(ctx, unit.Volume(vol))
 	return errors.Is(err, errs.NotFound) || err == nil && (st.State == unit.Stopped || st.State == unit.Failed)
@@ -102,8 +108,9 @@ func final(p volumectl.Phase) bool {
 
 // WriterRequest is the body of POST /v1/nodes/{node}/writers/{volume}.
 type WriterRequest struct {
-	Purpose repl.Purpose `json:"purpose" enum:"serve,import,export,maintenance"`
-	Socket  string       `json:"socket,omitempty" doc:"path of the NBD socket on the node; default: in its run directory"`
+	Purpose  repl.Purpose `json:"purpose" enum:"serve,import,export,maintenance"`
+	Socket   string       `json:"socket,omitempty" doc:"path of the NBD socket on the node; default: in its run directory"`
+	Snapshot string       `json:"snapshot,omitempty" doc:"name of the snapshot to be served, read-only; default: the volume as it is"`
 	// Replace lists disks to be replaced, with purpose maintenance.
 	Replace []volumectl.Replace `json:"replace,omitempty"`
 }
@@ -153,6 +160,16 @@ func (s *Service) writerRoutes(r *api.Router) {
 			return nil, err
 		}
 		return nil, s.writers.ReplaceDisk(ctx, id, in.Body)
+	})
+	huma.Register(r, on(api.Op("snapshot-writer", "POST", path+"/snapshot", "Have the writer of a volume take or delete a snapshot")), func(ctx context.Context, in *struct {
+		WriterRef
+		Body repl.SnapshotOrder
+	}) (*struct{}, error) {
+		id, err := s.idOf(ctx, in.Volume)
+		if err != nil {
+			return nil, err
+		}
+		return nil, s.writers.Snapshot(ctx, id, in.Body)
 	})
 	huma.Register(r, api.Op("unserve-volume", "DELETE", "/v1/volumes/{ref}/writer", "Release a volume that is served, wherever"), func(ctx context.Context, in *api.Ref) (*struct{}, error) {
 		id, err := s.idOf(ctx, in.Ref)
@@ -285,6 +302,13 @@ func (s *Service) writerConfig(ctx context.Context, v *model.Volume, req WriterR
 	}
 	c := &volumectl.Config{Volume: v.ID, Name: v.Name, Cluster: s.env.Cluster, Generation: gen, Node: s.env.Node,
 		Purpose: req.Purpose, Etcd: s.env.Endpoints(), Socket: req.Socket, Replace: req.Replace}
+	if req.Snapshot != "" {
+		snap, err := s.findSnapshot(ctx, v.ID, req.Snapshot)
+		if err != nil {
+			return nil, err
+		}
+		c.Snapshot = snap.Number
+	}
 	for _, p := range peers {
 		c.Nodes = append(c.Nodes, volumectl.Peer(p))
 	}

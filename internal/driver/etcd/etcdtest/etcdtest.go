@@ -55,7 +55,7 @@ func New(t testing.TB, n int) *Member {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := &Member{Config: etcd.Config{Node: node, Identity: id, Dir: dir + "/etcd", Addresses: []string{addr}, Cluster: ids.New(), LogFile: dir + "/log"}}
+	m := &Member{Config: etcd.Config{Name: node.String(), New: true, Identity: id, Dir: dir + "/etcd", Addresses: []string{addr}, Cluster: ids.New(), LogFile: dir + "/log"}}
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	if m.Server, err = etcd.Start(ctx, m.Config); err != nil {

@@ -1,0 +1,84 @@
+package sim
+
+import (
+	"hash/crc32"
+
+	"roseau/internal/base/ids"
+	"roseau/internal/block/disk"
+	"roseau/internal/block/wire"
+	"roseau/internal/block/writer"
+	"roseau/internal/core/repl"
+)
+
+// mayRun reports whether a guest of g may execute now: it served, holds the
+// lease, and nobody killed that guest. A guest whose guard was killed runs on
+// until the lease that the guard had has lapsed.
+func (g *guard) mayRun() bool {
+	s := g.core.State()
+	return s >= writer.Serving && s <= writer.Releasing && g.node.powered && g.lastBoot == g.node.boot &&
+		!g.fenced && !g.invalid && !g.buried && g.deadline > g.w.now && (!g.done || g.killed)
+}
+
+// onlyOneRuns: no two guests of the VM at a time (I20). A successor on the same
+// node adopts the guest of its run.
+func (w *world) onlyOneRuns(g *guard) {
+	if !g.mayRun() {
+		return
+	}
+	for _, o := range w.guards {
+		if o != g && o.mayRun() && (o.run != g.run || o.node != g.node) {
+			w.failf("two guests run: %s holds the lease while %s may run its own for %s yet", g.name(), o.name(), o.deadline.Sub(w.now))
+			return
+		}
+	}
+}
+
+// checkAnswer: a copy that nobody damaged verifies every block that it holds.
+func (w *world) checkAnswer(l *link, m wire.Message) {
+	r, ok := m.(*wire.ReadReply)
+	if !ok || r.Status != wire.Unreadable || w.damagedByFaults(l.node) {
+		return
+	}
+	w.failf("a disk of %s cannot verify a block, and no fault has touched it", l.node.name())
+}
+
+// damagedByFaults: bits of the node's disks rotted, or one of them died.
+func (w *world) damagedByFaults(n *node) bool {
+	for _, d := range n.disks {
+		if d.dead || d.rotten > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// scrubCopy reads every block of an extent that a copy holds a tag of, and
+// compares it with the tag.
+func (w *world) scrubCopy(n *node, d ids.ID, extent uint64, snap uint32, tags []wire.Tag) {
+	for first := 0; first < len(tags) && w.err == nil; {
+		if tags[first].Stamp == 0 {
+			first++
+			continue
+		}
+		end := first
+		for end < len(tags) && end-first < 64 && tags[end].Stamp != 0 {
+			end++
+		}
+		buf := make([]byte, (end-first)*repl.BlockBytes)
+		c, err := n.ask(d, func(eng *disk.Core, token uint64) {
+			eng.Read(token, disk.ReadRequest{Volume: w.volume, Extent: extent, Object: snap, Block: first, Count: end - first, Buf: buf})
+		})
+		if err == nil {
+			err = statusError(c.Status)
+		}
+		for i := first; err == nil && i < end; i++ {
+			if b := buf[(i-first)*repl.BlockBytes:][:repl.BlockBytes]; c.Data != nil && crc32.Checksum(b, castagnoli) != tags[i].CRC {
+				w.failf("extent %d block %d on %s is not what its tag says", extent, i, n.name())
+			}
+		}
+		if err != nil && !w.damagedByFaults(n) {
+			w.failf("extent %d blocks %d to %d on %s: %v, and no fault has touched the disk", extent, first, end-1, n.name(), err)
+		}
+		first = end
+	}
+}
