@@ -67,6 +67,9 @@ bench: setup build ## raw file, qemu-nbd, QEMU quorum and a Roseau volume, in on
 fuzz: ## run every fuzz test: make fuzz SECONDS=60 (each)
 	@scripts/fuzz.sh $(or $(filter-out 0,$(if $(filter command line environment override,$(origin SECONDS)),$(SECONDS))),60)
 
+bench-recovery: setup build ## stalls, resync, rebuild and idle cost of a volume of three copies
+	@bin/roseau bench recovery --dir "$${BENCH_DIR:-$${TMPDIR:-/tmp}}" --report docs/results/recovery.md
+
 vuln: ## known vulnerabilities of the dependencies (needs the vulnerability database)
 	$(GO) tool govulncheck ./...
 

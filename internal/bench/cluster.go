@@ -174,6 +174,16 @@ func (c *Cluster) StartStorage(ctx context.Context, i int) error {
 	})
 }
 
+// Pids are the storage processes.
+func (c *Cluster) Pids() (list []int) {
+	for _, p := range c.procs {
+		if p != nil {
+			list = append(list, p.Process.Pid)
+		}
+	}
+	return list
+}
+
 // KillStorage ends the storage process of node i with SIGKILL.
 func (c *Cluster) KillStorage(i int) error {
 	if c.procs[i] == nil {

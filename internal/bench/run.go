@@ -4,19 +4,59 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
-	"runtime"
+	"slices"
 	"strings"
 	"time"
+
+	"roseau/internal/base/errs"
 )
 
+// The targets, in the order of the table.
+const (
+	Raw     = "raw file"
+	QemuNBD = "qemu-nbd"
+	Quorum  = "quorum"
+	Ceph    = "ceph"
+	Roseau  = "roseau"
+)
+
+var targetIDs = map[string]string{"raw": Raw, "qemu-nbd": QemuNBD, "quorum": Quorum, "ceph": Ceph, "roseau": Roseau}
+
+// TargetNames turns names on the command line into targets; unknown ones are an
+// error that lists the known ones.
+func TargetNames(ids []string) ([]string, error) {
+	var list []string
+	for _, id := range ids {
+		name, ok := targetIDs[id]
+		if !ok {
+			return nil, errs.New(errs.Invalid, "benchmark target %q: want one of raw, qemu-nbd, quorum, ceph, roseau", id)
+		}
+		list = append(list, name)
+	}
+	return list, nil
+}
+
+// defaultTargets are all; Ceph only where it is installed.
+func defaultTargets() []string {
+	list := []string{Raw, QemuNBD, Quorum}
+	if _, err := exec.LookPath("ceph-osd"); err == nil {
+		list = append(list, Ceph)
+	}
+	return append(list, Roseau)
+}
+
 // Compare runs the whole comparison in a new directory under dir, which decides
-// the disk, and removes it. The last target is Roseau.
+// the disk, and removes it.
 func Compare(ctx context.Context, dir string, o Options, log *slog.Logger) (res *Result, err error) {
+	o.defaults()
+	if len(o.Targets) == 0 {
+		o.Targets = defaultTargets()
+	}
 	dir, err = os.MkdirTemp(dir, "rb") // short: it holds unix sockets
 	if err != nil {
 		return nil, err
@@ -25,28 +65,32 @@ func Compare(ctx context.Context, dir string, o Options, log *slog.Logger) (res 
 	if dir, err = filepath.Abs(dir); err != nil {
 		return nil, err
 	}
-	if o.SizeBytes == 0 {
-		o.SizeBytes = defaultBytes
-	}
 	var s servers
 	defer s.stop()
-	raw, err := rawTarget(dir, o.SizeBytes)
-	if err != nil {
-		return nil, err
+	var targets []Target
+	for _, name := range o.Targets {
+		fmt.Fprintf(o.Progress, "start %s\n", name)
+		t, err := start(ctx, &s, name, dir, o.SizeBytes, log)
+		if err != nil {
+			return nil, err
+		}
+		targets = append(targets, t)
 	}
-	sock, err := qemuNBD(ctx, &s, dir, "qemunbd", o.SizeBytes)
-	if err != nil {
-		return nil, err
+	return Run(ctx, targets, o)
+}
+
+func start(ctx context.Context, s *servers, name, dir string, sizeBytes int64, log *slog.Logger) (Target, error) {
+	switch name {
+	case Raw:
+		return rawTarget(dir, sizeBytes)
+	case QemuNBD:
+		return qemuTarget(ctx, s, dir, sizeBytes)
+	case Quorum:
+		return quorum(ctx, s, dir, sizeBytes)
+	case Ceph:
+		return ceph(ctx, s, dir, sizeBytes)
 	}
-	q, err := quorum(ctx, &s, dir, o.SizeBytes)
-	if err != nil {
-		return nil, err
-	}
-	ours, err := roseau(ctx, &s, dir, o.SizeBytes, log)
-	if err != nil {
-		return nil, err
-	}
-	return Run(ctx, []Target{raw, uriTarget("qemu-nbd", sock, ""), q, ours}, o)
+	return roseau(ctx, s, dir, sizeBytes, log)
 }
 
 // roseau serves a volume of three copies out of this process, with three storage
@@ -82,18 +126,29 @@ func roseau(ctx context.Context, s *servers, dir string, sizeBytes int64, log *s
 		}
 	}()
 	s.add(func() { cancel(); <-done })
-	return uriTarget("roseau", sock, vol.String()), nil
+	t := uriTarget(Roseau, sock, vol.String())
+	t.Pids = func() []int { return append(c.Pids(), os.Getpid()) }
+	t.Empty = func(ctx context.Context) error { return discard(ctx, sock, vol.String(), sizeBytes) }
+	return t, nil
 }
 
-// Report writes the result as a page of docs/results.
-func (r *Result) Report(w io.Writer, commit string, now time.Time) error {
-	var b strings.Builder
-	fmt.Fprintf(&b, "# Benchmark\n\n%s, commit %s, %s, %d CPUs. Made by `make bench`.\n\n", now.UTC().Format("2006-01-02 15:04 MST"), commit, runtime.Version(), runtime.NumCPU())
-	fmt.Fprintf(&b, "All targets on one disk, %d MiB of written data, jobs of %v, medians of %d interleaved rounds.\n", r.Options.SizeBytes>>20, r.Options.Runtime, r.Options.Rounds)
-	b.WriteString("quorum is QEMU's quorum driver over three qemu-nbd on unix sockets: three copies, without leases, checksums, logs or resync.\n")
-	b.WriteString("roseau is a volume of three copies on three storage processes: one over a unix socket, two over mutual TLS on loopback.\n")
-	b.WriteString("On one disk Roseau writes each block six times (log and place, three copies), quorum three times, the others once.\n\n")
-	b.WriteString(r.Table("quorum"))
-	_, err := io.WriteString(w, b.String())
-	return err
+// discard empties a volume through NBD, and waits until the engine has forgotten
+// the discards: until its log ends behind them it does not write in place.
+func discard(ctx context.Context, sock, export string, sizeBytes int64) error {
+	cmd := exec.CommandContext(ctx, "qemu-io", "-f", "raw", "-c", fmt.Sprintf("discard 0 %d", sizeBytes), "-c", "flush",
+		"nbd+unix:///"+export+"?socket="+sock)
+	if out, err := cmd.CombinedOutput(); err != nil || strings.Contains(string(out), "failed") {
+		return errs.New(errs.Unavailable, "discard: %v: %s", err, out)
+	}
+	t := time.NewTimer(freshSettle)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
+
+// has reports whether the result has a target.
+func (r *Result) has(target string) bool { return slices.Contains(r.Targets, target) }

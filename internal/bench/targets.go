@@ -50,42 +50,97 @@ func uriTarget(name, sock, export string) Target {
 // rawTarget is the file itself, with direct I/O.
 func rawTarget(dir string, sizeBytes int64) (Target, error) {
 	path := filepath.Join(dir, "raw")
-	return Target{Name: "raw file", FioArgs: []string{"--ioengine=libaio", "--direct=1", "--filename=" + path}, Bare: true}, file(path, sizeBytes)
+	return Target{Name: Raw, FioArgs: []string{"--ioengine=libaio", "--direct=1", "--filename=" + path}}, file(path, sizeBytes)
 }
 
 // qemuNBD serves a file.
-func qemuNBD(ctx context.Context, s *servers, dir, name string, sizeBytes int64) (sock string, err error) {
+func qemuNBD(ctx context.Context, s *servers, dir, name string, sizeBytes int64) (sock string, pid int, err error) {
 	path := filepath.Join(dir, name)
 	if err := file(path, sizeBytes); err != nil {
-		return "", err
+		return "", 0, err
 	}
 	sock = filepath.Join(dir, name+".sock")
-	return sock, spawn(ctx, s, sock, "qemu-nbd", "-f", "raw", "-t", "-e", "4", "-k", sock, "--cache=none", "--aio=io_uring", path)
+	pid, err = spawn(ctx, s, sock, "qemu-nbd", "-f", "raw", "-t", "-e", "4", "-k", sock, "--cache=none", "--aio=io_uring", path)
+	return sock, pid, err
+}
+
+// qemuTarget is a single copy through qemu-nbd.
+func qemuTarget(ctx context.Context, s *servers, dir string, sizeBytes int64) (Target, error) {
+	sock, pid, err := qemuNBD(ctx, s, dir, "qemunbd", sizeBytes)
+	t := uriTarget(QemuNBD, sock, "")
+	t.Pids = func() []int { return []int{pid} }
+	return t, err
 }
 
 // quorum is QEMU's mirror of three qemu-nbd over unix sockets. Over TCP it is
 // slow for a reason of its own (no TCP_NODELAY in the server).
 func quorum(ctx context.Context, s *servers, dir string, sizeBytes int64) (Target, error) {
 	opts := []string{"driver=quorum", "vote-threshold=2", "read-pattern=fifo"}
+	var pids []int
 	for i := range 3 {
-		sock, err := qemuNBD(ctx, s, dir, fmt.Sprintf("quorum%d", i), sizeBytes)
+		sock, pid, err := qemuNBD(ctx, s, dir, fmt.Sprintf("quorum%d", i), sizeBytes)
 		if err != nil {
 			return Target{}, err
 		}
+		pids = append(pids, pid)
 		opts = append(opts, fmt.Sprintf("children.%d.driver=nbd,children.%d.server.type=unix,children.%d.server.path=%s", i, i, i, sock))
 	}
 	sock := filepath.Join(dir, "quorum.sock")
-	err := spawn(ctx, s, sock, "qemu-nbd", "-t", "-e", "4", "-k", sock, "--cache=none", "--image-opts", strings.Join(opts, ","))
-	return uriTarget("quorum", sock, ""), err
+	pid, err := spawn(ctx, s, sock, "qemu-nbd", "-t", "-e", "4", "-k", sock, "--cache=none", "--image-opts", strings.Join(opts, ","))
+	pids = append(pids, pid)
+	t := uriTarget(Quorum, sock, "")
+	t.Pids = func() []int { return pids }
+	return t, err
+}
+
+// ceph is an RBD image of a cluster that bench/ceph.sh brings up under dir.
+func ceph(ctx context.Context, s *servers, dir string, sizeBytes int64) (Target, error) {
+	const script = "bench/ceph.sh"
+	dir = filepath.Join(dir, "ceph")
+	out, err := exec.CommandContext(ctx, script, "up", dir, fmt.Sprint(sizeBytes>>20)).CombinedOutput()
+	if err != nil {
+		return Target{}, errs.New(errs.Unavailable, "start ceph: %w: %s", err, out)
+	}
+	s.add(func() {
+		if out, err := exec.Command(script, "down", dir).CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "stop ceph: %v: %s\n", err, out)
+		}
+	})
+	b, err := os.ReadFile(filepath.Join(dir, "pids"))
+	if err != nil {
+		return Target{}, err
+	}
+	var pids []int
+	for _, f := range strings.Fields(string(b)) {
+		var pid int
+		fmt.Sscan(f, &pid)
+		pids = append(pids, pid)
+	}
+	conf := "CEPH_CONF=" + filepath.Join(dir, "ceph.conf")
+	image := func(ctx context.Context, args ...string) error {
+		cmd := exec.CommandContext(ctx, "rbd", args...)
+		cmd.Env = append(os.Environ(), conf)
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("rbd %s: %w: %s", args[0], err, out)
+		}
+		return nil
+	}
+	return Target{Name: Ceph, FioArgs: []string{"--ioengine=rbd", "--clientname=admin", "--pool=bench", "--rbdname=img"}, Env: []string{conf},
+		Pids: func() []int { return pids },
+		Empty: func(ctx context.Context) error {
+			return errors.Join(image(ctx, "rm", "--no-progress", "bench/img"),
+				image(ctx, "create", "--size", fmt.Sprint(sizeBytes>>20)+"M", "--image-feature", "layering", "bench/img"))
+		}}, nil
 }
 
 // spawn starts a server and waits until its socket answers.
-func spawn(ctx context.Context, s *servers, sock, name string, args ...string) error {
+func spawn(ctx context.Context, s *servers, sock, name string, args ...string) (pid int, err error) {
 	cmd := exec.CommandContext(ctx, name, args...)
 	var out strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Start(); err != nil {
-		return errs.New(errs.NotFound, "start %s: %w", name, err).WithHint("apt install qemu-utils")
+		return 0, errs.New(errs.NotFound, "start %s: %w", name, err).WithHint("apt install qemu-utils")
 	}
 	done := make(chan error, 1)
 	go func() { done <- cmd.Wait() }()
@@ -98,7 +153,7 @@ func spawn(ctx context.Context, s *servers, sock, name string, args ...string) e
 			<-done
 		}
 	})
-	return waitSocket(ctx, sock, done, func() string { return name + ": " + out.String() })
+	return cmd.Process.Pid, waitSocket(ctx, sock, done, func() string { return name + ": " + out.String() })
 }
 
 func waitSocket(ctx context.Context, sock string, done chan error, what func() string) error {

@@ -181,7 +181,7 @@ func (n *node) startStorage() {
 		if d.dead {
 			continue
 		}
-		n.opening[d.id] = disk.Open(disk.Options{Pool: heap{}, DeviceBytes: diskBytes, TagCacheBytes: 1 << 20, DataCacheBytes: 1 << 20, Mutations: n.w.opt.Mutations.Disk})
+		n.opening[d.id] = disk.Open(disk.Options{Pool: heap{}, DeviceBytes: diskBytes, TagCacheBytes: 1 << 20, DataCacheBytes: 1 << 20, FreshBlocks: 2, Mutations: n.w.opt.Mutations.Disk})
 		n.pumpOpening(d)
 	}
 	n.pump()

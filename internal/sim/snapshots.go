@@ -266,12 +266,14 @@ func (s *snapshots) mergesLeft() bool {
 	return false
 }
 
-// noteMerges counts the objects that merges ended.
+// noteMerges counts the objects that merges ended, and the blocks that went in
+// place at once.
 func (s *snapshots) noteMerges() {
 	for _, n := range s.w.nodes {
 		for _, d := range n.disks {
 			if e := n.engines[d.id]; e != nil {
 				s.w.counts["snapshot_merges"] += int(e.Stats().FreedObjects)
+				s.w.counts["fresh_blocks"] += int(e.Stats().FreshBlocks)
 			}
 		}
 	}

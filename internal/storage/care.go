@@ -115,7 +115,7 @@ func (p *process) scrub(ctx context.Context, r storagectl.ScrubRequest) error {
 		return errs.New(errs.Invalid, "scrub disk %s: duty of %d %%: want 1 to 100, or 0 for 5", r.Disk, r.DutyPercent)
 	}
 	var err error
-	lerr := p.inLoop(ctx, func() {
+	lerr := p.inTurn(ctx, func() {
 		d := p.device(r.Disk)
 		if d == nil || d.core == nil {
 			err = errs.New(errs.Unavailable, "scrub disk %s: it is not open", r.Disk)
@@ -163,7 +163,7 @@ func (p *process) resumeScrub(id ids.ID) {
 // careOf describes all disks that are claimed.
 func (p *process) careOf(ctx context.Context) ([]storagectl.Care, error) {
 	list := []storagectl.Care{}
-	err := p.inLoop(ctx, func() {
+	err := p.inTurn(ctx, func() {
 		p.mu.Lock()
 		disks := append([]*device(nil), p.disks...)
 		p.mu.Unlock()
@@ -211,7 +211,7 @@ func (p *process) keepCare(ctx context.Context) {
 			p.mu.Unlock()
 		}
 		var data []byte
-		err := p.inLoop(ctx, func() { data = p.careBytes() })
+		err := p.inTurn(ctx, func() { data = p.careBytes() })
 		if err == nil && data != nil {
 			err = nodeconf.WriteFile(p.care.path, data, 0o600)
 		}

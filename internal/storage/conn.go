@@ -8,13 +8,15 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
+	"roseau/internal/block/disk"
+	"roseau/internal/block/link"
 	"roseau/internal/block/replica"
 	"roseau/internal/block/wire"
 	"roseau/internal/pki"
@@ -23,168 +25,80 @@ import (
 // handshakeTime bounds TLS and HELLO of a new connection.
 const handshakeTime = 5 * time.Second
 
-// conn is a guard's connection. Its reader and its sender end when nc is
+// conn is a guard's connection. Its reader and its sender end when it is
 // closed.
 type conn struct {
-	id   replica.Conn
-	nc   net.Conn // TLS, or the unix socket
-	raw  *gathering
-	log  *slog.Logger
-	pool *pool
-	// dirty: queued and not flushed; the loop's.
+	id  replica.Conn
+	raw *link.Raw
+	out *link.Sender
+	dec *wire.Decoder
+	log *slog.Logger
+	// dirty: queued and not flushed; the turn's.
 	dirty bool
+	gone  chan struct{} // closed when nobody reads any more
 
-	mu     sync.Mutex
-	urgent *outgoing // heartbeats: they stand at the head
-	normal *outgoing
-	closed bool
-	wake   chan struct{} // capacity 1
+	// alone is the disk action that a turn left to the reader that ran it.
+	alone struct {
+		dev *device
+		io  disk.IO
+	}
+	// busy is the number of the action that the reader does now; 0 = none,
+	// takenOver = another reader reads instead.
+	busy   atomic.Int64
+	looked int64 // busy as the last look saw it
 }
 
-// outgoing is what gathers while the sender is busy. Two of a kind are swapped,
-// so that sending makes no garbage.
-type outgoing struct {
-	batch wire.Batch
-	data  [][]byte // buffers to free when it is sent
-}
-
-func (o *outgoing) release(p *pool) {
-	for i, b := range o.data {
-		p.Free(b)
-		o.data[i] = nil
-	}
-	o.data = o.data[:0]
-	o.batch.Reset()
-}
-
-func newConn(id replica.Conn, nc net.Conn, raw *gathering, p *pool, log *slog.Logger) *conn {
-	return &conn{id: id, nc: nc, raw: raw, pool: p, log: log, urgent: new(outgoing), normal: new(outgoing), wake: make(chan struct{}, 1)}
-}
-
-// put queues a message; the sender is woken by flush.
-func (c *conn) put(m wire.Message) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	o := c.normal
-	if _, ok := m.(*wire.HeartbeatAck); ok {
-		o = c.urgent
-	}
-	err := errors.New("connection is closed")
-	if !c.closed {
-		err = o.batch.Add(m)
-	}
-	r, isRead := m.(*wire.ReadReply)
-	if isRead && r.Data != nil {
-		if err != nil {
-			c.pool.Free(r.Data)
-		} else {
-			o.data = append(o.data, r.Data)
-		}
-	}
-	wire.Recycle(m)
-	return err
-}
-
-func (c *conn) flush() {
-	select {
-	case c.wake <- struct{}{}:
-	default:
-	}
+func newConn(id replica.Conn, nc net.Conn, raw *link.Raw, p *pool, log *slog.Logger) *conn {
+	return &conn{id: id, raw: raw, log: log, out: link.NewSender(nc, raw, p.Free), dec: wire.NewDecoder(nc, p), gone: make(chan struct{})}
 }
 
 // close ends both goroutines. It may be called more than once.
 func (c *conn) close() {
-	c.mu.Lock()
-	was := c.closed
-	c.closed = true
-	c.mu.Unlock()
-	if !was {
-		c.raw.Close() // not the TLS close, which waits for a peer that may hang
-		c.flush()
-	}
+	c.raw.Close() // not the TLS close, which waits for a peer that may hang
+	c.out.Close()
 }
 
-// send writes what gathers until the connection is closed.
+// send writes what is not written at once, until the connection is closed.
 func (c *conn) send() {
-	urgent, normal := new(outgoing), new(outgoing)
-	var flat []byte
-	for range c.wake {
-		c.mu.Lock()
-		closed := c.closed
-		c.urgent, urgent = urgent, c.urgent
-		c.normal, normal = normal, c.normal
-		c.mu.Unlock()
-		var err error
-		if !closed {
-			flat, err = c.write(flat, &urgent.batch, &normal.batch)
-		}
-		urgent.release(c.pool)
-		normal.release(c.pool)
-		if err != nil {
-			c.close()
-		}
-		if closed || err != nil {
-			c.mu.Lock() // nothing is added any more
-			c.urgent.release(c.pool)
-			c.normal.release(c.pool)
-			c.mu.Unlock()
-			return
-		}
+	if c.out.Run() != nil {
+		c.close()
 	}
 }
 
-// write sends two batches: one writev on a plain socket, one run of records and
-// one system call through TLS, which copies anyway.
-func (c *conn) write(flat []byte, batches ...*wire.Batch) ([]byte, error) {
-	if c.nc == net.Conn(c.raw) {
-		for _, b := range batches {
-			if b.Len() == 0 {
-				continue
-			}
-			if _, err := b.Buffers().WriteTo(c.raw.Conn); err != nil {
-				return flat, err
-			}
-		}
-		return flat, nil
-	}
-	flat = flat[:0]
-	for _, b := range batches {
-		flat = b.AppendTo(flat)
-	}
-	if len(flat) == 0 {
-		return flat, nil
-	}
-	if _, err := c.nc.Write(flat); err != nil {
-		return flat, err
-	}
-	return flat, c.raw.flush()
-}
-
-// readBatch is how many messages go to the loop with one push.
+// readBatch is how many messages go to the core with one push.
 const readBatch = 64
 
-// read decodes messages into the queue until the stream ends.
-func (c *conn) read(dec *wire.Decoder, q *queue) error {
+// read decodes messages and gives them to the core, until the stream ends. ok
+// is false if another reader has taken over.
+func (p *process) read(c *conn) (ok bool, err error) {
 	events := make([]event, 0, readBatch)
 	for {
-		m, err := dec.Next()
+		m, err := c.dec.Next()
 		if err != nil {
-			return err
+			return true, err
 		}
 		if h, ok := m.(*wire.Hello); ok {
 			if v, ok := wire.Negotiate(h.ProtoMin, h.ProtoMax); ok {
-				dec.SetVersion(v)
+				c.dec.SetVersion(v)
 				c.raw.SetReadDeadline(time.Time{})
 			}
 		}
-		if events = append(events, event{conn: c.id, msg: m}); dec.Complete() && len(events) < readBatch {
+		if events = append(events, event{conn: c.id, msg: m}); c.dec.Complete() && len(events) < readBatch {
 			continue
 		}
-		q.push(events...)
+		alone := len(events) == 1
+		if alone {
+			alone = p.push(c, events...)
+		} else {
+			p.push(nil, events...)
+		}
 		clear(events)
 		events = events[:0]
-		if used := c.pool.used.Load(); used > poolLimit {
-			return errs.New(errs.Exhausted, "read from guard: %d bytes of block data wait for disks", used)
+		if alone && !p.perform(c) {
+			return false, nil
+		}
+		if used := p.pool.used.Load(); used > poolLimit {
+			return true, errs.New(errs.Exhausted, "read from guard: %d bytes of block data wait for disks", used)
 		}
 	}
 }
@@ -193,43 +107,9 @@ func (c *conn) read(dec *wire.Decoder, q *queue) error {
 // which hangs loses its connection, long after its own limits.
 const poolLimit = 1 << 30
 
-// gathering is a connection whose writes are gathered until flush, once the
-// TLS handshake is done: crypto/tls writes each record of 16 KiB by itself.
-type gathering struct {
-	net.Conn
-	mu  sync.Mutex
-	on  bool
-	buf []byte
-}
-
-// Write implements net.Conn.
-func (g *gathering) Write(p []byte) (int, error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if !g.on {
-		return g.Conn.Write(p)
-	}
-	g.buf = append(g.buf, p...)
-	return len(p), nil
-}
-
-func (g *gathering) gather() {
-	g.mu.Lock()
-	g.on = true
-	g.mu.Unlock()
-}
-
-func (g *gathering) flush() error {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	_, err := g.Conn.Write(g.buf)
-	g.buf = g.buf[:0]
-	return err
-}
-
 // handshake proves who the peer is: by certificate on TCP, by being root on
 // this node's unix socket.
-func handshake(ctx context.Context, raw *gathering, identity *pki.Identity, self ids.ID) (net.Conn, ids.ID, error) {
+func handshake(ctx context.Context, raw *link.Raw, identity *pki.Identity, self ids.ID) (net.Conn, ids.ID, error) {
 	raw.SetDeadline(time.Now().Add(handshakeTime))
 	if u, ok := raw.Conn.(*net.UnixConn); ok {
 		if err := checkRoot(u); err != nil {
@@ -249,7 +129,6 @@ func handshake(ctx context.Context, raw *gathering, identity *pki.Identity, self
 		return nil, ids.ID{}, err
 	}
 	raw.SetWriteDeadline(time.Time{})
-	raw.gather()
 	return t, peer.Node, nil
 }
 

@@ -83,7 +83,7 @@ func (d *device) describeLocked() storagectl.Device {
 
 func (p *process) status(ctx context.Context) (storagectl.Status, error) {
 	s := storagectl.Status{Node: p.node.Node, Session: p.session, Boot: p.boot, Pool: size.Bytes(p.pool.used.Load())}
-	err := p.inLoop(ctx, func() {
+	err := p.inTurn(ctx, func() {
 		s.Guards = len(p.conns)
 		now := p.o.Clock.Now()
 		p.mu.Lock()
@@ -242,7 +242,7 @@ func (p *process) claim(ctx context.Context, r storagectl.ClaimRequest) (any, er
 		}
 		return nil, err
 	}
-	d := newDevice(cfg, p.q, p.log)
+	d := newDevice(cfg, p.ended, p.log)
 	p.mu.Lock()
 	p.keep(cfg)
 	err = p.cfg.save(p.o.Config)
@@ -381,7 +381,7 @@ func (p *process) release(ctx context.Context, id ids.ID) error {
 	}
 	state := d.state
 	p.mu.Unlock()
-	if err := p.inLoop(ctx, func() {
+	if err := p.inTurn(ctx, func() {
 		p.core.RemoveDisk(id)
 		delete(p.care.Disks, id)
 		p.care.dirty = true
@@ -438,7 +438,7 @@ func (p *process) setLimits(ctx context.Context, r storagectl.LimitsRequest) err
 			return errs.New(errs.Invalid, "limit disk %s: %d bytes, want 0 or more", id, n)
 		}
 	}
-	return p.inLoop(ctx, func() {
+	return p.inTurn(ctx, func() {
 		p.mu.Lock()
 		disks := slices.Clone(p.disks)
 		p.mu.Unlock()
@@ -474,7 +474,7 @@ func (p *process) deleteVolume(ctx context.Context, r storagectl.DeleteRequest) 
 // drop starts a drop in the loop and waits for its end.
 func (p *process) drop(ctx context.Context, start func(token uint64)) error {
 	ch := make(chan wire.Status, 1)
-	err := p.inLoop(ctx, func() {
+	err := p.inTurn(ctx, func() {
 		p.nextN++
 		p.drops[p.nextN] = ch
 		start(p.nextN)

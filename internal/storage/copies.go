@@ -13,7 +13,7 @@ import (
 // copies lists what the open disks hold of volumes.
 func (p *process) copies(ctx context.Context) ([]storagectl.Copy, error) {
 	out := []storagectl.Copy{}
-	err := p.inLoop(ctx, func() {
+	err := p.inTurn(ctx, func() {
 		p.mu.Lock()
 		disks := slices.Clone(p.disks)
 		p.mu.Unlock()

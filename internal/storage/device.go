@@ -29,8 +29,10 @@ type device struct {
 	id   ids.ID
 	log  *slog.Logger
 	file blockdev.File
-	core *disk.Core // owned by the loop once it is open
-	q    *queue
+	core *disk.Core // owned by the turn once it is open
+	// ended takes the result of an action; any goroutine.
+	ended    func(d *device, io uint64, err error)
+	inflight int // actions under way; owned by the turn
 
 	reads  workers
 	writes workers
@@ -110,8 +112,8 @@ func (w *workers) close() {
 	w.cond.Broadcast()
 }
 
-func newDevice(cfg diskConfig, q *queue, log *slog.Logger) *device {
-	d := &device{id: cfg.ID, cfg: cfg, q: q, log: log.With("disk", cfg.ID, "path", cfg.Path), state: model.DiskMissing, reason: "not opened yet"}
+func newDevice(cfg diskConfig, ended func(*device, uint64, error), log *slog.Logger) *device {
+	d := &device{id: cfg.ID, cfg: cfg, ended: ended, log: log.With("disk", cfg.ID, "path", cfg.Path), state: model.DiskMissing, reason: "not opened yet"}
 	d.reads.init(readWorkers, d.perform)
 	d.writes.init(writeWorkers, d.perform)
 	d.syncs.init(1, d.perform)
@@ -132,13 +134,13 @@ func (d *device) start(io disk.IO) {
 
 func (d *device) perform(io disk.IO) {
 	if io.Op != disk.OpWrite || io.Length > latencyBytes {
-		d.q.push(event{disk: d, io: io.ID, err: perform(d.file, io)})
+		d.ended(d, io.ID, perform(d.file, io))
 		return
 	}
 	began := time.Now()
 	err := perform(d.file, io)
 	d.lat.add(time.Since(began))
-	d.q.push(event{disk: d, io: io.ID, err: err})
+	d.ended(d, io.ID, err)
 }
 
 // perform does one action and waits for it.

@@ -19,6 +19,7 @@ import (
 	"roseau/internal/base/ids"
 	"roseau/internal/base/paths"
 	"roseau/internal/block/disk"
+	"roseau/internal/block/link"
 	"roseau/internal/block/replica"
 	"roseau/internal/block/wire"
 	"roseau/internal/driver/blockdev"
@@ -99,17 +100,23 @@ type process struct {
 	boot    ids.ID
 	session ids.ID
 	pool    *pool
-	q       *queue
+	q       queue
+	assist  assistants
 	reopen  func(d *device) // looks for a disk that is gone until Run ends
 	wg      sync.WaitGroup  // everything but disk workers
 
-	// Owned by the loop:
+	// Owned by the turn:
 	core  *replica.Core
 	conns map[replica.Conn]*conn
 	dirty []*conn
 	drops map[uint64]chan<- wire.Status
 	care  *care
 	nextN uint64
+	batch []event
+	ready replica.Ready
+	load  load
+	armed clock.Instant // when timer ends; 0 = it is not set
+	timer *time.Timer
 
 	// mu guards the disks and what control requests change. Lock order: claims,
 	// mu. It is never held over I/O.
@@ -123,8 +130,9 @@ type process struct {
 // become a node.
 func Run(ctx context.Context, o Options) error {
 	o.defaults()
-	p := &process{o: o, log: o.Log, session: ids.New(), pool: new(pool), q: newQueue(),
+	p := &process{o: o, log: o.Log, session: ids.New(), pool: new(pool), timer: time.NewTimer(time.Hour),
 		conns: map[replica.Conn]*conn{}, drops: map[uint64]chan<- wire.Status{}}
+	p.q.wake, p.q.over, p.assist.wake = make(chan struct{}, 1), make(chan struct{}), make(chan struct{}, 1)
 	if err := p.identify(ctx); err != nil {
 		return err
 	}
@@ -143,7 +151,8 @@ func Run(ctx context.Context, o Options) error {
 	defer cancel()
 	p.reopen = func(d *device) { p.spawn(func() { p.keepOpen(ctx, d, true, func() {}) }) }
 	fail := make(chan error, 4)
-	p.spawn(func() { p.loop(ctx) })
+	p.spawn(func() { p.keepTime(ctx) })
+	p.spawn(func() { p.relieve(ctx) })
 	p.spawn(func() { p.keepCare(ctx) })
 	defer p.shutdown(cancel)
 
@@ -294,7 +303,7 @@ func (p *process) accept(ctx context.Context, ln net.Listener, fail chan<- error
 // serve runs one connection: the handshake, then its reader here and its sender
 // beside.
 func (p *process) serve(ctx context.Context, nc net.Conn) {
-	raw := &gathering{Conn: nc}
+	raw := link.NewRaw(nc)
 	defer raw.Close()
 	stop := context.AfterFunc(ctx, func() { raw.Close() })
 	defer stop()
@@ -305,128 +314,34 @@ func (p *process) serve(ctx context.Context, nc net.Conn) {
 		return
 	}
 	var c *conn
-	done := make(chan struct{})
-	p.q.push(event{call: func() {
+	if p.inTurn(ctx, func() {
 		p.nextN++
 		c = newConn(replica.Conn(p.nextN), secure, raw, p.pool, log.With("node", peer))
 		p.conns[c.id] = c
 		p.core.ConnOpened(c.id, peer)
-		close(done)
-	}})
-	select {
-	case <-done:
-	case <-ctx.Done():
+	}) != nil {
 		return
 	}
+	p.assist.add(c)
 	p.spawn(c.send)
-	err = c.read(wire.NewDecoder(secure, p.pool), p.q)
+	p.readUntilEnd(c)
+	<-c.gone // another reader may have taken over
+	p.assist.remove(c)
+}
+
+// readUntilEnd reads from c until its end, or until another reader has taken
+// over.
+func (p *process) readUntilEnd(c *conn) {
+	ok, err := p.read(c)
+	if !ok {
+		return
+	}
 	c.close()
 	if !quiet(err) {
-		log.Warn("guard's connection ended", "err", err)
+		c.log.Warn("guard's connection ended", "err", err)
 	}
-	p.q.push(event{conn: c.id, closed: true})
-}
-
-// drainRounds bounds how long senders wait under constant load.
-const drainRounds = 4
-
-// loop owns the core until ctx ends.
-func (p *process) loop(ctx context.Context) {
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	var batch []event
-	var r replica.Ready
-	for {
-		select {
-		case <-p.q.wake:
-		case <-timer.C:
-		case <-ctx.Done():
-			p.closeConns()
-			return
-		}
-		// Go on for a while as long as something has come meanwhile: its answers
-		// join the batches that are sent together.
-		for range drainRounds {
-			batch = p.q.take(batch)
-			now := p.o.Clock.Now()
-			for i := range batch {
-				p.handle(now, &batch[i])
-			}
-			if now >= p.core.Next() {
-				p.core.Tick(now)
-			}
-			p.core.Ready(now, &r)
-			p.dispatch(&r)
-			if len(batch) == 0 {
-				break
-			}
-		}
-		for i, c := range p.dirty {
-			c.flush()
-			p.dirty[i], c.dirty = nil, false
-		}
-		p.dirty = p.dirty[:0]
-		timer.Reset(max(p.core.Next().Sub(p.o.Clock.Now()), time.Millisecond))
-	}
-}
-
-func (p *process) closeConns() {
-	for _, c := range p.conns {
-		c.close()
-	}
-}
-
-func (p *process) handle(now clock.Instant, e *event) {
-	switch {
-	case e.msg != nil:
-		p.core.Received(now, e.conn, e.msg)
-	case e.closed:
-		p.core.ConnClosed(e.conn)
-		if c := p.conns[e.conn]; c != nil {
-			delete(p.conns, e.conn)
-		}
-	case e.disk != nil:
-		if e.disk.core != nil && p.device(e.disk.id) == e.disk { // not a former opening's
-			p.core.DiskDone(e.disk.id, e.io, e.err)
-		}
-	case e.call != nil:
-		e.call()
-	}
-}
-
-// dispatch does what the core wants.
-func (p *process) dispatch(r *replica.Ready) {
-	for i := range r.IO {
-		if d := p.device(r.IO[i].Disk); d != nil {
-			d.start(r.IO[i].IO)
-		}
-	}
-	for i := range r.Sends {
-		c := p.conns[r.Sends[i].Conn]
-		if c == nil {
-			if m, ok := r.Sends[i].Msg.(*wire.ReadReply); ok {
-				p.pool.Free(m.Data)
-			}
-			continue
-		}
-		if err := c.put(r.Sends[i].Msg); err != nil {
-			c.log.Debug("answer dropped", "err", err)
-		}
-		if !c.dirty {
-			c.dirty = true
-			p.dirty = append(p.dirty, c)
-		}
-	}
-	for _, cl := range r.Closes {
-		if c := p.conns[cl.Conn]; c != nil {
-			c.log.Warn("close connection", "err", cl.Why)
-			c.flush()
-			time.AfterFunc(lastAnswer, c.close)
-		}
-	}
-	for _, e := range r.Events {
-		p.event(e)
-	}
+	p.push(nil, event{conn: c.id, closed: true})
+	close(c.gone)
 }
 
 // lastAnswer is how long a connection stays open that is to be closed: its last
@@ -446,18 +361,6 @@ func (p *process) event(e replica.Event) {
 		p.careEvent(e)
 	case replica.Promised:
 		p.log.Debug("volume opened", "disk", e.Disk, "vol", e.Volume)
-	}
-}
-
-// inLoop runs f in the loop and waits for it.
-func (p *process) inLoop(ctx context.Context, f func()) error {
-	done := make(chan struct{})
-	p.q.push(event{call: func() { f(); close(done) }})
-	select {
-	case <-done:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
 	}
 }
 
@@ -488,7 +391,7 @@ func (p *process) openAll(ctx context.Context) {
 	p.mu.Lock()
 	settled := make([]chan struct{}, len(p.cfg.Disks))
 	for i, cfg := range p.cfg.Disks {
-		d := newDevice(cfg, p.q, p.log)
+		d := newDevice(cfg, p.ended, p.log)
 		p.disks = append(p.disks, d)
 		settled[i] = make(chan struct{})
 		p.spawn(func() { p.keepOpen(ctx, d, false, sync.OnceFunc(func() { close(settled[i]) })) })
@@ -542,6 +445,11 @@ func (p *process) keepOpen(ctx context.Context, d *device, lost bool, settled fu
 	}
 }
 
+// extraBatchBytes: a second log write at a time pays for large writes only; small
+// ones that wait for the first to end share one system call, and their answers
+// one wake-up.
+const extraBatchBytes = 128 << 10
+
 // open opens the file, recovers the engine and gives it to the core.
 func (p *process) open(ctx context.Context, d *device, lost bool) error {
 	start := p.o.Clock.Now()
@@ -553,7 +461,7 @@ func (p *process) open(ctx context.Context, d *device, lost bool) error {
 	if err != nil {
 		return errors.Join(err, f.Close())
 	}
-	core, rec, err := recoverDisk(ctx, f, disk.Options{Pool: p.pool, Expect: disk.Identity{Cluster: p.node.Cluster, Disk: d.id}, SeenSession: d.cfg.Session})
+	core, rec, err := recoverDisk(ctx, f, disk.Options{Pool: p.pool, ExtraBatchBytes: extraBatchBytes, Expect: disk.Identity{Cluster: p.node.Cluster, Disk: d.id}, SeenSession: d.cfg.Session})
 	if err == nil {
 		err = p.seen(d, rec.Session)
 	}
@@ -563,7 +471,7 @@ func (p *process) open(ctx context.Context, d *device, lost bool) error {
 	d.file = f
 	d.log.Info("disk opened", "dur", p.o.Clock.Now().Sub(start), "batches", rec.Batches, "records", rec.Records,
 		"dropped_bytes", rec.DroppedBytes, "unverified", rec.Unverified, "damaged", len(rec.DamagedRanges), "superblocks", rec.Superblocks)
-	return p.inLoop(ctx, func() {
+	return p.inTurn(ctx, func() {
 		d.core = core
 		p.core.AddDisk(p.o.Clock.Now(), core, boot)
 		p.setState(d, model.DiskActive, "")
@@ -617,7 +525,7 @@ func (p *process) keep(cfg diskConfig) {
 	p.cfg.Disks = append(p.cfg.Disks, cfg)
 }
 
-// diskDied runs in the loop. The disk is closed; if it was taken away it is
+// diskDied runs in the turn. The disk is closed; if it was taken away it is
 // looked for again, if it is sick it waits for an operator.
 func (p *process) diskDied(id ids.ID, cause error) {
 	d := p.device(id)
@@ -640,7 +548,7 @@ func (p *process) diskDied(id ids.ID, cause error) {
 func (p *process) revive(old *device) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	d := newDevice(old.cfg, p.q, p.log)
+	d := newDevice(old.cfg, p.ended, p.log)
 	d.state, d.reason = old.state, old.reason
 	for i := range p.disks {
 		if p.disks[i] == old {

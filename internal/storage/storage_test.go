@@ -240,7 +240,7 @@ func (r *rig) connect(i int) *guard {
 	r.t.Cleanup(func() { g.nc.Close() })
 	g.nc.SetDeadline(time.Now().Add(30 * time.Second))
 	g.dec = wire.NewDecoder(g.nc, wire.Heap{})
-	g.send(&wire.Hello{Cluster: r.cluster, Generation: 1, Node: g.node, Guard: ids.New(), ProtoMin: 1, ProtoMax: 1})
+	g.send(&wire.Hello{Cluster: r.cluster, Generation: 1, Node: g.node, Guard: ids.New(), ProtoMin: wire.MinVersion, ProtoMax: wire.ProtocolVersion})
 	g.hello = g.next().(*wire.HelloAck)
 	if g.hello.Status != wire.OK || g.hello.Node != r.self {
 		r.t.Fatalf("hello: %+v", g.hello)

@@ -32,9 +32,11 @@ type Options struct {
 	TagCacheBytes      int // tag tables kept in memory; default 256 MiB
 	DataCacheBytes     int // payload of logged, unapplied blocks kept in memory; default 64 MiB
 	LogQueueDepth      int // log writes in flight; default 2
+	ExtraBatchBytes    int // payload that must have gathered for a batch beside others in flight: small ones had better gather; default 0
 	BatchBytes         int // largest log batch; default 1 MiB, at most an eighth of the ring
 	CheckpointFraction int // a checkpoint starts when 1/n of the ring is used; default 4
 	ApplyDepth         int // extents applied at a time; default 16
+	FreshBlocks        int // blocks of a first write that goes in place; default 4, negative: none does
 
 	Mutations Mutations
 }
@@ -54,6 +56,8 @@ type Mutations struct {
 	ZeroAboveIsAbsent    bool // a zero in an object above others lets them show through
 	FreeBeforeCopy       bool // a merge frees the older object first and copies afterwards
 	MergeIgnoresTold     bool // a merge does not look which snapshots exist
+	FreshUnverified      bool // recovery trusts data in place without its checksum
+	FreshOverPresent     bool // a write goes in place although its blocks are not absent
 	ForgetHoles          bool // a tombstone above older objects is not kept when a block is written over it
 }
 
@@ -212,6 +216,7 @@ type Stats struct {
 	Syncs              uint64
 	Checkpoints        uint64
 	AppliedBlocks      uint64
+	FreshBlocks        uint64 // written in place at once
 	MergedBlocks       uint64 // copied into the next newer object
 	FreedObjects       uint64 // objects that a merge made needless
 	RelistedRecords    uint64 // re-appended because only the flush mark or a tombstone held them

@@ -76,6 +76,9 @@ func (c *Core) Append(token uint64, in Record) {
 	if live {
 		e.order = r.Mark
 	}
+	if c.isFresh(r, e) {
+		r.Flags |= flagFresh
+	}
 	c.enqueue(r, e)
 }
 

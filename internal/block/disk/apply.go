@@ -275,7 +275,7 @@ func (c *Core) applyLoad(a *apply) {
 	a.reading = 1
 	for i := 0; i < len(a.blocks); i++ {
 		p := a.blocks[i]
-		if p.pos < 0 {
+		if p.pos < 0 || p.r.Flags&flagFresh != 0 { // nothing to write, or there already
 			continue
 		}
 		if p.r.data != nil {
@@ -543,7 +543,8 @@ func (c *Core) relist(v *volume, i int) *rec {
 	r := v.window[i]
 	n := &rec{vol: r.vol, ext: r.ext}
 	n.descriptor = r.descriptor
-	n.Payload = 0
+	n.Payload, n.Slot = 0, 0
+	n.Flags &^= flagFresh
 	if n.Flags&flagUnverified == 0 {
 		n.Flags |= flagNote
 	}
@@ -580,13 +581,16 @@ func (c *Core) moveTail() {
 	if c.up.asked {
 		c.sb.Incompat |= incompatObjects
 	}
+	if c.wantFresh {
+		c.sb.Incompat |= incompatFresh
+	}
 	c.writeSuperblock(c.checkpointDone)
 }
 
 func (c *Core) checkpointDone() {
 	k := c.ck
 	c.ck = nil
-	c.log.tail = k.cut.lsn
+	c.log.tail, c.log.tailSeq = k.cut.lsn, k.cut.seq
 	c.log.steps = slices.DeleteFunc(c.log.steps, func(p position) bool { return p.lsn <= k.cut.lsn })
 	c.stats.Checkpoints++
 	for _, s := range k.freed {

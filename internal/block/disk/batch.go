@@ -39,6 +39,7 @@ const (
 const (
 	flagNote       = 1 << iota // no payload: the record was applied, it stays for Window
 	flagUnverified             // it was in a dropped tail: its data is not here
+	flagFresh                  // the data stands in place, in Slot
 )
 
 const batchFlagPad = 1 // nothing here: the rest of the ring is skipped
@@ -73,6 +74,7 @@ type descriptor struct {
 	ImageSeq uint64 // the extent's durable image when it was appended
 	Payload  uint32 // offset in the batch; 0 = none
 	OrigLSN  uint64 // of a re-appended record
+	Slot     uint32 // flagFresh: of the object
 	CRC      []uint32
 	Blocks   []wire.SyncBlock
 	Body     []byte
@@ -90,7 +92,7 @@ func (d *descriptor) bodyBytes() int {
 
 // payloadBlocks returns how many blocks of payload the record has.
 func (d *descriptor) payloadBlocks() int {
-	if d.Flags&(flagNote|flagUnverified) != 0 {
+	if d.Flags&(flagNote|flagUnverified|flagFresh) != 0 {
 		return 0
 	}
 	switch d.Type {
@@ -134,6 +136,7 @@ func (d *descriptor) encode(e *enc) {
 	e.u64(d.ImageSeq)
 	e.u32(d.Payload)
 	e.u64(d.OrigLSN)
+	e.u32(d.Slot)
 	e.off = start + descriptorBytes
 	switch d.Type {
 	case recWrite:
@@ -159,7 +162,7 @@ func (d *descriptor) decode(r *dec) bool {
 	d.Index, d.Extent = r.u32(), r.u64()
 	d.Block, d.Count, d.Object = r.u16(), r.u16(), r.u32()
 	d.Mark = r.mark()
-	d.ImageSeq, d.Payload, d.OrigLSN = r.u64(), r.u32(), r.u64()
+	d.ImageSeq, d.Payload, d.OrigLSN, d.Slot = r.u64(), r.u32(), r.u64(), r.u32()
 	if r.short || start+descriptorBytes > len(r.b) {
 		return false
 	}

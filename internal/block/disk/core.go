@@ -136,7 +136,8 @@ type volume struct {
 	mergeScan  bool            // extents are to be looked through for what can be merged
 	window     []*rec          // records above Flush, in log order
 	tombs      []*ext
-	marksDirty bool // Durable, Flush or TombForget changed since they were logged
+	tombSeq    uint64 // newest TOMBSTONE or FREE in the log
+	marksDirty bool   // Durable, Flush or TombForget changed since they were logged
 	dropped    bool
 	dropSeq    uint64
 	slots      int
@@ -191,6 +192,7 @@ type Core struct {
 	up  upgrade
 	// idleAgain: Idle came while a checkpoint ran; another follows.
 	idleAgain bool
+	wantFresh bool // a write could have gone in place: the next superblock allows it
 	merge     mergeState
 	dirty     []*ext
 	clean     []int // slots whose images are lost: to be marked free

@@ -478,7 +478,7 @@ func (w *world) crash(power bool) {
 func randomOptions(r *rand.Rand) disk.Options {
 	return disk.Options{
 		TagCacheBytes: []int{1, 32 << 10, 1 << 20}[r.IntN(3)], DataCacheBytes: []int{1, 64 << 10, 4 << 20}[r.IntN(3)],
-		LogQueueDepth: 1 + r.IntN(3), ApplyDepth: 1 + r.IntN(4), CheckpointFraction: []int{2, 4, 16}[r.IntN(3)],
+		LogQueueDepth: 1 + r.IntN(3), FreshBlocks: 1 + r.IntN(3), ApplyDepth: 1 + r.IntN(4), CheckpointFraction: []int{2, 4, 16}[r.IntN(3)],
 	}
 }
 

@@ -139,6 +139,45 @@ func snapshotScript(w *world, line int) bool {
 	return true
 }
 
+// freshScript writes in place, overwrites that through the log, lets it be
+// applied, discards, and writes in place again.
+func freshScript(w *world, line int) bool {
+	o := w.vols[0]
+	write := func(wseq, extent uint64, block, count int) {
+		w.apply(o, step{kind: disk.KindWrite, extent: extent, block: block, count: count, wseq: wseq, epoch: 1}, false)
+	}
+	switch line {
+	case 0:
+		w.promise(o)
+	case 1:
+		write(1, 0, 0, 1) // asks for the feature
+	case 2, 8, 11:
+		w.v.Core.Idle()
+		w.v.Pump()
+	case 3:
+		write(2, 0, 2, 2)
+	case 4:
+		write(3, 0, 3, 1) // through the log: block 3 is there
+	case 5:
+		write(4, 1, 0, 1) // a new extent
+	case 6:
+		w.flush(o)
+	case 7:
+		write(5, 1, 1, 1)
+	case 9:
+		w.apply(o, step{kind: disk.KindTombstone, extent: 0, count: extentBlocks, wseq: 6, epoch: 1}, false)
+	case 10:
+		write(7, 0, 2, 1) // not in place: the tombstone is in the log
+	case 12:
+		write(8, 0, 5, 2)
+	case 13:
+		write(9, 1, 1, 1)
+	default:
+		return false
+	}
+	return true
+}
+
 func TestExhaustiveCrashes(t *testing.T) {
 	limit := 1 << 8
 	if testing.Short() {
@@ -148,8 +187,8 @@ func TestExhaustiveCrashes(t *testing.T) {
 		name   string
 		script func(*world, int) bool
 		limit  int
-	}{{"one object", exhaustiveScript, limit}, {"snapshots", snapshotScript, max(limit/8, 1<<3)}} {
-		tried, fail := runExhaustive(t, disk.Options{}, s.script, s.limit)
+	}{{"one object", exhaustiveScript, limit}, {"snapshots", snapshotScript, max(limit/8, 1<<3)}, {"fresh", freshScript, max(limit/4, 1<<3)}} {
+		tried, fail := runExhaustive(t, disk.Options{FreshBlocks: 1}, s.script, s.limit)
 		if fail != "" {
 			t.Fatalf("%s: %s", s.name, fail)
 		}

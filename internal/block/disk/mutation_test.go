@@ -23,6 +23,8 @@ func TestMutantsAreCaught(t *testing.T) {
 		{"ZeroAboveIsAbsent", func(m *disk.Mutations) { m.ZeroAboveIsAbsent = true }},
 		{"FreeBeforeCopy", func(m *disk.Mutations) { m.FreeBeforeCopy = true }},
 		{"MergeIgnoresTold", func(m *disk.Mutations) { m.MergeIgnoresTold = true }},
+		{"FreshUnverified", func(m *disk.Mutations) { m.FreshUnverified = true }},
+		{"FreshOverPresent", func(m *disk.Mutations) { m.FreshOverPresent = true }},
 	} {
 		t.Run(m.name, func(t *testing.T) {
 			for seed := range uint64(200) {

@@ -34,7 +34,7 @@ func (v *volume) addObject(extent uint64, object uint32) *ext {
 	if old := v.exts[extent]; old != nil && old.older == nil {
 		v.chained++ // it becomes the second
 	}
-	n := &ext{vol: v, extent: extent, object: object, slot: -1, older: e}
+	n := &ext{vol: v, extent: extent, object: object, slot: -1, older: e, tombSeq: v.tombSeq}
 	if newer != nil {
 		newer.older = n
 	} else {
@@ -105,7 +105,7 @@ func (e *ext) needsLoad() bool {
 func (c *Core) indexFree(r *rec, e *ext) {
 	v := e.vol
 	c.clearPend(e)
-	e.tombSeq, e.durSeq = r.seq, 0
+	e.tombSeq, e.durSeq, v.tombSeq = r.seq, 0, r.seq
 	e.tomb, e.holes, e.gone = false, false, true // and so not remembered any more
 	v.merges++
 	c.stats.FreedObjects++

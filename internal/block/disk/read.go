@@ -338,7 +338,11 @@ func (op *readOp) plan(c *Core, e *ext, i int) int {
 		op.take(i+n, q.tag)
 		n++
 	}
-	op.submit(c, c.ringOffset(p.r.dataLSN+uint64(p.pos)*BlockBytes), i, n)
+	off := c.ringOffset(p.r.dataLSN + uint64(p.pos)*BlockBytes)
+	if p.r.Flags&flagFresh != 0 {
+		off = c.dataOffset(e.slot, block)
+	}
+	op.submit(c, off, i, n)
 	return n
 }
 

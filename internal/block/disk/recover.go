@@ -24,6 +24,12 @@ type recovery struct {
 	found   []foundBatch
 	pos     uint64 // next place to look at
 
+	from, end position
+	log, tail []foundBatch
+	fresh     []freshCheck
+	slots     map[objectKey]int // that fresh records name
+	reserved  []int             // of these, those that no image has
+
 	images map[extKey][]imageHeader // more than one only after corruption
 	twins  map[uint64]bool          // slots whose two images say the same
 	alone  map[uint64]bool          // slots with one broken image
@@ -40,6 +46,8 @@ type foundBatch struct {
 	h    batchHeader
 	recs []descriptor
 	good bool // the payload matches
+
+	proven bool // a later batch says that it was durable
 }
 
 // Open starts recovery: run Ready/Done until Opened says so.
@@ -50,6 +58,7 @@ func Open(o Options) *Core {
 	setDefault(&o.BatchBytes, 1<<20)
 	setDefault(&o.CheckpointFraction, 4)
 	setDefault(&o.ApplyDepth, 16)
+	setDefault(&o.FreshBlocks, freshDefault)
 	c := &Core{o: o, pool: o.Pool, inflight: map[uint64]pendingIO{}, vols: map[ids.ID]*volume{}}
 	c.scan = &recovery{images: map[extKey][]imageHeader{}, twins: map[uint64]bool{}, alone: map[uint64]bool{}}
 	if o.DeviceBytes < 4<<20 {
@@ -368,6 +377,7 @@ func judgeLog(from position, found []foundBatch, truncate bool) (log []foundBatc
 				lost = append(lost, LSNRange{at.lsn, max(b.h.LSN, at.lsn+BlockBytes)})
 			} // else: the header tells which blocks are bad; their reads will fail
 		}
+		b.proven = proof[i] > b.h.LSN
 		log = append(log, *b)
 		at = position{lsn: b.h.end(), chain: b.h.CRC, session: b.h.Session}
 	}

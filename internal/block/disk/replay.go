@@ -27,18 +27,27 @@ func dropOpenings(from position, log []foundBatch, end position) ([]foundBatch, 
 	return log, end
 }
 
-// replay decides what the log says and rebuilds the memory of it.
+// replay decides which part of the log counts, and then rebuilds the memory of it.
 func (c *Core) replay() {
 	s := c.scan
 	s.ring = nil
-	from := position{lsn: c.sb.CheckpointLSN, chain: c.sb.CheckpointChain, session: c.sb.CheckpointSess}
-	log, lost, tail, end := judgeLog(from, s.found, c.o.Mutations.TruncateDamagedLog)
-	if len(tail) == 0 {
-		log, end = dropOpenings(from, log, end)
-	}
+	s.from = position{lsn: c.sb.CheckpointLSN, chain: c.sb.CheckpointChain, session: c.sb.CheckpointSess}
+	var lost []LSNRange
+	s.log, lost, s.tail, s.end = judgeLog(s.from, s.found, c.o.Mutations.TruncateDamagedLog)
 	c.report.DamagedRanges = append(c.report.DamagedRanges, lost...)
+	c.checkFresh()
+}
+
+// replayLog plays the log that was found good.
+func (c *Core) replayLog() {
+	s := c.scan
+	log, tail, end := s.log, s.tail, s.end
+	if len(tail) == 0 {
+		log, end = dropOpenings(s.from, log, end)
+	}
 	c.report.Batches = len(log)
 	c.takeImages()
+	c.reserveSlots()
 	l := &c.log
 	l.tail = c.sb.CheckpointLSN
 	l.head.session = end.session
@@ -50,6 +59,7 @@ func (c *Core) replay() {
 		l.proven = max(l.proven, log[i].h.DurableLSN)
 		c.addStep(position{lsn: log[i].h.end(), chain: log[i].h.CRC, session: log[i].h.Session, seq: l.head.seq})
 	}
+	c.freeReserved()
 	c.report.Records = int(l.head.seq)
 	l.head.lsn, l.head.chain = end.lsn, end.chain
 	l.done = l.head
@@ -259,7 +269,7 @@ func (c *Core) replayBlocks(r *rec, v *volume) {
 		return
 	}
 	if r.fills(e) && e.slot < 0 {
-		if e.slot = c.allocSlot(); e.slot < 0 {
+		if !c.replaySlot(r, e) {
 			c.openFailed(errs.New(errs.Corrupt, "open disk %s: the log needs more extents than there are", c.sb.Identity.Disk))
 			return
 		}
@@ -267,12 +277,19 @@ func (c *Core) replayBlocks(r *rec, v *volume) {
 	if r.Type == recTombstone {
 		e.claim = 0
 	}
+	if r.Flags&flagFresh != 0 && e.slot != int(r.Slot) {
+		// The log has a gap, and in it what gave the object another slot.
+		e.baseUnknown = true
+		c.damage(v)
+		c.markDirty(e)
+		return
+	}
 	c.index(r)
 }
 
 // unverified lists a record of the dropped tail in its volume's window.
 func (c *Core) unverified(d *descriptor) {
-	if d.Type != recWrite && d.Type != recZero && d.Type != recTombstone && d.Type != recSync && d.Type != recRepair || d.Flags != 0 {
+	if d.Type != recWrite && d.Type != recZero && d.Type != recTombstone && d.Type != recSync && d.Type != recRepair || d.Flags&^flagFresh != 0 {
 		return
 	}
 	if int(d.Index) >= len(c.byIndex) || c.byIndex[d.Index] == nil || c.byIndex[d.Index].dropped {
@@ -283,7 +300,7 @@ func (c *Core) unverified(d *descriptor) {
 		return
 	}
 	n := &rec{descriptor: *d, vol: v, inWindow: true}
-	n.Flags, n.Payload = flagUnverified, 0
+	n.Flags, n.Payload, n.Slot = flagUnverified, 0, 0
 	v.window = append(v.window, n)
 	v.unverified++
 	c.report.Unverified++
@@ -395,7 +412,7 @@ func dedupe(window []*rec) []*rec {
 		if r.Type == recSync || r.Type == recRepair {
 			k.block = r.Blocks[0].Block
 		}
-		if old := seen[k]; old != nil && r.Flags != 0 {
+		if old := seen[k]; old != nil && r.Flags&^flagFresh != 0 {
 			old.lsn = max(old.lsn, r.lsn) // the note holds it
 			return true
 		}

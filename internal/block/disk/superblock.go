@@ -24,8 +24,9 @@ const (
 // set before the first thing is written that needs it.
 const (
 	incompatObjects = 1 << 1 // records and images of objects above 0, FREE records, holes
+	incompatFresh   = 1 << 2 // records of data in place
 
-	incompatKnown = incompatObjects
+	incompatKnown = incompatObjects | incompatFresh
 )
 
 // DiskState is the state in the superblock.

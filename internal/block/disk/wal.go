@@ -20,6 +20,7 @@ type batch struct {
 	recs    []*rec
 	end     position
 	header  []byte
+	left    int // writes under way: the batch's own, and those in place of its fresh records
 	written bool
 	bytes   int
 }
@@ -41,6 +42,7 @@ type logState struct {
 	durable position
 	told    uint64     // DurableLSN of the last batch formed
 	tail    uint64     // checkpoint in force: the ring before it is free
+	tailSeq uint64     // of the last record before
 	proven  uint64     // recovery: the log said that it was durable up to here
 	steps   []position // ends of batches, about ring/64 apart: where a checkpoint may cut
 	session uint64
@@ -58,13 +60,26 @@ func (c *Core) formBatches() {
 	l := &c.log
 	for len(l.flying) < c.o.LogQueueDepth {
 		c.passFlushes()
-		if len(l.notes) == 0 && len(l.gather) == 0 && !l.nudge {
+		if len(l.notes) == 0 && len(l.gather) == 0 && !l.nudge || len(l.flying) > 0 && !c.worthwhile() {
 			return
 		}
 		if !c.formBatch() {
 			return
 		}
 	}
+}
+
+// worthwhile reports whether what has gathered is large enough for another batch
+// beside those that are being written.
+func (c *Core) worthwhile() bool {
+	n := 0
+	for _, r := range c.log.gather {
+		if n >= c.o.ExtraBatchBytes {
+			break
+		}
+		n += len(r.data)
+	}
+	return n >= c.o.ExtraBatchBytes
 }
 
 // passFlushes moves flushes at the front of the queue to the waiters.
@@ -102,11 +117,14 @@ func shift[T any](list []T, n int) []T {
 func (c *Core) formBatch() bool {
 	l := &c.log
 	b := &batch{}
-	header, total := batchHeaderBytes, 0
+	header, total, fresh := batchHeaderBytes, 0, 0
 	add := func(r *rec) bool {
 		h, p := descriptorBytes+r.bodyBytes(), r.payloadBlocks()*BlockBytes
 		size := roundUp(header+h, BlockBytes) + total + p
-		if len(b.recs) > 0 && size > c.o.BatchBytes {
+		if r.Flags&flagFresh != 0 {
+			fresh += len(r.data)
+		}
+		if len(b.recs) > 0 && size+fresh > c.o.BatchBytes {
 			return false
 		}
 		header, total = header+h, total+p
@@ -226,6 +244,9 @@ func (c *Core) fillBatch(b *batch, headerBytes int) {
 		if r.ext != nil {
 			r.ImageSeq = r.ext.durSeq
 		}
+		if r.Flags&flagFresh != 0 {
+			c.writeFresh(b, r)
+		}
 		r.descriptor.encode(&e)
 		c.index(r)
 	}
@@ -248,6 +269,7 @@ func (c *Core) sendBatch(b *batch, headerBytes int, flags uint32, bufs [][]byte)
 	b.end = l.head
 	l.flying = append(l.flying, b)
 	c.stats.Batches++
+	b.left++
 	c.submit(OpWrite, c.ringOffset(h.LSN), bufs, b, 0)
 }
 
@@ -310,7 +332,7 @@ func (c *Core) index(r *rec) {
 
 func (c *Core) indexTombstone(r *rec, e *ext) {
 	c.clearPend(e)
-	e.tombSeq, e.tombLSN, e.tombMark, e.durSeq = r.seq, r.lsn, r.Mark, 0
+	e.tombSeq, e.tombLSN, e.tombMark, e.durSeq, e.vol.tombSeq = r.seq, r.lsn, r.Mark, 0, r.seq
 	c.holdTomb(e)
 	e.tomb, e.holes = true, e.object > 0
 	if e.slot >= 0 {
@@ -351,13 +373,16 @@ func (c *Core) dropData(r *rec) {
 	}
 }
 
-// ioDone ends the write of a batch.
+// ioDone ends a write of a batch.
 func (b *batch) ioDone(c *Core, _ int, err error) {
 	if c.dead != nil {
 		return
 	}
 	if err != nil {
 		c.fail(fmt.Errorf("write log: %w", err))
+		return
+	}
+	if b.left--; b.left > 0 {
 		return
 	}
 	b.written = true
@@ -372,6 +397,9 @@ func (b *batch) ioDone(c *Core, _ int, err error) {
 				l.waiting = append(l.waiting, syncWaiter{seq: r.seq, r: r})
 			} else {
 				c.answer(r, wire.OK)
+			}
+			if r.Flags&flagFresh != 0 {
+				c.freeData(r) // it stands in place
 			}
 			c.dropData(r)
 		}

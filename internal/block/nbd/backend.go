@@ -68,6 +68,10 @@ type Request struct {
 	// memory to the garbage collector instead of using it again.
 	Keep bool
 
+	// Pooled, set by the backend before Done of an OpRead, says that Data is from
+	// Pool and nobody else's: it is used again after the reply.
+	Pooled bool
+
 	// Zero, set by the backend before Done of an OpRead, says that the whole
 	// range reads as zeros; Data is not looked at.
 	Zero bool
@@ -104,8 +108,27 @@ func (r *Request) Alloc() []byte {
 // a backend that is only stalled does not call Done at all.
 func (r *Request) Done(err error) {
 	r.err = err
-	r.conn.complete(r)
+	if r.conn.complete(r) {
+		r.conn.signal()
+	}
 }
+
+// Finish is Done, but the answer is written at the latest when Flush is called.
+// A backend that finishes several requests at a time calls it for all, then
+// Flush once.
+func (r *Request) Finish(err error) Flusher {
+	r.err = err
+	c := r.conn
+	c.complete(r)
+	return Flusher{c}
+}
+
+// Flusher is the connection of a finished request.
+type Flusher struct{ c *conn }
+
+// Flush writes the answers that wait; at once, without a wake-up, if they are
+// small and the client reads. It never blocks.
+func (f Flusher) Flush() { f.c.flush() }
 
 // Backend is what an export serves. One backend serves all connections of an
 // export at once, and a completed OpFlush covers every write replied on any of

@@ -52,6 +52,30 @@ func getBuffer(n int, s *slab) *buffer {
 	return &buffer{data: aligned(1 << class), class: class}
 }
 
+// Pool is the memory of payloads, for what reads data that ends in a reply: see
+// Request.Pooled. The zero value is ready; all are one.
+type Pool struct{}
+
+// Alloc returns byteCount bytes of any content, 0 < byteCount <= MaxPayloadBytes
+// from the pool, aligned to BlockBytes; more are ordinary memory.
+func (Pool) Alloc(byteCount int) []byte {
+	if byteCount > MaxPayloadBytes {
+		return make([]byte, byteCount)
+	}
+	return getBuffer(byteCount, nil).data[:byteCount]
+}
+
+// Free takes memory back that nobody uses any more. What is not from a pool is
+// left to the collector.
+func (Pool) Free(p []byte) {
+	n := cap(p)
+	class := bits.Len(uint(n)) - 1
+	if class < minClass || class > maxClass || n != 1<<class || uintptr(unsafe.Pointer(unsafe.SliceData(p)))%BlockBytes != 0 {
+		return
+	}
+	putBuffer(&buffer{data: p[:n:n], class: class})
+}
+
 func putBuffer(b *buffer) { pools[b.class].Put(b) }
 
 // aligned returns n bytes that start at a multiple of BlockBytes.

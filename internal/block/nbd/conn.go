@@ -7,6 +7,8 @@ import (
 	"io"
 	"net"
 	"sync"
+
+	"roseau/internal/block/link"
 )
 
 const (
@@ -26,10 +28,11 @@ var (
 	errInvalid      = errors.New("invalid request")
 )
 
-// conn is one connection. The reader goroutine owns in, lo, hi, batch and slab; the
-// writer goroutine owns bufs.
+// conn is one connection. The reader goroutine owns in, lo, hi, batch and slab;
+// whoever has set writing owns iov and bufs.
 type conn struct {
 	nc      net.Conn
+	raw     *link.Raw // nc: gathers what flush writes
 	s       session
 	backend Backend
 	size    int64
@@ -39,6 +42,7 @@ type conn struct {
 	lo, hi int
 	batch  []*Request
 	slab   slab
+	iov    [][]byte
 	bufs   net.Buffers
 
 	wake chan struct{} // capacity 1: done is not empty, or quit or drained changed
@@ -47,6 +51,8 @@ type conn struct {
 	room     *sync.Cond // inflight fell, or quit
 	done     *Request   // completed, not written; in order of completion
 	doneTail *Request
+	writing  bool // somebody writes answers; with left, the writer has to
+	left     bool // raw has bytes that did not go at once
 	free     *Request
 	bytes    int64 // in flight; counted from parsing to the written reply
 	requests int
@@ -55,7 +61,7 @@ type conn struct {
 }
 
 func newConn(nc net.Conn) *conn {
-	c := &conn{nc: nc, in: aligned(gulpBytes), wake: make(chan struct{}, 1)}
+	c := &conn{nc: nc, raw: link.NewRaw(nc), in: aligned(gulpBytes), wake: make(chan struct{}, 1)}
 	c.room = sync.NewCond(&c.mu)
 	return c
 }
@@ -93,6 +99,7 @@ func (c *conn) fill() error {
 // DISC and everything is answered, or the connection breaks.
 func (c *conn) transmit(s session) error {
 	c.s, c.backend = s, s.export.Backend
+	c.raw.Gather()
 	c.size, c.ro = c.backend.SizeBytes(), c.backend.ReadOnly()
 	var wg sync.WaitGroup
 	var werr error
@@ -308,25 +315,22 @@ func (c *conn) check(r *Request, offset uint64) error {
 	return nil
 }
 
-// complete queues the answer of r.
-func (c *conn) complete(r *Request) {
+// complete queues the answer of r, and returns whether it is the only one.
+func (c *conn) complete(r *Request) (first bool) {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	if c.quit {
 		c.releaseLocked(r)
-		c.mu.Unlock()
-		return
+		return false
 	}
-	first := c.done == nil
+	first = c.done == nil
 	if first {
 		c.done = r
 	} else {
 		c.doneTail.next = r
 	}
 	c.doneTail = r
-	c.mu.Unlock()
-	if first {
-		c.signal()
-	}
+	return first
 }
 
 // releaseLocked takes r out of the count and makes it free. mu is held.
@@ -335,6 +339,9 @@ func (c *conn) releaseLocked(r *Request) {
 	c.bytes -= r.weight
 	if r.buf != nil && !r.Keep {
 		putBuffer(r.buf)
+	}
+	if r.Pooled {
+		Pool{}.Free(r.Data)
 	}
 	spans := r.Spans[:0]
 	*r = Request{conn: c, next: c.free, Spans: spans, extents: r.extents}

@@ -4,41 +4,113 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"net"
 )
+
+// inlineBytes is how much flush writes by itself: more costs more time than a
+// wake-up of the writer.
+const inlineBytes = 64 << 10
+
+// take takes the answers that wait, and the right to write. nil: there are none,
+// or somebody writes. mu is held.
+func (c *conn) take() *Request {
+	if c.writing || c.quit {
+		return nil
+	}
+	list := c.done
+	c.done, c.doneTail = nil, nil
+	c.writing = list != nil
+	return list
+}
+
+// flush: see Flusher.
+func (c *conn) flush() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for {
+		n := int64(0)
+		for r := c.done; r != nil && n <= inlineBytes; r = r.next {
+			n += r.weight
+		}
+		if n > inlineBytes {
+			c.signal()
+			return
+		}
+		list := c.take()
+		if list == nil {
+			return
+		}
+		c.mu.Unlock()
+		for r := list; r != nil; r = r.next {
+			c.iov = c.appendReply(c.iov, r)
+		}
+		for _, b := range c.iov {
+			c.raw.Write(b) // gathers only
+		}
+		c.dropIOV()
+		sent, err := c.raw.TryFlush()
+		c.mu.Lock()
+		c.release(list)
+		if !sent || err != nil { // the writer meets the error again
+			c.left = true
+			c.signal()
+			return
+		}
+		c.writing = false
+	}
+}
+
+// release ends the requests of a list. mu is held.
+func (c *conn) release(list *Request) {
+	for r := list; r != nil; {
+		next := r.next
+		c.releaseLocked(r)
+		r = next
+	}
+	c.room.Broadcast()
+	if c.draining {
+		c.signal()
+	}
+}
+
+func (c *conn) dropIOV() {
+	clear(c.iov) // references to payloads
+	c.iov = c.iov[:0]
+}
 
 // writeLoop writes answers until the connection is over. It takes everything
 // that has completed at once, so that answers gather while it writes.
 func (c *conn) writeLoop() error {
-	iov := make([][]byte, 0, 256)
 	for range c.wake {
 		for {
 			c.mu.Lock()
-			list := c.done
-			c.done, c.doneTail = nil, nil
-			over := c.quit || c.draining && c.requests == 0
+			left := c.left
+			if left {
+				c.left, c.writing = false, false
+			}
+			over := c.quit || c.draining && c.requests == 0 && !left && !c.writing
+			list := c.take()
+			if left {
+				c.writing = true
+			}
 			c.mu.Unlock()
 			if over {
 				return nil
 			}
-			if list == nil {
+			if list == nil && !left {
 				break
 			}
-			iov = iov[:0]
-			for r := list; r != nil; r = r.next {
-				iov = c.appendReply(iov, r)
+			err := c.raw.Flush()
+			if err == nil && list != nil {
+				for r := list; r != nil; r = r.next {
+					c.iov = c.appendReply(c.iov, r)
+				}
+				err = c.writev()
+				c.dropIOV()
 			}
-			bufs := net.Buffers(iov)
-			_, err := c.writev(&bufs)
 			c.mu.Lock()
-			for r := list; r != nil; {
-				next := r.next
-				c.releaseLocked(r)
-				r = next
-			}
-			c.room.Broadcast()
+			c.writing = false
+			c.release(list)
 			c.mu.Unlock()
-			clear(iov) // drop the references to payloads
 			if err != nil {
 				return fmt.Errorf("write replies: %w", err)
 			}
@@ -49,11 +121,11 @@ func (c *conn) writeLoop() error {
 
 // writev is WriteTo, on a field so that the slice header does not escape anew
 // each time.
-func (c *conn) writev(b *net.Buffers) (int64, error) {
-	c.bufs = *b
-	n, err := c.bufs.WriteTo(c.nc)
+func (c *conn) writev() error {
+	c.bufs = c.iov
+	_, err := c.bufs.WriteTo(c.nc)
 	c.bufs = nil
-	return n, err
+	return err
 }
 
 // errNoSpans is a backend's fault: the protocol has no empty status.

@@ -477,6 +477,9 @@ func (c *Core) HandleCount(diskID ids.ID) (n int) {
 	return n
 }
 
+// Outstanding is the number of requests that disks have not completed.
+func (c *Core) Outstanding() int { return len(c.pending.list) - len(c.pending.free) }
+
 // ProbeAge is the time since a disk last finished a probe write.
 func (c *Core) ProbeAge(now clock.Instant, diskID ids.ID) time.Duration {
 	if d := c.disk(diskID); d != nil {

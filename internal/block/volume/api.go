@@ -80,7 +80,7 @@ type Config struct {
 	// SegmentBytes is for tests; 0 means repl.SegmentBytes.
 	SegmentBytes int64
 
-	// OnLease is called, from the event loop, whenever the lease changes or is
+	// OnLease is called, in a turn, whenever the lease changes or is
 	// renewed: it must not block or call the Set. nil: not called.
 	OnLease func(Lease)
 
@@ -386,7 +386,7 @@ type Handle interface {
 	// then waits out the lease, nothing worse.
 	Release(ctx context.Context) error
 
-	// Ping returns when the event loop took a turn: what a watchdog asks for.
+	// Ping returns when a turn was taken: what a watchdog asks for.
 	Ping(ctx context.Context) error
 	// Lease is the present right to run.
 	Lease() Lease

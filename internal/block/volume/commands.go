@@ -71,7 +71,7 @@ func (s *Set) final() error {
 	return nil
 }
 
-// command runs start in the loop and waits until decide says so, at effects of
+// command runs start in a turn and waits until decide says so, at effects of
 // kind k. decide is asked once right after start, too, if now.
 func (s *Set) command(ctx context.Context, k signalKind, now bool, start func(), decide func() (error, bool)) error {
 	w := &waiter{on: k, done: make(chan error, 1), decide: decide}
@@ -476,7 +476,7 @@ func (s *Set) snapshotted(e writer.Snapshotted) {
 	s.notify(onSnapshotted)
 }
 
-// Ping returns when the event loop took a turn.
+// Ping returns when a turn was taken.
 func (s *Set) Ping(ctx context.Context) error {
 	return s.command(ctx, onState, true, nil, func() (error, bool) { return nil, true })
 }

@@ -2,6 +2,7 @@ package volume
 
 import (
 	"bytes"
+	"slices"
 	"sync/atomic"
 
 	"roseau/internal/base/ids"
@@ -11,7 +12,7 @@ import (
 	"roseau/internal/core/repl"
 )
 
-// device is the nbd.Backend of one volume. Requests go to the event loop in
+// device is the nbd.Backend of one volume. Requests go to the core in
 // batches; they wait in the core until the set serves.
 type device struct {
 	s     *Set
@@ -40,7 +41,7 @@ type op struct {
 	n *nbd.Request
 }
 
-// request is a client's request on its way to the loop.
+// request is a client's request on its way to the core.
 type request struct {
 	r   *nbd.Request
 	d   *device
@@ -49,8 +50,8 @@ type request struct {
 	snap uint32 // to be read; 0 = the volume as it is
 }
 
-// Submit hands the requests to the loop. Checksums of writes are made here, in
-// the goroutine of the client's connection: the loop is the bottleneck.
+// Submit hands the requests to the core. Checksums of writes are made before,
+// outside of the turn: it is the bottleneck.
 func (d *device) Submit(rs []*nbd.Request) { d.submit(rs, 0) }
 
 func (d *device) submit(rs []*nbd.Request, snap uint32) {
@@ -76,8 +77,7 @@ func (d *device) submit(rs []*nbd.Request, snap uint32) {
 		}
 		s.inbox.reqs = append(s.inbox.reqs, q)
 	}
-	s.mu.Unlock()
-	s.signal()
+	s.takeTurn()
 }
 
 // appendChecksums appends crc32c of each block.
@@ -88,7 +88,7 @@ func appendChecksums(crc []uint32, data []byte) []uint32 {
 	return crc
 }
 
-// submit passes a request to the core; in the loop.
+// submit passes a request to the core; in the turn.
 func (s *Set) submit(q request) {
 	r, d := q.r, q.d
 	var o *op
@@ -115,7 +115,6 @@ func (s *Set) submit(q request) {
 		o.w.Length = min(r.Length, repl.ExtentBytes-r.Offset%repl.ExtentBytes)
 	case nbd.OpWrite:
 		o.w.Op, o.w.Data, o.w.CRC = writer.OpWrite, r.Data, q.crc
-		r.Keep = true // a member that is behind may be sent it after the answer
 		d.writes.Add(1)
 		d.writeBytes.Add(uint64(r.Length))
 	case nbd.OpZero:
@@ -130,10 +129,11 @@ func (s *Set) submit(q request) {
 	s.step(&o.w)
 }
 
-// complete answers a client; in the loop.
+// complete answers a client; in the turn.
 func (s *Set) complete(c writer.Completion) {
 	o := s.ops[c.Request.Token]
 	r := o.n
+	r.Keep = c.Shared // a member that is behind may be sent it after the answer
 	var err error
 	switch c.Result {
 	case writer.IOError:
@@ -145,13 +145,16 @@ func (s *Set) complete(c writer.Completion) {
 		case nbd.OpRead:
 			r.Data = o.w.Data
 			r.Zero = r.Data == nil
+			r.Pooled = !c.Shared
 		case nbd.OpStatus:
 			r.Spans = appendSpans(r.Spans, o.w.Data, o.w.Length)
 		}
 	}
 	o.n, o.w.Data, o.w.CRC = nil, nil, nil
 	s.freeOps = append(s.freeOps, o)
-	r.Done(err)
+	if f := r.Finish(err); !slices.Contains(s.answered, f) {
+		s.answered = append(s.answered, f)
+	}
 }
 
 var zeroBlock [repl.BlockBytes]byte

@@ -12,7 +12,7 @@ import (
 
 var errIO = errors.New("every in-sync copy is unreadable")
 
-// eventQueue is an unbounded queue in front of a channel, so that the loop never
+// eventQueue is an unbounded queue in front of a channel, so that a turn never
 // waits for whoever reads events. Health events that nobody reads are dropped.
 type eventQueue struct {
 	out  chan Event

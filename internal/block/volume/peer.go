@@ -13,6 +13,8 @@ import (
 
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
+	"roseau/internal/block/link"
+	"roseau/internal/block/nbd"
 	"roseau/internal/block/wire"
 	"roseau/internal/block/writer"
 )
@@ -25,9 +27,6 @@ const (
 	silenceLimit = 3 * time.Second
 	firstRedial  = 20 * time.Millisecond
 	lastRedial   = 500 * time.Millisecond
-	// batchBytes bounds one write to the kernel, so that a heartbeat waits for
-	// no more than that: 8 ms at 1 Gbit/s.
-	batchBytes = 1 << 20
 )
 
 // peer keeps one connection to a storage node, for as long as the set wants the
@@ -36,46 +35,17 @@ type peer struct {
 	s    *Set
 	node ids.ID
 	stop context.CancelFunc
-	cur  *link // the connection of the last ConnUp; owned by the event loop
+	cur  *connection // the connection of the last ConnUp; owned by the turn
 }
 
-// link is one connection.
-type link struct {
-	nc    net.Conn
-	plain bool // a unix socket: writev pays; TLS copies anyway
-	wake  chan struct{}
+// connection is one connection of a peer.
+type connection struct {
+	nc  net.Conn
+	out *link.Sender
 
 	// asked is when something was first sent of which nothing came back since;
 	// 0 = none. Boot time in nanoseconds.
 	asked atomic.Int64
-
-	mu    sync.Mutex
-	heads []wire.Message // heartbeats
-	queue []wire.Message
-	dead  bool
-}
-
-func (l *link) send(m wire.Message) {
-	l.mu.Lock()
-	if l.dead {
-		l.mu.Unlock()
-		return
-	}
-	if _, ok := m.(*wire.Heartbeat); ok {
-		l.heads = append(l.heads, m)
-	} else {
-		l.queue = append(l.queue, m)
-	}
-	l.mu.Unlock()
-}
-
-// flush wakes the sender; send alone does not, so that the messages of one turn
-// of the event loop go out in one write.
-func (l *link) flush() {
-	select {
-	case l.wake <- struct{}{}:
-	default:
-	}
 }
 
 // run connects, receives, and connects again, until ctx ends.
@@ -113,8 +83,8 @@ func (p *peer) run(ctx context.Context) {
 	}
 }
 
-// down runs in the event loop.
-func (p *peer) down(l *link) {
+// down runs in the turn.
+func (p *peer) down(l *connection) {
 	if p.cur != l {
 		return
 	}
@@ -123,13 +93,12 @@ func (p *peer) down(l *link) {
 }
 
 // use runs an established connection until it breaks.
-func (p *peer) use(ctx context.Context, l *link, dec *wire.Decoder, ack *wire.HelloAck) error {
+func (p *peer) use(ctx context.Context, l *connection, dec *wire.Decoder, ack *wire.HelloAck) error {
 	stop := context.AfterFunc(ctx, func() { l.nc.Close() })
 	defer stop()
 	var wg sync.WaitGroup
-	done := make(chan struct{})
 	wg.Go(func() {
-		if err := l.sender(done); err != nil {
+		if err := l.out.Run(); err != nil {
 			p.s.log.Debug("send to storage", "peer", p.node, "cause", err)
 		}
 		l.nc.Close()
@@ -139,15 +108,15 @@ func (p *peer) use(ctx context.Context, l *link, dec *wire.Decoder, ack *wire.He
 		p.s.step(writer.ConnUp{Node: ack.Node, Session: ack.Session, Disks: ack.Disks})
 	})
 	err := p.receive(l, dec)
-	close(done)
 	l.nc.Close()
+	l.out.Close()
 	wg.Wait()
 	return err
 }
 
 // receive posts messages in the order of the connection, as many at a time as
 // one read brought.
-func (p *peer) receive(l *link, dec *wire.Decoder) error {
+func (p *peer) receive(l *connection, dec *wire.Decoder) error {
 	var evs []writer.Event
 	for {
 		m, err := dec.Next()
@@ -164,65 +133,7 @@ func (p *peer) receive(l *link, dec *wire.Decoder) error {
 	}
 }
 
-// sender writes what is queued, heartbeats first, many messages a write.
-func (l *link) sender(done <-chan struct{}) error {
-	defer func() {
-		l.mu.Lock()
-		l.dead, l.heads, l.queue = true, nil, nil
-		l.mu.Unlock()
-	}()
-	var b wire.Batch
-	var flat []byte
-	var work, spare []wire.Message
-	for {
-		select {
-		case <-done:
-			return nil
-		case <-l.wake:
-		}
-		for at := 0; ; {
-			l.mu.Lock()
-			heads := l.heads
-			l.heads = nil
-			if at == len(work) {
-				clear(work)
-				spare = work[:0]
-				work, l.queue, at = l.queue, spare, 0
-			}
-			l.mu.Unlock()
-			if len(heads) == 0 && at == len(work) {
-				break
-			}
-			b.Reset()
-			for _, m := range heads {
-				if err := b.Add(m); err != nil {
-					return err
-				}
-			}
-			for at < len(work) && b.Len() < batchBytes {
-				if err := b.Add(work[at]); err != nil {
-					return err
-				}
-				at++
-			}
-			if err := l.write(&b, &flat); err != nil {
-				return err
-			}
-		}
-	}
-}
-
-func (l *link) write(b *wire.Batch, flat *[]byte) error {
-	if l.plain {
-		_, err := b.Buffers().WriteTo(l.nc)
-		return err
-	}
-	*flat = b.AppendTo((*flat)[:0])
-	_, err := l.nc.Write(*flat)
-	return err
-}
-
-// checkSilence closes a connection on which nothing was answered for too long. It runs in the event loop.
+// checkSilence closes a connection on which nothing was answered for too long. It runs in the turn.
 func (p *peer) checkSilence(now int64) {
 	l := p.cur
 	if l == nil {
@@ -238,7 +149,7 @@ func (p *peer) checkSilence(now int64) {
 var errRefused = errors.New("refused")
 
 // connect tries every address of the node in turn.
-func (p *peer) connect(ctx context.Context) (*link, *wire.Decoder, *wire.HelloAck, error) {
+func (p *peer) connect(ctx context.Context) (*connection, *wire.Decoder, *wire.HelloAck, error) {
 	type address struct{ network, addr string }
 	var addrs []address
 	if p.node == p.s.cfg.Node && p.s.cfg.StorageSocket != "-" {
@@ -254,7 +165,7 @@ func (p *peer) connect(ctx context.Context) (*link, *wire.Decoder, *wire.HelloAc
 	refused := 0
 	var err error
 	for _, a := range addrs {
-		var l *link
+		var l *connection
 		var dec *wire.Decoder
 		var ack *wire.HelloAck
 		if l, dec, ack, err = p.dial(ctx, a.network, a.addr); err == nil {
@@ -270,7 +181,7 @@ func (p *peer) connect(ctx context.Context) (*link, *wire.Decoder, *wire.HelloAc
 	return nil, nil, nil, err
 }
 
-func (p *peer) dial(ctx context.Context, network, addr string) (*link, *wire.Decoder, *wire.HelloAck, error) {
+func (p *peer) dial(ctx context.Context, network, addr string) (*connection, *wire.Decoder, *wire.HelloAck, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	var d net.Dialer
@@ -279,11 +190,12 @@ func (p *peer) dial(ctx context.Context, network, addr string) (*link, *wire.Dec
 		return nil, nil, nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { nc.Close() })
-	plain := network == "unix"
-	if !plain {
+	raw := link.NewRaw(nc)
+	nc = raw
+	if network != "unix" {
 		conf := p.s.cfg.Identity.ClientTLS(p.node)
 		conf.DynamicRecordSizingDisabled = true // batches, not web pages: records of 16 KiB
-		t := tls.Client(nc, conf)
+		t := tls.Client(raw, conf)
 		if err := t.HandshakeContext(ctx); err != nil {
 			nc.Close()
 			return nil, nil, nil, fmt.Errorf("greet storage at %s: %w", addr, err)
@@ -298,7 +210,7 @@ func (p *peer) dial(ctx context.Context, network, addr string) (*link, *wire.Dec
 		nc.Close()
 		return nil, nil, nil, fmt.Errorf("greet storage at %s: %w", addr, err)
 	}
-	return &link{nc: nc, plain: plain, wake: make(chan struct{}, 1)}, dec, ack, nil
+	return &connection{nc: nc, out: link.NewSender(nc, raw, nil)}, dec, ack, nil
 }
 
 // hello exchanges HELLO.
@@ -312,7 +224,7 @@ func (p *peer) hello(nc net.Conn) (*wire.Decoder, *wire.HelloAck, error) {
 	if _, err := nc.Write(b); err != nil {
 		return nil, nil, err
 	}
-	dec := wire.NewDecoder(nc, wire.Heap{})
+	dec := wire.NewDecoder(nc, nbd.Pool{})
 	m, err := dec.Next()
 	if err != nil {
 		return nil, nil, err

@@ -27,7 +27,7 @@ var (
 // maxVolumes is what fits one etcd transaction of 128 operations.
 const maxVolumes = 32
 
-// core is what the loop drives; *writer.Core in production.
+// core is what the turns drive; *writer.Core in production.
 type core interface {
 	Step(now clock.Instant, ev writer.Event)
 	Tick(now clock.Instant)
@@ -49,18 +49,30 @@ type Set struct {
 	events *eventQueue
 	vols   []*device
 
-	// inbox is what the loop has to do next.
-	mu    sync.Mutex
-	inbox turn
-	wake  chan struct{} // capacity 1
+	// inbox is what the next turn has to do. Whoever finds nobody at work takes
+	// the turn himself, so a request goes from its socket to the storage nodes
+	// without a wake-up; the others leave their work to him.
+	mu     sync.Mutex
+	inbox  turn
+	taken  bool          // somebody has the turn
+	load   int           // requests under way lately, in 16ths
+	crowd  bool          // the load is above crowd
+	closed bool          // there are no turns any more
+	idle   *sync.Cond    // with mu: closed, and nobody has the turn
+	wake   chan struct{} // the turn is handed to keepTime; capacity 1
 
 	deadline atomic.Int64 // of the lease; 0 = not held
 	serving  atomic.Bool
 	status   atomic.Pointer[Status]
 	known    chan struct{} // closed when the records are known
-	failed   error         // set before known is closed, by the loop; nil = records are there
+	failed   error         // set before known is closed, in a turn; nil = records are there
 
-	// The rest is owned by the event loop.
+	// The rest is owned by the turn.
+	work         turn
+	timer        *time.Timer
+	now          clock.Instant // as the core was told last, or about to be
+	armed        clock.Instant // when timer ends; 0 = it is not set
+	answered     []nbd.Flusher // clients' connections that have answers to write
 	core         core
 	recs         repl.Records
 	peers        map[ids.ID]*peer
@@ -79,7 +91,7 @@ type Set struct {
 	checked      clock.Instant // last look for silent peers
 }
 
-// turn is the work of one turn of the loop.
+// turn is the work of one turn.
 type turn struct {
 	events []writer.Event
 	reqs   []request
@@ -100,7 +112,7 @@ func open(ctx context.Context, cfg Config, c core) (*Set, error) {
 	if err := check(&cfg); err != nil {
 		return nil, err
 	}
-	s := &Set{cfg: cfg, log: cfg.Log, clock: cfg.Clock, wake: make(chan struct{}, 1), known: make(chan struct{}),
+	s := &Set{cfg: cfg, log: cfg.Log, clock: cfg.Clock, wake: make(chan struct{}, 1), timer: time.NewTimer(time.Hour), known: make(chan struct{}),
 		peers: map[ids.ID]*peer{}, events: newEventQueue(), core: c}
 	if s.core == nil {
 		s.core = writer.New(writer.Config{Node: cfg.Node, Run: cfg.Run, Purpose: cfg.Purpose, VM: cfg.VM, Attempt: cfg.Attempt,
@@ -110,8 +122,10 @@ func open(ctx context.Context, cfg Config, c core) (*Set, error) {
 		s.vols = append(s.vols, &device{s: s, id: v, index: i})
 	}
 	s.status.Store(&Status{Phase: PhaseOpen, Run: cfg.Run})
+	s.idle = sync.NewCond(&s.mu)
 	s.ctx, s.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
-	s.wg.Go(s.loop)
+	s.wg.Go(s.keepTime)
+	s.call(func() {}) // the core's first wishes
 	s.wg.Go(func() { s.watchNodes(s.ctx) })
 	select {
 	case <-s.known:
@@ -151,30 +165,47 @@ func check(cfg *Config) error {
 	return nil
 }
 
-// post hands events to the loop; any goroutine.
+// post hands events to the core; any goroutine.
 func (s *Set) post(ev writer.Event) { s.postAll([]writer.Event{ev}) }
 
 func (s *Set) postAll(evs []writer.Event) {
 	s.mu.Lock()
 	s.inbox.events = append(s.inbox.events, evs...)
-	s.mu.Unlock()
-	s.signal()
+	s.takeTurn()
 }
 
-// call runs f in the loop; any goroutine. f never runs after Close.
+// call runs f in a turn; any goroutine. f never runs after Close.
 func (s *Set) call(f func()) {
 	s.mu.Lock()
 	// A call keeps its place among the events: what a connection posted before
 	// it was lost comes before the loss.
 	s.inbox.events = append(s.inbox.events, writer.Event(callEvent{f: f}))
-	s.mu.Unlock()
-	s.signal()
+	s.takeTurn()
 }
 
-func (s *Set) signal() {
-	select {
-	case s.wake <- struct{}{}:
-	default:
+// crowd is the load up to which turns are taken at once. Above it is better to
+// gather: then the turn is keepTime's, after its wake-up.
+const crowd = 2 * 16
+
+func (s *Set) crowded() bool { return s.load > crowd }
+
+// note follows a higher load at once and a lower one slowly.
+func (s *Set) note() {
+	n := (len(s.ops) - len(s.freeOps)) * 16
+	s.load = max(n, s.load-(s.load-n+15)/16)
+}
+
+// takeTurn unlocks mu, which is held, and runs the turn if nobody has it.
+func (s *Set) takeTurn() {
+	mine := !s.taken && !s.closed
+	s.taken = s.taken || mine
+	if mine && s.crowd {
+		mine = false
+		s.wake <- struct{}{}
+	}
+	s.mu.Unlock()
+	if mine {
+		s.turns()
 	}
 }
 
@@ -185,58 +216,115 @@ type callEvent struct {
 	f func()
 }
 
-// loop owns the core.
-func (s *Set) loop() {
-	timer := time.NewTimer(time.Hour)
-	defer timer.Stop()
-	var work turn
-	s.act() // the core's first wishes
-	for {
-		s.arm(timer)
-		select {
-		case <-s.ctx.Done():
-			return
-		case <-s.wake:
-		case <-timer.C:
-		}
+// maxTurns bounds how long a goroutine with other duties works for all.
+const maxTurns = 64
+
+// turns runs the core until there is nothing to do. The caller has the turn.
+func (s *Set) turns() {
+	for range maxTurns {
 		s.mu.Lock()
-		work, s.inbox = s.inbox, work
+		s.crowd = s.crowded()
+		s.work, s.inbox = s.inbox, s.work
+		if len(s.work.events) == 0 && len(s.work.reqs) == 0 || s.closed {
+			s.endTurn()
+			s.mu.Unlock()
+			return
+		}
 		s.mu.Unlock()
-		for _, ev := range work.events {
-			if c, ok := ev.(callEvent); ok {
-				c.f()
-			} else {
-				s.step(ev)
-			}
-		}
-		for _, r := range work.reqs {
-			s.submit(r)
-		}
-		clear(work.events)
-		clear(work.reqs)
-		work.events, work.reqs = work.events[:0], work.reqs[:0]
-		now := s.clock.Now()
-		if d := s.core.NextDeadline(); d != 0 && !now.Before(d) {
-			s.core.Tick(now)
-		}
-		s.act()
-		s.housekeeping(now)
+		s.turn()
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		s.endTurn()
+		return
+	}
+	s.wake <- struct{}{} // keepTime goes on
+}
+
+// endTurn gives the turn back. mu is held.
+func (s *Set) endTurn() {
+	s.taken = false
+	if s.closed {
+		s.idle.Broadcast()
+	}
+}
+
+// clockEvery is for how many events the time is read once.
+const clockEvery = 4
+
+// turn gives the work to the core and does what it wants.
+func (s *Set) turn() {
+	w := &s.work
+	for i, ev := range w.events {
+		if i%clockEvery == 0 {
+			s.now = s.clock.Now()
+		}
+		if c, ok := ev.(callEvent); ok {
+			c.f()
+			s.now = s.clock.Now()
+		} else {
+			s.step(ev)
+		}
+	}
+	for i, r := range w.reqs {
+		if i%clockEvery == 0 {
+			s.now = s.clock.Now()
+		}
+		s.submit(r)
+	}
+	clear(w.events)
+	clear(w.reqs)
+	w.events, w.reqs = w.events[:0], w.reqs[:0]
+	s.now = s.clock.Now()
+	if d := s.core.NextDeadline(); d != 0 && !s.now.Before(d) {
+		s.core.Tick(s.now)
+	}
+	s.act()
+	s.housekeeping(s.now)
+	s.arm()
 }
 
 // housekeepingEvery is the pace of what needs no precision.
 const housekeepingEvery = 250 * time.Millisecond
 
-// arm sets the timer for the core's next deadline.
-func (s *Set) arm(t *time.Timer) {
-	d := housekeepingEvery
-	if at := s.core.NextDeadline(); at != 0 {
-		d = min(d, max(at.Sub(s.clock.Now()), 0))
+// arm sets the timer if the core wants to be called before it ends. It is not
+// set anew at each request: a timer that ends too early costs less.
+func (s *Set) arm() {
+	next := s.now.Add(housekeepingEvery)
+	if at := s.core.NextDeadline(); at != 0 && at < next {
+		next = max(at, s.now)
 	}
-	t.Reset(d)
+	if s.armed == 0 || next < s.armed {
+		s.armed = next
+		s.timer.Reset(next.Sub(s.now))
+	}
 }
 
-func (s *Set) step(ev writer.Event) { s.core.Step(s.clock.Now(), ev) }
+// keepTime calls the core when it wants to, until the set is closed.
+func (s *Set) keepTime() {
+	defer s.timer.Stop()
+	for {
+		select {
+		case <-s.ctx.Done():
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.closed = true
+			select {
+			case <-s.wake:
+				s.endTurn()
+			default:
+			}
+			return
+		case <-s.wake:
+			s.turns()
+		case <-s.timer.C:
+			s.call(func() { s.armed = 0 })
+		}
+	}
+}
+
+func (s *Set) step(ev writer.Event) { s.core.Step(s.now, ev) }
 
 // act does what the core wants, until it wants nothing.
 func (s *Set) act() {
@@ -257,13 +345,19 @@ func (s *Set) act() {
 			s.complete(d)
 		}
 	}
+	s.note()
 	for i, p := range s.touched {
 		if p.cur != nil {
-			p.cur.flush()
+			p.cur.out.Flush()
 		}
 		s.touched[i] = nil
 	}
 	s.touched = s.touched[:0]
+	for i, f := range s.answered {
+		f.Flush()
+		s.answered[i] = nbd.Flusher{}
+	}
+	s.answered = s.answered[:0]
 }
 
 func (s *Set) send(m writer.Send) {
@@ -272,9 +366,11 @@ func (s *Set) send(m writer.Send) {
 		return
 	}
 	if p.cur.asked.Load() == 0 {
-		p.cur.asked.Store(int64(s.clock.Now()))
+		p.cur.asked.Store(int64(s.now))
 	}
-	p.cur.send(m.Msg)
+	if err := p.cur.out.Put(m.Msg); err != nil {
+		return // the loss of the connection is told by its reader
+	}
 	if !slices.Contains(s.touched, p) {
 		s.touched = append(s.touched, p)
 	}
@@ -382,6 +478,12 @@ func (s *Set) housekeeping(now clock.Instant) {
 // Close stops everything without release.
 func (s *Set) Close() error {
 	s.cancel(errs.New(errs.Unavailable, "the set is closed"))
+	s.mu.Lock()
+	s.closed = true
+	for s.taken {
+		s.idle.Wait() // a turn starts goroutines
+	}
+	s.mu.Unlock()
 	s.wg.Wait()
 	s.events.close()
 	return nil

@@ -204,6 +204,12 @@ func Recycle(m Message) {
 	}
 }
 
+// NewWrite returns a Write of any content, perhaps a recycled one.
+func NewWrite() *Write { return writes.Get().(*Write) }
+
+// NewRead returns a zero Read, perhaps a recycled one.
+func NewRead() *Read { return reads.Get().(*Read) }
+
 // NewAck returns a zero Ack, perhaps a recycled one.
 func NewAck() *Ack { return acks.Get().(*Ack) }
 

@@ -291,6 +291,7 @@ const (
 type Completion struct {
 	Request *Request
 	Result  Result
+	Shared  bool // its Data may still be read by a send
 }
 
 // Effect is one of the rarer actions.

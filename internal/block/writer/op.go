@@ -34,6 +34,7 @@ type op struct {
 	fua      bool
 	discard  bool
 	refused  bool // a write: some member had no space for it
+	shared   bool // a write: a message that nobody answered may still refer to its data
 	req      *Request
 	job      *syncJob  // opSync
 	cmp      *scrubExt // opScrub
@@ -88,6 +89,7 @@ func (o *op) target(m *member) *target {
 func (o *op) unsent(m *member) {
 	if t := o.target(m); t != nil {
 		t.sent, t.nospc = false, false
+		o.shared = true
 	}
 }
 
@@ -95,6 +97,7 @@ func (o *op) unsent(m *member) {
 func (o *op) removeTarget(m *member) {
 	for i := range o.targets {
 		if o.targets[i].m == m {
+			o.shared = o.shared || o.targets[i].sent && !o.targets[i].acked
 			o.targets = append(o.targets[:i], o.targets[i+1:]...)
 			return
 		}

@@ -102,7 +102,9 @@ func (v *volume) startRead(o *op) {
 	}
 	o.from = m
 	id := v.c.newSlot(slotRead, m, o, 0)
-	v.c.send(m.node, &wire.Read{ReqID: id, Handle: m.handle, Offset: o.offset(), Length: o.length(), Repair: o.rep != nil, Object: o.object, Raw: o.rc})
+	r := wire.NewRead()
+	*r = wire.Read{ReqID: id, Handle: m.handle, Offset: o.offset(), Length: o.length(), Repair: o.rep != nil, Object: o.object, Raw: o.rc}
+	v.c.send(m.node, r)
 }
 
 // reader picks the member to read o from, or nil if none can be asked now.
@@ -254,6 +256,7 @@ func (v *volume) endRead(o *op, a *wire.ReadReply) {
 			v.endHeal(o)
 			return
 		}
+		o.req.state.shared = true // the repairs may be under way
 	}
 	r := o.req
 	switch {

@@ -9,6 +9,7 @@ type requestState struct {
 	seq        uint64 // order of arrival
 	parts      int    // ops not ended; +1 while it is being split
 	failed     bool
+	shared     bool // of any part
 	readAll    bool // Data was nil and must be made if any part is not zero
 	prev, next *Request
 	chain      *Request // FLUSHes of one round
@@ -43,7 +44,7 @@ func (l *requestList) remove(r *Request) {
 
 func (c *Core) request(r *Request) {
 	if r.Volume < 0 || r.Volume >= len(c.vols) {
-		c.out.Done = append(c.out.Done, Completion{r, BadRequest})
+		c.out.Done = append(c.out.Done, Completion{Request: r, Result: BadRequest})
 		return
 	}
 	v := c.vols[r.Volume]
@@ -174,6 +175,6 @@ func (c *Core) endPart(r *Request) {
 
 func (c *Core) finish(r *Request, res Result) {
 	c.active.remove(r)
-	c.out.Done = append(c.out.Done, Completion{r, res})
+	c.out.Done = append(c.out.Done, Completion{Request: r, Result: res, Shared: r.state.shared})
 	c.wake = c.wake || c.draining
 }

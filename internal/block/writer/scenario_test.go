@@ -316,3 +316,21 @@ func TestReplaceDisk(t *testing.T) {
 		t.Errorf("the new copy has %d", v)
 	}
 }
+
+// The data of a write is the client's again with its answer, unless a send that
+// nobody answered may still read it.
+func TestDataIsSharedOnlyWithLateSends(t *testing.T) {
+	w := quiet(t, Mutations{})
+	g := w.served(time.Second)
+	_, done := w.ask(g, OpWrite, 1, 7)
+	w.run(time.Second)
+	if !done() || w.lastShared {
+		t.Errorf("everybody answered: done %v, shared %v", done(), w.lastShared)
+	}
+	_, done = w.ask(g, OpWrite, 1, 8)
+	w.isolate(g, 1)
+	w.run(10 * time.Second)
+	if !done() || !w.lastShared {
+		t.Errorf("the link of a copy broke: done %v, shared %v", done(), w.lastShared)
+	}
+}

@@ -44,6 +44,7 @@ type world struct {
 	moves   bool // copies are moved between disks
 	// of scenarios: plain requests, no random outcomes of etcd
 	plain          map[*Request]bool
+	lastShared     bool
 	calm, etcdLost bool
 	lastResult     Result
 	ioErrors       int
@@ -285,7 +286,7 @@ func (g *fakeGuard) drain() {
 		}
 		for _, d := range r.Done {
 			if _, plain := w.plain[d.Request]; plain {
-				w.plain[d.Request], w.lastResult = true, d.Result
+				w.plain[d.Request], w.lastResult, w.lastShared = true, d.Result, d.Shared
 				if d.Result != Done {
 					w.ioErrors++
 				}

@@ -51,10 +51,12 @@ func (c *Core) sendWrite(o *op, m *member, flags wire.WriteFlags) {
 	}
 	id := c.newSlot(slotWrite, m, o, 0)
 	if o.kind == opWrite {
-		c.send(m.node, &wire.Write{
+		w := wire.NewWrite()
+		*w = wire.Write{
 			ReqID: id, Handle: m.handle, Flags: flags, Mark: v.mark(o.wseq), Offset: o.offset(), SnapSeq: o.object,
 			Piggyback: v.piggyback(), CRC: o.crc, Data: o.data,
-		})
+		}
+		c.send(m.node, w)
 		return
 	}
 	if o.discard {
@@ -154,15 +156,17 @@ func (v *volume) commit(o *op) {
 	if o.rc {
 		v.rc.running--
 	}
-	if o.req != nil {
-		c.pace.write(c.now, c.now.Sub(o.began))
-		c.endPart(o.req)
-		o.req = nil
-	}
 	for i := range o.targets {
 		if !o.targets[i].acked {
 			o.targets[i].m.zombies++
+			o.shared = true
 		}
+	}
+	if o.req != nil {
+		c.pace.write(c.now, c.now.Sub(o.began))
+		o.req.state.shared = o.req.state.shared || o.shared
+		c.endPart(o.req)
+		o.req = nil
 	}
 	v.zombies.push(o)
 	v.endZombie(o)

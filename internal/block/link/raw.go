@@ -1,0 +1,103 @@
+package link
+
+import (
+	"net"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// Raw is a transport whose writes only gather once Gather was called: crypto/tls
+// writes each record of 16 KiB by itself. Reads pass through.
+type Raw struct {
+	net.Conn
+	rc  syscall.RawConn // nil: cannot be tried
+	try func(uintptr) bool
+
+	mu   sync.Mutex
+	on   bool
+	buf  []byte // gathered; buf[:sent] is written
+	sent int
+	err  error
+}
+
+// NewRaw wraps a connection. Nothing else may write to it.
+func NewRaw(nc net.Conn) *Raw {
+	r := &Raw{Conn: nc}
+	if sc, ok := nc.(syscall.Conn); ok {
+		if rc, err := sc.SyscallConn(); err == nil {
+			r.rc = rc
+		}
+	}
+	r.try = r.attempt
+	return r
+}
+
+// Gather lets Write only gather from now on.
+func (r *Raw) Gather() {
+	r.mu.Lock()
+	r.on = true
+	r.mu.Unlock()
+}
+
+// Write implements net.Conn.
+func (r *Raw) Write(p []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.on {
+		return r.Conn.Write(p)
+	}
+	r.buf = append(r.buf, p...)
+	return len(p), nil
+}
+
+// Flush writes what is gathered, and waits until the kernel has taken it.
+func (r *Raw) Flush() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.sent == len(r.buf) {
+		return nil
+	}
+	_, err := r.Conn.Write(r.buf[r.sent:])
+	r.buf, r.sent = r.buf[:0], 0
+	return err
+}
+
+// TryFlush writes as much of what is gathered as the kernel takes at once; done:
+// that was all.
+func (r *Raw) TryFlush() (done bool, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.sent < len(r.buf) && r.rc != nil {
+		r.err = nil
+		if err := r.rc.Write(r.try); err != nil {
+			return false, err
+		}
+		if r.err != nil {
+			return false, r.err
+		}
+	}
+	if r.sent < len(r.buf) {
+		return false, nil
+	}
+	r.buf, r.sent = r.buf[:0], 0
+	return true, nil
+}
+
+// attempt is one write that does not block; true: do not wait until it can go on.
+func (r *Raw) attempt(fd uintptr) bool {
+	for {
+		n, err := unix.Write(int(fd), r.buf[r.sent:])
+		switch err {
+		case nil:
+			r.sent += n
+		case unix.EINTR:
+			continue
+		case unix.EAGAIN:
+		default:
+			r.err = err
+		}
+		return true
+	}
+}
