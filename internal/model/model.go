@@ -122,7 +122,7 @@ const (
 	DiskActive  DiskState = "active"  // claimed and serving
 	DiskFailed  DiskState = "failed"  // claimed; I/O or checksum errors ended it
 	DiskMissing DiskState = "missing" // claimed; not found at its node
-	DiskRetired DiskState = "retired"
+	DiskRetired DiskState = "retired" // serving, but being emptied, or empty: see Reason
 )
 
 // Disk is a claimed disk. Disks not claimed are not objects: `disk list` asks
@@ -139,6 +139,10 @@ type DiskSpec struct {
 	Pool ids.ID     `json:"pool,omitzero"` // zero: not in a pool yet
 	Path string     `json:"path"`          // by-id path or file
 	Size size.Bytes `json:"size"`
+	// Retire: nothing new is put on it, and what it holds moves to other disks.
+	Retire bool `json:"retire,omitempty"`
+	// ReplacedBy is the disk that takes its place; zero: whichever has room.
+	ReplacedBy ids.ID `json:"replaced_by,omitzero"`
 }
 
 // DiskStatus is reported by the storage process of the disk's node.
@@ -151,7 +155,43 @@ type DiskStatus struct {
 	Used    size.Bytes `json:"used"`
 	Errors  int64      `json:"errors"`
 	Reason  string     `json:"reason,omitempty"`
+	Care    *DiskCare  `json:"care,omitempty"` // nil: not known yet
 }
+
+// DiskCare is what stands for and against a disk. It is written when something
+// changed that a person would look at.
+type DiskCare struct {
+	BadBlocks      int    `json:"bad_blocks"`                // distinct ones in the last 24 h
+	Damaged        int    `json:"damaged,omitempty"`         // of these and earlier ones, not repaired yet
+	Repaired       uint64 `json:"repaired"`                  // blocks rewritten from other copies, ever
+	Metadata       uint64 `json:"metadata,omitempty"`        // bad metadata written again, ever
+	RetireProposed bool   `json:"retire_proposed,omitempty"` // too many bad blocks
+
+	Slow        bool          `json:"slow,omitempty"` // against the disks of its class
+	SlowScore   float64       `json:"slow_score,omitempty"`
+	WriteMedian time.Duration `json:"write_median_ns,omitempty"` // while it is slow
+	Cohort      time.Duration `json:"cohort_median_ns,omitempty"`
+
+	Health       string   `json:"health,omitempty"`  // unknown, ok, warning, critical
+	Summary      string   `json:"summary,omitempty"` // one line: "ok 38C wear 3%"
+	Alarms       []string `json:"alarms,omitempty"`  // the worst first
+	Unknown      string   `json:"unknown,omitempty"` // why nothing is known of its health
+	TemperatureC *int     `json:"temperature_c,omitempty"`
+	WearPercent  *int     `json:"wear_percent,omitempty"`
+	SparePercent *int     `json:"spare_percent,omitempty"`
+	MediaErrors  *uint64  `json:"media_errors,omitempty"`
+
+	Scrubbing    bool      `json:"scrubbing,omitempty"`
+	ScrubDone    int       `json:"scrub_done,omitempty"` // extents
+	ScrubTotal   int       `json:"scrub_total,omitempty"`
+	ScrubEnded   time.Time `json:"scrub_ended,omitzero"` // of the last whole pass
+	ScrubFound   int       `json:"scrub_found"`          // bad blocks of the pass that runs, or of the last one
+	ScrubBadMeta int       `json:"scrub_bad_metadata,omitempty"`
+}
+
+// Serving reports whether a disk in this state answers: a retired one does until
+// it is taken away.
+func (s DiskState) Serving() bool { return s == DiskActive || s == DiskRetired }
 
 // Pool is a set of disks that holds volumes.
 type Pool struct {
@@ -367,6 +407,36 @@ type MigrationStatus struct {
 	Total    size.Bytes    `json:"total"`
 	Downtime time.Duration `json:"downtime_ns"` // as QEMU reports it
 	Error    string        `json:"error,omitempty"`
+	// Started is when it was asked for.
+	Started time.Time `json:"started,omitzero"`
+	// Remaining is the time that the memory still to be sent takes at the present
+	// rates; 0: not known, or it does not get less.
+	Remaining time.Duration `json:"remaining_ns,omitempty"`
+	// Rate is what is sent a second, DirtyRate what the guest dirties a second.
+	Rate      size.Bytes `json:"rate,omitempty"`
+	DirtyRate size.Bytes `json:"dirty_rate,omitempty"`
+	// Throttle is how much of its time the guest is kept from running so that it
+	// dirties less, in percent.
+	Throttle int `json:"throttle_percent,omitempty"`
+	// Via is the network that carries it: an address of the destination.
+	Via string `json:"via,omitempty"`
+}
+
+// Over reports whether these are the figures of a migration that has ended.
+func (m *MigrationStatus) Over() bool { return m.Downtime > 0 || m.Error != "" }
+
+// Newer returns the later word on a VM's migrations: that of the later migration,
+// of one the figures after its end. Either may be nil.
+func (m *MigrationStatus) Newer(than *MigrationStatus) *MigrationStatus {
+	switch {
+	case m == nil:
+		return than
+	case than == nil:
+		return m
+	case than.Started.After(m.Started) || than.Started.Equal(m.Started) && than.Over() && !m.Over():
+		return than
+	}
+	return m
 }
 
 // NetworkKind is how a network reaches the outside.

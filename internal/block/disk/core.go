@@ -90,7 +90,6 @@ type ext struct {
 	formedSeq uint64
 	imgMark   repl.Mark // mark of the newest image
 	twin      bool      // the image of imgSeq-1 says the same
-	alone     bool      // the slot's other image is broken: both are to be written again
 	imgSeq    uint64    // seq of the newest image written; 0 = none of this extent
 	durSeq    uint64    // seq of the newest image that is surely durable
 
@@ -107,6 +106,7 @@ type ext struct {
 	gone        bool   // FREE was logged: away as soon as its slot is
 	noMerge     bool   // a block cannot be read: not merged until the next CONFIG
 	dirty       bool   // in Core.dirty
+	rewrite     bool   // an image at rest is not good: the next checkpoint writes both
 	version     uint64 // +1 at each change that a reader must notice
 
 	img    []byte // cached image (tags); nil = not cached

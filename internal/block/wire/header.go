@@ -84,6 +84,7 @@ const (
 	kindSimpleAck
 	kindRepair
 	kindRelease
+	kindDamage
 	kindEnd // one past the last
 )
 

@@ -15,8 +15,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"net/http"
 	"net/netip"
 	"os"
@@ -27,6 +25,7 @@ import (
 	"roseau/internal/base/ids"
 	"roseau/internal/base/paths"
 	"roseau/internal/core/repl"
+	"roseau/internal/driver/ctlsock"
 	"roseau/internal/model"
 )
 
@@ -46,9 +45,12 @@ type Config struct {
 	Replace []Replace `json:"replace,omitempty"`
 	// Snapshot is the number of the snapshot to be served, read-only; 0: the
 	// volume as it is. For serve and export.
-	Snapshot uint32   `json:"snapshot,omitempty"`
-	Nodes    []Peer   `json:"nodes"` // all nodes of the cluster, this one included
-	Etcd     []string `json:"etcd"`  // client endpoints of all members, "https://10.0.0.1:7379"
+	Snapshot uint32 `json:"snapshot,omitempty"`
+	// Scrub: the copies are compared before the writer has nothing left to do;
+	// maintenance only. It stays for a while then, so that its status can be read.
+	Scrub bool     `json:"scrub,omitempty"`
+	Nodes []Peer   `json:"nodes"` // all nodes of the cluster, this one included
+	Etcd  []string `json:"etcd"`  // client endpoints of all members, "https://10.0.0.1:7379"
 }
 
 // Replace names a disk and its successor.
@@ -95,6 +97,35 @@ type Status struct {
 	State    model.VolumeStatus `json:"state"`
 	Disks    []DiskStatus       `json:"disks,omitempty"`
 	Waiting  int                `json:"waiting"` // client requests not answered yet
+	Scrub    ScrubStatus        `json:"scrub"`
+}
+
+// ScrubAction is what to do about the comparison of a volume's copies.
+type ScrubAction string
+
+// The actions; ScrubShow changes nothing.
+const (
+	ScrubShow  ScrubAction = "show"
+	ScrubStart ScrubAction = "start"
+	ScrubStop  ScrubAction = "stop"
+)
+
+// ScrubRequest is the body of POST /scrub, of a volume's writer and of a guard.
+type ScrubRequest struct {
+	Volume ids.ID      `json:"volume,omitzero"` // of a guard's: which one
+	Action ScrubAction `json:"action" enum:"show,start,stop"`
+}
+
+// ScrubStatus tells how the comparison goes on, or how the writer's last one went.
+type ScrubStatus struct {
+	Running  bool `json:"running"`
+	Runs     int  `json:"runs"` // ended ones of this writer
+	Done     int  `json:"done"` // extents
+	Total    int  `json:"total"`
+	Skipped  int  `json:"skipped,omitempty"`  // extents of which fewer than two copies answered
+	Differ   int  `json:"differ,omitempty"`   // blocks that differed although each copy was sound
+	Repaired int  `json:"repaired,omitempty"` // blocks rewritten
+	Healing  int  `json:"healing,omitempty"`  // blocks still to be rewritten, of all findings
 }
 
 // DiskStatus is one copy.
@@ -132,6 +163,8 @@ func (c *Config) Validate() error {
 		return bad("replace is for maintenance only")
 	case c.Snapshot != 0 && c.Purpose != repl.PurposeServe && c.Purpose != repl.PurposeExport:
 		return bad("snapshot is for serve and export only")
+	case c.Scrub && c.Purpose != repl.PurposeMaintenance:
+		return bad("scrub is for maintenance only")
 	}
 	for _, p := range c.Nodes {
 		for role, list := range p.Addresses {
@@ -194,81 +227,39 @@ func ReadConfig(vol ids.ID) (*Config, error) {
 func Remove(vol ids.ID) error { return os.RemoveAll(paths.VolumeDir(vol)) }
 
 // Client speaks to one writer over its control socket; safe for concurrent use.
-type Client struct {
-	vol  ids.ID
-	http *http.Client
-}
+type Client struct{ sock *ctlsock.Client }
 
 // Dial returns the client of the writer of vol on this node. It does no I/O.
 func Dial(vol ids.ID) *Client { return DialSocket(vol, paths.VolumeControl(vol)) }
 
 // DialSocket is Dial for a control socket elsewhere.
 func DialSocket(vol ids.ID, socket string) *Client {
-	return &Client{vol: vol, http: &http.Client{Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, "unix", socket)
-		},
-	}}}
+	return &Client{ctlsock.New(ctlsock.Client{Socket: socket, Who: "writer of volume " + vol.String(), Limit: 30 * time.Second}, false)}
 }
 
 // Status returns what the writer reports now. errs.Unavailable: it does not run.
 func (c *Client) Status(ctx context.Context) (Status, error) {
 	var s Status
-	return s, c.call(ctx, http.MethodGet, "/status", nil, &s)
+	return s, c.sock.Call(ctx, http.MethodGet, "/status", nil, &s)
 }
 
 // Release asks the writer to drain, flush, release and exit. It returns at once.
 func (c *Client) Release(ctx context.Context) error {
-	return c.call(ctx, http.MethodPost, "/release", nil, nil)
+	return c.sock.Call(ctx, http.MethodPost, "/release", nil, nil)
 }
 
 // Snapshot takes or deletes a snapshot, and returns when it exists (is deleted).
 func (c *Client) Snapshot(ctx context.Context, o repl.SnapshotOrder) error {
-	return c.call(ctx, http.MethodPost, "/snapshot", o, nil)
+	return c.sock.Call(ctx, http.MethodPost, "/snapshot", o, nil)
 }
 
 // ReplaceDisk starts a rebuild; progress is in Status.Disks.
 func (c *Client) ReplaceDisk(ctx context.Context, r Replace) error {
-	return c.call(ctx, http.MethodPost, "/replace-disk", r, nil)
+	return c.sock.Call(ctx, http.MethodPost, "/replace-disk", r, nil)
 }
 
-func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
-	if _, ok := ctx.Deadline(); !ok {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, 30*time.Second)
-		defer cancel()
-	}
-	var body io.Reader
-	if in != nil {
-		b, err := json.Marshal(in)
-		if err != nil {
-			return fmt.Errorf("%s %s: %w", method, path, err)
-		}
-		body = bytes.NewReader(b)
-	}
-	req, err := http.NewRequestWithContext(ctx, method, "http://volume"+path, body)
-	if err != nil {
-		return err
-	}
-	resp, err := c.http.Do(req)
-	if err != nil {
-		return errs.New(errs.Unavailable, "ask writer of volume %s: %w", c.vol, err)
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode >= 300 {
-		var p model.Problem
-		if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<16)).Decode(&p); err != nil || p.Text == "" {
-			return fmt.Errorf("ask writer of volume %s: answered %s", c.vol, resp.Status)
-		}
-		if kind := errs.ByName(p.Kind); kind != nil {
-			return errs.New(kind, "%s", p.Text).WithHint("%s", p.Hint)
-		}
-		return errors.New(p.Text)
-	}
-	if out == nil {
-		return nil
-	}
-	return json.NewDecoder(resp.Body).Decode(out)
+// Scrub starts or stops the comparison of the copies, and tells how it is.
+func (c *Client) Scrub(ctx context.Context, a ScrubAction) (ScrubStatus, error) {
+	var s ScrubStatus
+	return s, c.sock.Call(ctx, http.MethodPost, "/scrub", ScrubRequest{Action: a}, &s)
 }

@@ -36,6 +36,8 @@ type Writers interface {
 	ReplaceDisk(ctx context.Context, vol ids.ID, r volumectl.Replace) error
 	// Snapshot has the writer take or delete a snapshot.
 	Snapshot(ctx context.Context, vol ids.ID, o repl.SnapshotOrder) error
+	// Scrub starts, stops or shows the comparison of the copies.
+	Scrub(ctx context.Context, vol ids.ID, a volumectl.ScrubAction) (volumectl.ScrubStatus, error)
 	// Ended reports whether no process of the writer runs or will run.
 	Ended(ctx context.Context, vol ids.ID) bool
 }
@@ -96,6 +98,10 @@ func (w unitWriters) Snapshot(ctx context.Context, vol ids.ID, o repl.SnapshotOr
 	return volumectl.Dial(vol).Snapshot(ctx, o)
 }
 
+func (w unitWriters) Scrub(ctx context.Context, vol ids.ID, a volumectl.ScrubAction) (volumectl.ScrubStatus, error) {
+	return volumectl.Dial(vol).Scrub(ctx, a)
+}
+
 func (w unitWriters) Ended(ctx context.Context, vol ids.ID) bool {
 	st, err := w.units.Status(ctx, unit.Volume(vol))
 	return errors.Is(err, errs.NotFound) || err == nil && (st.State == unit.Stopped || st.State == unit.Failed)
@@ -113,6 +119,8 @@ type WriterRequest struct {
 	Snapshot string       `json:"snapshot,omitempty" doc:"name of the snapshot to be served, read-only; default: the volume as it is"`
 	// Replace lists disks to be replaced, with purpose maintenance.
 	Replace []volumectl.Replace `json:"replace,omitempty"`
+	// Scrub compares the copies first, with purpose maintenance.
+	Scrub bool `json:"scrub,omitempty"`
 }
 
 // WriterRef is the input of operations on the writer of a volume on a node.
@@ -170,6 +178,16 @@ func (s *Service) writerRoutes(r *api.Router) {
 			return nil, err
 		}
 		return nil, s.writers.Snapshot(ctx, id, in.Body)
+	})
+	huma.Register(r, on(api.Op("scrub-writer-volume", "POST", path+"/scrub", "Compare the copies of a volume that is open without a VM")), func(ctx context.Context, in *struct {
+		WriterRef
+		Body volumectl.ScrubRequest
+	}) (*api.Body[volumectl.ScrubStatus], error) {
+		id, err := s.idOf(ctx, in.Volume)
+		if err != nil {
+			return nil, err
+		}
+		return api.OK(s.writers.Scrub(ctx, id, in.Body.Action))
 	})
 	huma.Register(r, api.Op("unserve-volume", "DELETE", "/v1/volumes/{ref}/writer", "Release a volume that is served, wherever"), func(ctx context.Context, in *api.Ref) (*struct{}, error) {
 		id, err := s.idOf(ctx, in.Ref)
@@ -301,7 +319,7 @@ func (s *Service) writerConfig(ctx context.Context, v *model.Volume, req WriterR
 		return nil, err
 	}
 	c := &volumectl.Config{Volume: v.ID, Name: v.Name, Cluster: s.env.Cluster, Generation: gen, Node: s.env.Node,
-		Purpose: req.Purpose, Etcd: s.env.Endpoints(), Socket: req.Socket, Replace: req.Replace}
+		Purpose: req.Purpose, Etcd: s.env.Endpoints(), Socket: req.Socket, Replace: req.Replace, Scrub: req.Scrub}
 	if req.Snapshot != "" {
 		snap, err := s.findSnapshot(ctx, v.ID, req.Snapshot)
 		if err != nil {
