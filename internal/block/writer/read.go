@@ -309,7 +309,7 @@ func (v *volume) repair(o *op) {
 			ReqID: v.c.newSlot(slotRepair, b.m, nil, 0), Handle: b.m.handle, Extent: uint64(o.ext), Object: o.object, Block: uint16(o.block + b.i),
 			Expect: b.tag, Tag: t.tags[b.i], Mark: t.mark,
 		}
-		if w.Tag != (wire.Tag{}) {
+		if w.Tag.HasData() {
 			if w.Data = make([]byte, repl.BlockBytes); t.data != nil {
 				copy(w.Data, t.data[b.i*repl.BlockBytes:])
 			}
