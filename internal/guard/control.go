@@ -160,14 +160,7 @@ func (g *guard) replaceDisk(w http.ResponseWriter, r *http.Request) {
 		ctlsock.Refuse(w, err)
 		return
 	}
-	ch := make(chan volume.Handle, 1)
-	g.inLoop(func() { ch <- g.vols })
-	var h volume.Handle
-	select {
-	case h = <-ch:
-	case <-r.Context().Done():
-		return
-	}
+	h := g.held(r.Context())
 	if h == nil {
 		ctlsock.Refuse(w, conflict("replace disk %s: vm %s does not hold its volumes", req.Old, g.cfg.Name))
 		return

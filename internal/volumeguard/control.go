@@ -59,6 +59,18 @@ func (p *proc) serveControl(ctx context.Context, l net.Listener) {
 		}
 		ctlsock.Reply(w, p.status().Scrub, nil)
 	})
+	mux.HandleFunc("POST /snapshot", func(w http.ResponseWriter, r *http.Request) {
+		var req repl.SnapshotOrder
+		if err := ctlsock.Decode(w, r, "snapshot", &req); err != nil {
+			ctlsock.Refuse(w, err)
+			return
+		}
+		if err := p.set.Snapshot(r.Context(), req); err != nil {
+			ctlsock.Refuse(w, err)
+			return
+		}
+		w.WriteHeader(http.StatusNoContent)
+	})
 	if err := ctlsock.Serve(ctx, l, mux); err != nil {
 		p.log.Error("control socket ended", "cause", err)
 	}

@@ -115,7 +115,7 @@ func TestLostTagsAreRepairedBlockByBlock(t *testing.T) {
 	f.flush(vol1, 1, 1)
 	f.Quiesce()
 	// Whether something else was lost only a resync can tell.
-	if p := problems(t, f.Disk); p != "volume "+vol1.String()+" is marked damaged" {
+	if p := problems(t, f.Disk); p != "volume "+vol1.String()+": is marked damaged" {
 		t.Fatalf("fsck: %s", p)
 	}
 	f = open(t, f.Disk, disk.Options{})

@@ -302,7 +302,7 @@ func (v *volume) repair(o *op) {
 	told := map[*member]int{}
 	var order []*member
 	for _, b := range t.bad {
-		if !v.readable(o.seg, b.m) || b.tag == t.tags[b.i] && b.tag == (wire.Tag{}) {
+		if !v.readable(o.seg, b.m) || b.tag == t.tags[b.i] && !b.tag.HasData() {
 			continue
 		}
 		w := &wire.Repair{
