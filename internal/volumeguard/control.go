@@ -33,18 +33,6 @@ func (p *proc) serveControl(ctx context.Context, l net.Listener) {
 		}
 		w.WriteHeader(http.StatusNoContent)
 	})
-	mux.HandleFunc("POST /snapshot", func(w http.ResponseWriter, r *http.Request) {
-		var req repl.SnapshotOrder
-		if err := ctlsock.Decode(w, r, "snapshot", &req); err != nil {
-			ctlsock.Refuse(w, err)
-			return
-		}
-		if err := p.set.Snapshot(r.Context(), req); err != nil {
-			ctlsock.Refuse(w, err)
-			return
-		}
-		w.WriteHeader(http.StatusNoContent)
-	})
 	mux.HandleFunc("POST /scrub", func(w http.ResponseWriter, r *http.Request) {
 		var req volumectl.ScrubRequest
 		if err := ctlsock.Decode(w, r, "scrub", &req); err != nil {
