@@ -48,8 +48,8 @@ func (g *guard) serveControl(ctx context.Context) error {
 	handle(mux, g, "POST /pause", g.whileRunning("pause", vmguard.UserPause{}))
 	handle(mux, g, "POST /resume", g.whileRunning("resume", vmguard.UserResume{}))
 	mux.HandleFunc("POST /replace-disk", g.replaceDisk)
-	mux.HandleFunc("POST /scrub", g.scrub)
 	mux.HandleFunc("POST /snapshot", g.takeSnapshot)
+	mux.HandleFunc("POST /scrub", g.scrub)
 	g.async(func() {
 		defer context.AfterFunc(ctx, con.close)()
 		if err := ctlsock.Serve(ctx, l, mux); err != nil {

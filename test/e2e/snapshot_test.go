@@ -27,7 +27,7 @@ func TestSnapshots(t *testing.T) {
 	uri := serveOn(t, "n1", "snap")
 	shell(t, "nbdcopy", "--flush", a, uri)
 	const whole = 3 * 64 << 20 // three copies
-	eventually(t, time.Minute, "the disks report the volume's space", func() bool { return usedBytes(t) >= whole })
+	snapEventually(t, time.Minute, "the disks report the volume's space", func() bool { return usedBytes(t) >= whole })
 	before := usedBytes(t)
 	must(t, time.Minute, "volume", "snapshot", "create", "snap", "first")
 	refused(t, 4, []string{`has a snapshot "first"`}, "volume", "snapshot", "create", "snap", "first")
@@ -38,7 +38,7 @@ func TestSnapshots(t *testing.T) {
 	must(t, 2*time.Minute, "volume", "snapshot", "create", "snap", "second")
 	shell(t, "nbdcopy", "--flush", c, uri)
 	must(t, time.Minute, "lab", "node", "restore", "n3", "--name", labName)
-	eventually(t, 2*time.Minute, "three copies in sync", func() bool { return inSync(t, "snap") })
+	snapEventually(t, 2*time.Minute, "three copies in sync", func() bool { return inSync(t, "snap") })
 
 	pulled := diskOf(t, "snap", "n2")
 	must(t, time.Minute, "lab", "disk", "pull", "n2/"+pulled, "--name", labName)
@@ -69,9 +69,9 @@ func TestSnapshots(t *testing.T) {
 		refused(t, 4, []string{"being served"}, "volume", "snapshot", "delete", "snap", want.snapshot, "--confirm", want.snapshot)
 		must(t, time.Minute, "volume", "unserve", "snap")
 	}
-	eventually(t, time.Minute, "the disks report the snapshots' space", func() bool { return usedBytes(t) >= before+whole })
+	snapEventually(t, time.Minute, "the disks report the snapshots' space", func() bool { return usedBytes(t) >= before+whole })
 	refused(t, 2, []string{"named once"}, "volume", "snapshot", "delete", "snap", "first")
-	eventually(t, 4*time.Minute, "three copies in sync", func() bool { return inSync(t, "snap") })
+	snapEventually(t, 4*time.Minute, "three copies in sync", func() bool { return inSync(t, "snap") })
 
 	must(t, time.Minute, "volume", "snapshot", "delete", "snap", "first", "--confirm", "first")
 	uri = serveOn(t, "n2", "snap", "--snapshot", "second")
@@ -81,7 +81,7 @@ func TestSnapshots(t *testing.T) {
 	must(t, time.Minute, "volume", "snapshot", "delete", "snap", "second", "--confirm", "second")
 	must(t, time.Minute, "volume", "snapshot", "delete", "snap", "third", "--confirm", "third")
 	uri = serveOn(t, "n2", "snap")
-	eventually(t, 2*time.Minute, "the space of the snapshots is free", func() bool { return usedBytes(t) <= before })
+	snapEventually(t, 2*time.Minute, "the space of the snapshots is free", func() bool { return usedBytes(t) <= before })
 	shell(t, "nbdcopy", uri, back)
 	shell(t, "cmp", c, back)
 	must(t, time.Minute, "volume", "unserve", "snap")
@@ -90,7 +90,14 @@ func TestSnapshots(t *testing.T) {
 // serveOn serves a volume on a node of the lab and returns the NBD address.
 func serveOn(t *testing.T, node string, args ...string) string {
 	t.Helper()
-	socket := strings.TrimSpace(must(t, time.Minute, append([]string{"volume", "serve", "--node", node}, args...)...))
+	var socket string
+	// A node that has just come back may still be spoken to over the connection
+	// that it had before.
+	snapEventually(t, 30*time.Second, "volume serve on "+node, func() bool {
+		out, err := cli(time.Minute, append([]string{"volume", "serve", "--node", node}, args...)...)
+		socket = strings.TrimSpace(out)
+		return err == nil
+	})
 	var st struct {
 		Nodes []struct {
 			Name    string `json:"name"`
@@ -114,6 +121,16 @@ func shell(t *testing.T, name string, args ...string) string {
 		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
 	}
 	return string(out)
+}
+
+func snapEventually(t *testing.T, limit time.Duration, what string, cond func() bool) {
+	t.Helper()
+	for end := time.Now().Add(limit); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
+		if cond() {
+			return
+		}
+	}
+	t.Fatalf("not within %s: %s\n%s", limit, what, must(t, time.Minute, "volume", "show", "snap"))
 }
 
 type copyInfo struct {

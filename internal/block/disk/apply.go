@@ -228,7 +228,7 @@ func (c *Core) applyExtent(e *ext) {
 			k.need = max(k.need, p.r.seq)
 		}
 	}
-	if e.slot < 0 || len(a.blocks) == 0 && a.tomb == 0 && !e.baseUnknown && !e.rewrite && !e.alone {
+	if e.slot < 0 || len(a.blocks) == 0 && a.tomb == 0 && !e.baseUnknown && !e.rewrite {
 		c.unpin(a)
 		c.applied()
 		return
@@ -363,7 +363,7 @@ func (c *Core) freeExtent(a *apply) {
 	c.writeFreeImage(a)
 	// From here on a write to the extent takes another slot.
 	e.slot, e.imgSeq, e.durSeq, e.imgMark = -1, 0, 0, repl.Mark{}
-	e.tombPending, e.baseUnknown, e.rewrite, e.alone = false, false, false, false
+	e.tombPending, e.baseUnknown, e.rewrite = false, false, false
 	e.vol.slots--
 	e.version++
 	c.dropTags(e)
@@ -458,7 +458,7 @@ func (a *apply) install(c *Core) {
 	if a.holes && !e.tombPending {
 		e.holes = false // the image has them
 	}
-	e.baseUnknown, e.rewrite, e.alone = false, false, false
+	e.baseUnknown, e.rewrite = false, false
 	c.dropTags(e)
 	c.setTags(e, a.img)
 }
@@ -601,7 +601,7 @@ func (c *Core) checkpointDone() {
 	}
 	kept := c.dirty[:0]
 	for _, e := range c.dirty {
-		if len(e.pend) > 0 || e.tombPending || e.baseUnknown || e.rewrite || e.alone {
+		if len(e.pend) > 0 || e.tombPending || e.baseUnknown || e.rewrite {
 			kept = append(kept, e)
 		} else {
 			e.dirty = false

@@ -90,7 +90,6 @@ type ext struct {
 	formedSeq uint64
 	imgMark   repl.Mark // mark of the newest image
 	twin      bool      // the image of imgSeq-1 says the same
-	alone     bool      // the slot's other image is broken: both are to be written again
 	imgSeq    uint64    // seq of the newest image written; 0 = none of this extent
 	durSeq    uint64    // seq of the newest image that is surely durable
 

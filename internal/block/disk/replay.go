@@ -124,7 +124,8 @@ func (c *Core) takeImages() {
 		e := v.addObject(k.extent, k.object)
 		e.slot, e.mark, e.formed = int(best.Slot), best.Mark, best.Mark
 		e.imgMark, e.imgSeq, e.durSeq, e.twin = best.Mark, best.Seq, best.Seq, c.scan.twins[best.Slot]
-		if e.alone = c.scan.alone[best.Slot]; e.alone {
+		if c.scan.alone[best.Slot] {
+			e.rewrite = true
 			// A crash tore the copy, or it rotted. An object that nobody writes any
 			// more would be lost with the next one that does.
 			c.markDirty(e)

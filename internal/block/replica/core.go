@@ -77,6 +77,7 @@ type Disk interface {
 	Objects(volume ids.ID, from repl.Mark) []wire.ExtEntry
 	SetFlushMark(volume ids.ID, m repl.Mark)
 	ForgetTombstones(volume ids.ID, m repl.Mark)
+	ReadTags(token uint64, volume ids.ID, extent uint64, snap uint32)
 	ForbidMerge(volume ids.ID)
 	Merge() bool
 	Stats() disk.Stats
@@ -187,8 +188,8 @@ type diskState struct {
 	probing    bool
 	probedAt   clock.Instant // end of the last probe
 	probeStart clock.Instant
-	scrub      scrub
 	mergeAt    clock.Instant // next step of merging objects
+	scrub      scrub
 }
 
 // slot is a volume on a disk, as far as this process must remember it.

@@ -154,6 +154,9 @@ func (f *fakeDisk) SetFlushMark(v ids.ID, m repl.Mark) {
 func (f *fakeDisk) ForgetTombstones(v ids.ID, m repl.Mark) {
 	f.log = append(f.log, "forget tombstones")
 }
+func (f *fakeDisk) ReadTags(token uint64, v ids.ID, extent uint64, snap uint32) {
+	f.Tags(token, v, extent, 0)
+}
 func (f *fakeDisk) ForbidMerge(v ids.ID) { f.log = append(f.log, "forbid-merge "+name(v)) }
 func (f *fakeDisk) Merge() bool          { return false }
 func (f *fakeDisk) Stats() disk.Stats    { return disk.Stats{} }

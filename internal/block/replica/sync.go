@@ -213,6 +213,11 @@ func (c *Core) extTags(now clock.Instant, cn *conn, m *wire.ExtTagsReq) {
 		return
 	}
 	d := h.slot.disk
-	d.d.Tags(c.pending.add(pending{kind: pendTags, conn: cn.id, reqID: m.ReqID, disk: d, slot: h.slot}), h.slot.volume, m.Extent, m.Object)
+	token := c.pending.add(pending{kind: pendTags, conn: cn.id, reqID: m.ReqID, disk: d, slot: h.slot})
+	if m.Resolved {
+		d.d.ReadTags(token, h.slot.volume, m.Extent, m.Object)
+	} else {
+		d.d.Tags(token, h.slot.volume, m.Extent, m.Object)
+	}
 	d.active(now)
 }

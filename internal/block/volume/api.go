@@ -359,13 +359,13 @@ type Handle interface {
 	// process) segments that lie on old, and starts the copying. Conflict: another
 	// change of the volume is under way, or it cannot be.
 	ReplaceDisk(ctx context.Context, r Replace) error
-	// Scrub starts the comparison of a volume's copies, or stops it where it is;
-	// Status tells how it goes on.
-	Scrub(ctx context.Context, vol ids.ID, stop bool) error
 	// Snapshot takes a snapshot of one volume, or of all at one moment, or deletes
 	// one. errs.Conflict with the reason if it did not come to be; if ctx ends
 	// first it may still.
 	Snapshot(ctx context.Context, o repl.SnapshotOrder) error
+	// Scrub starts the comparison of a volume's copies, or stops it where it is;
+	// Status tells how it goes on.
+	Scrub(ctx context.Context, vol ids.ID, stop bool) error
 	// MoveRefused ends the wait that EventAskMove announced: no other node can
 	// take the VM, so the set goes on with the copy that it has.
 	MoveRefused() error

@@ -263,6 +263,7 @@ func (m *ExtTagsReq) code(c *coder) {
 	c.hdrHandle(&m.Handle)
 	swap(c, &m.Extent, &c.h.offset)
 	swap(c, &m.Object, &c.h.length)
+	c.bool(&m.Resolved)
 }
 
 func (*ExtTags) kind() kind { return kindExtTags }

@@ -379,6 +379,9 @@ type ExtTagsReq struct {
 	Handle Handle
 	Extent uint64
 	Object uint32
+	// Resolved: not the object's own tags, but what a reader sees, whatever objects
+	// they stand in; Object is the snapshot, 0 = head.
+	Resolved bool
 }
 
 // ExtTags answers ExtTagsReq; absent objects have nil Tags.

@@ -162,10 +162,10 @@ type (
 		Predecessor wire.PredecessorID
 		// Replace of ReplaceDisk.
 		Replace Replace
-		// Volume of Scrub and StopScrub: index in Config.Volumes.
-		Volume int
 		// Snapshot of Snapshot.
 		Snapshot SnapshotOrder
+		// Volume of Scrub and StopScrub: index in Config.Volumes.
+		Volume int
 	}
 )
 

@@ -164,7 +164,7 @@ func (v *volume) askTags(o *op) {
 	k.asked = len(k.members)
 	for i, m := range k.members {
 		id := c.newSlot(slotScrub, m, o, uint64(i))
-		c.send(m.node, &wire.ExtTagsReq{ReqID: id, Handle: m.handle, Extent: uint64(o.ext)})
+		c.send(m.node, &wire.ExtTagsReq{ReqID: id, Handle: m.handle, Extent: uint64(o.ext), Resolved: true})
 	}
 	if k.asked == 0 {
 		v.compared(o)

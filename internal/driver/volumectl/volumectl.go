@@ -43,14 +43,14 @@ type Config struct {
 	Socket string `json:"socket,omitempty"`
 	// Replace lists disks to be replaced; maintenance only.
 	Replace []Replace `json:"replace,omitempty"`
-	// Scrub: the copies are compared before the writer has nothing left to do;
-	// maintenance only. It stays for a while then, so that its status can be read.
-	Scrub bool `json:"scrub,omitempty"`
 	// Snapshot is the number of the snapshot to be served, read-only; 0: the
 	// volume as it is. For serve and export.
-	Snapshot uint32   `json:"snapshot,omitempty"`
-	Nodes    []Peer   `json:"nodes"` // all nodes of the cluster, this one included
-	Etcd     []string `json:"etcd"`  // client endpoints of all members, "https://10.0.0.1:7379"
+	Snapshot uint32 `json:"snapshot,omitempty"`
+	// Scrub: the copies are compared before the writer has nothing left to do;
+	// maintenance only. It stays for a while then, so that its status can be read.
+	Scrub bool     `json:"scrub,omitempty"`
+	Nodes []Peer   `json:"nodes"` // all nodes of the cluster, this one included
+	Etcd  []string `json:"etcd"`  // client endpoints of all members, "https://10.0.0.1:7379"
 }
 
 // Replace names a disk and its successor.
@@ -161,10 +161,10 @@ func (c *Config) Validate() error {
 		return bad("etcd is empty")
 	case len(c.Replace) > 0 && c.Purpose != repl.PurposeMaintenance:
 		return bad("replace is for maintenance only")
-	case c.Scrub && c.Purpose != repl.PurposeMaintenance:
-		return bad("scrub is for maintenance only")
 	case c.Snapshot != 0 && c.Purpose != repl.PurposeServe && c.Purpose != repl.PurposeExport:
 		return bad("snapshot is for serve and export only")
+	case c.Scrub && c.Purpose != repl.PurposeMaintenance:
+		return bad("scrub is for maintenance only")
 	}
 	for _, p := range c.Nodes {
 		for role, list := range p.Addresses {

@@ -51,8 +51,8 @@ type Control interface {
 	Migrate(ctx context.Context, r guardctl.MigrateRequest) error
 	CancelMigration(ctx context.Context) error
 	ReplaceDisk(ctx context.Context, r guardctl.ReplaceDiskRequest) error
-	Scrub(ctx context.Context, r volumectl.ScrubRequest) (volumectl.ScrubStatus, error)
 	Snapshot(ctx context.Context, o repl.SnapshotOrder) error
+	Scrub(ctx context.Context, r volumectl.ScrubRequest) (volumectl.ScrubStatus, error)
 }
 
 // unitGuards runs guards as units.

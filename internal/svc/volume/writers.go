@@ -34,10 +34,10 @@ type Writers interface {
 	Stop(ctx context.Context, vol ids.ID) error
 	// ReplaceDisk asks the writer to rebuild.
 	ReplaceDisk(ctx context.Context, vol ids.ID, r volumectl.Replace) error
-	// Scrub starts, stops or shows the comparison of the copies.
-	Scrub(ctx context.Context, vol ids.ID, a volumectl.ScrubAction) (volumectl.ScrubStatus, error)
 	// Snapshot has the writer take or delete a snapshot.
 	Snapshot(ctx context.Context, vol ids.ID, o repl.SnapshotOrder) error
+	// Scrub starts, stops or shows the comparison of the copies.
+	Scrub(ctx context.Context, vol ids.ID, a volumectl.ScrubAction) (volumectl.ScrubStatus, error)
 	// Ended reports whether no process of the writer runs or will run.
 	Ended(ctx context.Context, vol ids.ID) bool
 }
@@ -94,12 +94,12 @@ func (w unitWriters) ReplaceDisk(ctx context.Context, vol ids.ID, r volumectl.Re
 	return volumectl.Dial(vol).ReplaceDisk(ctx, r)
 }
 
-func (w unitWriters) Scrub(ctx context.Context, vol ids.ID, a volumectl.ScrubAction) (volumectl.ScrubStatus, error) {
-	return volumectl.Dial(vol).Scrub(ctx, a)
-}
-
 func (w unitWriters) Snapshot(ctx context.Context, vol ids.ID, o repl.SnapshotOrder) error {
 	return volumectl.Dial(vol).Snapshot(ctx, o)
+}
+
+func (w unitWriters) Scrub(ctx context.Context, vol ids.ID, a volumectl.ScrubAction) (volumectl.ScrubStatus, error) {
+	return volumectl.Dial(vol).Scrub(ctx, a)
 }
 
 func (w unitWriters) Ended(ctx context.Context, vol ids.ID) bool {
@@ -169,16 +169,6 @@ func (s *Service) writerRoutes(r *api.Router) {
 		}
 		return nil, s.writers.ReplaceDisk(ctx, id, in.Body)
 	})
-	huma.Register(r, on(api.Op("scrub-writer-volume", "POST", path+"/scrub", "Compare the copies of a volume that is open without a VM")), func(ctx context.Context, in *struct {
-		WriterRef
-		Body volumectl.ScrubRequest
-	}) (*api.Body[volumectl.ScrubStatus], error) {
-		id, err := s.idOf(ctx, in.Volume)
-		if err != nil {
-			return nil, err
-		}
-		return api.OK(s.writers.Scrub(ctx, id, in.Body.Action))
-	})
 	huma.Register(r, on(api.Op("snapshot-writer", "POST", path+"/snapshot", "Have the writer of a volume take or delete a snapshot")), func(ctx context.Context, in *struct {
 		WriterRef
 		Body repl.SnapshotOrder
@@ -188,6 +178,16 @@ func (s *Service) writerRoutes(r *api.Router) {
 			return nil, err
 		}
 		return nil, s.writers.Snapshot(ctx, id, in.Body)
+	})
+	huma.Register(r, on(api.Op("scrub-writer-volume", "POST", path+"/scrub", "Compare the copies of a volume that is open without a VM")), func(ctx context.Context, in *struct {
+		WriterRef
+		Body volumectl.ScrubRequest
+	}) (*api.Body[volumectl.ScrubStatus], error) {
+		id, err := s.idOf(ctx, in.Volume)
+		if err != nil {
+			return nil, err
+		}
+		return api.OK(s.writers.Scrub(ctx, id, in.Body.Action))
 	})
 	huma.Register(r, api.Op("unserve-volume", "DELETE", "/v1/volumes/{ref}/writer", "Release a volume that is served, wherever"), func(ctx context.Context, in *api.Ref) (*struct{}, error) {
 		id, err := s.idOf(ctx, in.Ref)
