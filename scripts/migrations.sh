@@ -15,6 +15,7 @@ fi
 # A context of its own: the lab that a person has up stays selected.
 export XDG_CONFIG_HOME="$PWD/.cache/migrations-config"
 trap 'bin/roseau lab down --name $lab >/dev/null' EXIT
+trap 'exit 130' INT TERM
 bin/roseau lab up --name "$lab" >/dev/null
 bin/roseau drill run migrations --name "$lab" --all-pairs --runs "${RUNS:-20}" --within "${WITHIN:-0}" --keep "$keep" \
 	--markdown docs/results/migrations.md --commit "$commit"

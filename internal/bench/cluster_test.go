@@ -6,13 +6,12 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 	"time"
 
 	"roseau/internal/base/ids"
+	"roseau/internal/block/nbd/nbdtest"
 	"roseau/internal/block/volume"
 	"roseau/internal/core/repl"
 )
@@ -62,23 +61,6 @@ func testCluster(t *testing.T, diskBytes int64) (*Cluster, context.Context) {
 }
 
 func tail(s string, n int) string { return s[max(0, len(s)-n):] }
-
-// client runs an NBD client that nobody here wrote.
-func client(t *testing.T, name string, args ...string) string {
-	t.Helper()
-	if _, err := exec.LookPath(name); err != nil {
-		t.Skipf("%s is not installed", name)
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Dir = t.TempDir()
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Errorf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
-	}
-	return string(out)
-}
 
 func take(t *testing.T, ctx context.Context, cfg volume.Config) volume.Handle {
 	t.Helper()
@@ -161,11 +143,11 @@ func TestVolumeOverThreeProcesses(t *testing.T) {
 	}
 	s := take(t, ctx, c.Writer(0, vol))
 	uri := export(t, s, vol)
-	client(t, "fio", verifyArgs(uri, "16M")...)
+	nbdtest.Tool(t, "fio", verifyArgs(uri, "16M")...)
 	src := randomFile(t, testVolume)
-	client(t, "nbdcopy", "--flush", src, uri)
-	client(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", src, uri)
-	client(t, "qemu-io", "-f", "raw", uri, "-c", "discard 8M 4M", "-c", "read -P 0 8M 4M", "-c", "write -z 13M 64k", "-c", "read -P 0 13M 64k", "-c", "flush")
+	nbdtest.Tool(t, "nbdcopy", "--flush", src, uri)
+	nbdtest.Tool(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", src, uri)
+	nbdtest.Tool(t, "qemu-io", "-f", "raw", uri, "-c", "discard 8M 4M", "-c", "read -P 0 8M 4M", "-c", "write -z 13M 64k", "-c", "read -P 0 13M 64k", "-c", "flush")
 	if t.Failed() {
 		return
 	}
@@ -177,7 +159,7 @@ func TestVolumeOverThreeProcesses(t *testing.T) {
 	if d := time.Since(begun); d > 2*time.Second {
 		t.Errorf("the take of a released volume took %v", d)
 	}
-	client(t, "qemu-io", "-f", "raw", export(t, next, vol), "-c", "read -P 0 8M 4M")
+	nbdtest.Tool(t, "qemu-io", "-f", "raw", export(t, next, vol), "-c", "read -P 0 8M 4M")
 }
 
 // One storage process dies under load and comes back: degraded, resync, healthy,
@@ -193,7 +175,7 @@ func TestStorageProcessDies(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		client(t, "fio", verifyArgs(uri, "16M", "--rate_iops=300")...)
+		nbdtest.Tool(t, "fio", verifyArgs(uri, "16M", "--rate_iops=300")...)
 	}()
 	eventually(t, "fio writes", 20*time.Second, s, func(v volume.VolumeStatus) bool { return v.Writes > 40 })
 	if err := c.KillStorage(2); err != nil {
@@ -211,14 +193,14 @@ func TestStorageProcessDies(t *testing.T) {
 		return
 	}
 	src := randomFile(t, testVolume)
-	client(t, "nbdcopy", "--flush", src, uri)
+	nbdtest.Tool(t, "nbdcopy", "--flush", src, uri)
 	if err := s.Release(ctx); err != nil {
 		t.Fatal(err)
 	}
 	s.Close()
 	// The copy that was away serves the reads now.
 	next := take(t, ctx, c.Writer(2, vol))
-	client(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", src, export(t, next, vol))
+	nbdtest.Tool(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", src, export(t, next, vol))
 }
 
 // The writer dies without a release: the next one waits out the lease and finds
@@ -231,7 +213,7 @@ func TestWriterDies(t *testing.T) {
 	}
 	src := randomFile(t, testVolume)
 	s := take(t, ctx, c.Writer(0, vol))
-	client(t, "nbdcopy", "--flush", src, export(t, s, vol))
+	nbdtest.Tool(t, "nbdcopy", "--flush", src, export(t, s, vol))
 	s.Close() // no release
 
 	begun := time.Now()
@@ -241,7 +223,7 @@ func TestWriterDies(t *testing.T) {
 	} else {
 		t.Logf("takeover took %v", d)
 	}
-	client(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", src, export(t, second, vol))
+	nbdtest.Tool(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", src, export(t, second, vol))
 	second.Close()
 
 	// Node 1 is lost altogether: its session ends, its storage is gone.
@@ -259,7 +241,7 @@ func TestWriterDies(t *testing.T) {
 		t.Logf("takeover without a member took %v", d)
 	}
 	uri := export(t, third, vol)
-	client(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", src, uri)
+	nbdtest.Tool(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", src, uri)
 	eventually(t, "the lost copy is out", 5*time.Second, third, func(v volume.VolumeStatus) bool { return v.CopiesInSync == 2 })
 	resp, err := c.Etcd.Get(ctx, repl.Key{Kind: repl.KeyOwn, ID: vol}.Path())
 	if err != nil {

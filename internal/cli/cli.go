@@ -43,7 +43,7 @@ func root() *cobra.Command {
 		newNodeCmd(a),
 		newPoolCmd(a),
 		newSimCmd(),
-		newStorageCmd(),
+		newStorageCmd(a),
 		newTaskCmd(a),
 		newVersionCmd(a),
 		newVMCmd(a),

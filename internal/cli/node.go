@@ -16,6 +16,7 @@ import (
 	"roseau/internal/model"
 	"roseau/internal/node"
 	"roseau/internal/svc/member"
+	"roseau/internal/svc/volume"
 )
 
 // newNodeCmd is the noun, and without a verb the daemon itself.
@@ -47,6 +48,7 @@ func newNodeCmd(a *app) *cobra.Command {
 			return a.get(cmd, "/v1/nodes/"+url.PathEscape(args[0]), n, func() *table { return nodeTable(n) })
 		}},
 		newNodeSet(a),
+		newNodeReplace(a),
 		newNodeRemove(a),
 	)
 	return cmd
@@ -98,6 +100,16 @@ func newNodeSet(a *app) *cobra.Command {
 	cmd.Flags().StringVar(&chassis, "chassis", "", "enclosure with common power or cooling")
 	cmd.Flags().StringVar(&rack, "rack", "", "rack")
 	cmd.Flags().StringVar(&site, "site", "", "room, building or town")
+	return cmd
+}
+
+func newNodeReplace(a *app) *cobra.Command {
+	cmd := &cobra.Command{Use: "replace OLD NEW", Short: "Let a new node take the place of one that is gone for good", Args: cobra.ExactArgs(2),
+		Long: "Rebuild what OLD held, on NEW and wherever a failure domain is free, and remove OLD. NEW has joined the cluster and its disks are claimed;\nthose that are in no pool join OLD's. Repeated, it goes on where it was.",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.change(cmd, http.MethodPost, "/v1/nodes/"+url.PathEscape(args[0])+"/replace", volume.ReplaceNodeRequest{With: args[1]}, nil, nil)
+		}}
+	a.dryRunFlag(cmd)
 	return cmd
 }
 

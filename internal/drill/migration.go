@@ -53,6 +53,15 @@ func pingsStart(p *pinger) time.Time {
 	return p.sent[0]
 }
 
+// sayLost tells when the pings that were lost were sent, to be read beside the
+// guards' logs.
+func (e *Env) sayLost(f pingFigures) {
+	const most = 10
+	for _, at := range f.lostAt[:min(len(f.lostAt), most)] {
+		e.say("lost: the ping sent at %s", at.UTC().Format("15:04:05.000"))
+	}
+}
+
 // migrateAndSettle gives the pings a quiet time before and after the move, and
 // returns how long the move took. to "": the scheduler chooses.
 func migrateAndSettle(ctx context.Context, e *Env, p *probeVM, to string) (time.Duration, error) {
@@ -89,6 +98,7 @@ func judgeMigration(ctx context.Context, e *Env, p *probeVM, from string, before
 	if err := p.stopLoad(ctx); err != nil {
 		return err
 	}
+	e.sayLost(pings)
 	stall := p.acks.watched()
 	acked, lost, err := p.readBack(ctx)
 	if err != nil {

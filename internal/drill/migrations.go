@@ -137,6 +137,7 @@ func moveOnce(ctx context.Context, e *Env, p *probeVM, before probe.Status, done
 	if err != nil {
 		return run, err
 	}
+	e.sayLost(end)
 	after, err := p.status(ctx)
 	if err != nil {
 		return run, err
@@ -160,33 +161,44 @@ func moveOnce(ctx context.Context, e *Env, p *probeVM, before probe.Status, done
 	return run, nil
 }
 
-// nextNode chooses the target so that every ordered pair comes before one comes
-// twice: the pair that was taken least, of those the one whose target has most
-// left to give.
+// nextNode chooses the target along a circuit through all ordered pairs; where
+// the VM is not where the last run left it, along the pair that was taken least.
 func nextNode(nodes []string, from string, done []MigrationRun) string {
+	tour := circuit(nodes)
+	if n := len(done); n > 0 && done[n-1].To == from {
+		if i := slices.Index(tour, [2]string{done[n-1].From, from}); i >= 0 {
+			return tour[(i+1)%len(tour)][1]
+		}
+	}
 	taken := map[[2]string]int{}
 	for _, r := range done {
 		taken[[2]string{r.From, r.To}]++
 	}
-	leftAt := func(node string) (n int) {
-		for _, to := range nodes {
-			if to != node {
-				n -= taken[[2]string{node, to}]
-			}
-		}
-		return n
-	}
-	best := ""
-	for _, to := range nodes {
-		if to == from {
-			continue
-		}
-		a, b := taken[[2]string{from, to}], taken[[2]string{from, best}]
-		if best == "" || a < b || a == b && leftAt(to) > leftAt(best) {
-			best = to
+	best := [2]string{}
+	for _, pair := range tour {
+		if pair[0] == from && (best[0] == "" || taken[pair] < taken[best]) {
+			best = pair
 		}
 	}
-	return best
+	return best[1]
+}
+
+// circuit visits every ordered pair once and ends where it began: from node i to
+// each node behind the next one and back, then to the next; at last all the way
+// back.
+func circuit(nodes []string) (tour [][2]string) {
+	for i := range nodes {
+		for j := i + 2; j < len(nodes); j++ {
+			tour = append(tour, [2]string{nodes[i], nodes[j]}, [2]string{nodes[j], nodes[i]})
+		}
+		if i+1 < len(nodes) {
+			tour = append(tour, [2]string{nodes[i], nodes[i+1]})
+		}
+	}
+	for i := len(nodes) - 1; i > 0; i-- {
+		tour = append(tour, [2]string{nodes[i], nodes[i-1]})
+	}
+	return tour
 }
 
 func readRuns(path string) ([]MigrationRun, error) {

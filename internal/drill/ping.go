@@ -108,6 +108,7 @@ type pingFigures struct {
 	rttMedian, rttMax  time.Duration
 	series             Series
 	answeredAtLeastOne bool
+	lostAt             []time.Time // when they were sent
 }
 
 // stop ends the pings, waits for late answers and returns the figures. since is
@@ -122,6 +123,7 @@ func (p *pinger) stop(since time.Time) pingFigures {
 	for i, r := range p.rtt {
 		if r == 0 || r > lostAfter {
 			f.lost++
+			f.lostAt = append(f.lostAt, p.sent[i])
 			continue
 		}
 		rtts = append(rtts, r)

@@ -41,7 +41,7 @@ func (g *guard) carryOut(ctx context.Context, a vmguard.Action) {
 	case vmguard.Port:
 		g.port(a)
 	case vmguard.LinkUp:
-		if err := g.net.SetUp(true); err != nil {
+		if err := g.linkUp(); err != nil {
 			g.log.Error("bring ports up", "cause", err)
 		}
 	case vmguard.Announce:
@@ -49,6 +49,7 @@ func (g *guard) carryOut(ctx context.Context, a vmguard.Action) {
 			if err := g.net.Announce(); err != nil {
 				g.log.Warn("announce", "cause", err)
 			}
+			g.log.Debug("announced")
 		})
 	case vmguard.StartQEMU:
 		g.startQEMU(ctx, a.Incoming)

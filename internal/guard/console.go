@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"roseau/internal/base/errs"
+	"roseau/internal/driver/ctlsock"
 )
 
 // Sizes of the console's memory, in bytes.
@@ -36,18 +37,18 @@ func newConsole(f files, log *slog.Logger) *console {
 // attach turns a request into a raw stream: the log's end, then what comes.
 func (c *console) attach(ctx context.Context, w http.ResponseWriter, r *http.Request) {
 	if r.Header.Get("Upgrade") != "roseau-console" {
-		refuse(w, errs.New(errs.Invalid, "attach console: no Upgrade: roseau-console"))
+		ctlsock.Refuse(w, errs.New(errs.Invalid, "attach console: no Upgrade: roseau-console"))
 		return
 	}
 	out, qemuSide, err := c.watch(ctx)
 	if err != nil {
-		refuse(w, err)
+		ctlsock.Refuse(w, err)
 		return
 	}
 	defer c.leave(out)
 	h, ok := w.(http.Hijacker)
 	if !ok {
-		refuse(w, errs.New(errs.Invalid, "attach console: the connection cannot be taken over"))
+		ctlsock.Refuse(w, errs.New(errs.Invalid, "attach console: the connection cannot be taken over"))
 		return
 	}
 	conn, rw, err := h.Hijack()

@@ -2,12 +2,8 @@ package guard
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
-	"io"
-	"net"
 	"net/http"
-	"os"
 	"strconv"
 	"time"
 
@@ -16,9 +12,9 @@ import (
 	"roseau/internal/base/paths"
 	"roseau/internal/block/volume"
 	"roseau/internal/core/vmguard"
+	"roseau/internal/driver/ctlsock"
 	"roseau/internal/driver/guardctl"
 	"roseau/internal/driver/volumectl"
-	"roseau/internal/model"
 )
 
 // waitLimit is how long GET /status?after= waits for a change.
@@ -29,13 +25,9 @@ func conflict(format string, args ...any) error { return errs.New(errs.Conflict,
 // serveControl answers on the control socket. Root alone may open it.
 func (g *guard) serveControl(ctx context.Context) error {
 	path := paths.VMControl(g.cfg.VM)
-	g.files.remove(path)
-	l, err := net.Listen("unix", path)
+	l, err := ctlsock.Listen(path)
 	if err != nil {
 		return err
-	}
-	if err := os.Chmod(path, 0o600); err != nil {
-		return errors.Join(err, l.Close())
 	}
 	con := newConsole(g.files, g.log)
 	mux := http.NewServeMux()
@@ -56,10 +48,9 @@ func (g *guard) serveControl(ctx context.Context) error {
 	handle(mux, g, "POST /resume", g.whileRunning("resume", vmguard.UserResume{}))
 	mux.HandleFunc("POST /replace-disk", g.replaceDisk)
 	mux.HandleFunc("POST /scrub", g.scrub)
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
 	g.async(func() {
-		defer context.AfterFunc(ctx, func() { srv.Close(); con.close() })()
-		if err := srv.Serve(l); err != nil && ctx.Err() == nil {
+		defer context.AfterFunc(ctx, con.close)()
+		if err := ctlsock.Serve(ctx, l, mux); err != nil {
 			g.log.Error("control socket ended", "cause", err)
 		}
 	})
@@ -72,8 +63,8 @@ type empty struct{}
 func handle[T any](mux *http.ServeMux, g *guard, pattern string, f func(T) error) {
 	mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 		var req T
-		if err := decodeBody(w, r, &req); err != nil {
-			refuse(w, err)
+		if err := ctlsock.Decode(w, r, r.URL.Path, &req); err != nil {
+			ctlsock.Refuse(w, err)
 			return
 		}
 		done := make(chan error, 1)
@@ -81,36 +72,15 @@ func handle[T any](mux *http.ServeMux, g *guard, pattern string, f func(T) error
 		select {
 		case err := <-done:
 			if err != nil {
-				refuse(w, err)
+				ctlsock.Refuse(w, err)
 				return
 			}
 			w.WriteHeader(http.StatusNoContent)
 		case <-r.Context().Done():
 		case <-time.After(10 * time.Second):
-			refuse(w, errs.New(errs.Unavailable, "%s vm %s: the guard does not answer", r.URL.Path, g.cfg.Name))
+			ctlsock.Refuse(w, errs.New(errs.Unavailable, "%s vm %s: the guard does not answer", r.URL.Path, g.cfg.Name))
 		}
 	})
-}
-
-// decodeBody reads one JSON value of at most 64 KiB; an empty body is the zero
-// value.
-func decodeBody(w http.ResponseWriter, r *http.Request, v any) error {
-	d := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<16))
-	d.DisallowUnknownFields()
-	if err := d.Decode(v); err != nil && !errors.Is(err, io.EOF) {
-		return errs.New(errs.Invalid, "%s: %w", r.URL.Path, err)
-	}
-	return nil
-}
-
-func refuse(w http.ResponseWriter, err error) {
-	kind, code := "internal", http.StatusInternalServerError
-	if k := errs.Kind(err); k != nil {
-		kind, code = k.Error(), http.StatusConflict
-	}
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(code)
-	_ = json.NewEncoder(w).Encode(model.Problem{Kind: kind, Text: err.Error(), Hint: errs.Hint(err)}) // the client may be gone
 }
 
 func (g *guard) whileRunning(what string, e vmguard.Event) func(empty) error {
@@ -126,8 +96,8 @@ func (g *guard) whileRunning(what string, e vmguard.Event) func(empty) error {
 // scrub starts or stops the comparison of a volume's copies, and tells how it is.
 func (g *guard) scrub(w http.ResponseWriter, r *http.Request) {
 	var req volumectl.ScrubRequest
-	if err := decodeBody(w, r, &req); err != nil {
-		refuse(w, err)
+	if err := ctlsock.Decode(w, r, r.URL.Path, &req); err != nil {
+		ctlsock.Refuse(w, err)
 		return
 	}
 	ch := make(chan volume.Handle, 1)
@@ -139,23 +109,22 @@ func (g *guard) scrub(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if h == nil {
-		refuse(w, conflict("scrub volume %s: vm %s does not hold its volumes", req.Volume, g.cfg.Name))
+		ctlsock.Refuse(w, conflict("scrub volume %s: vm %s does not hold its volumes", req.Volume, g.cfg.Name))
 		return
 	}
 	if req.Action != volumectl.ScrubShow {
 		if err := h.Scrub(r.Context(), req.Volume, req.Action == volumectl.ScrubStop); err != nil {
-			refuse(w, err)
+			ctlsock.Refuse(w, err)
 			return
 		}
 	}
 	for _, v := range h.Status().Volumes {
 		if v.Volume == req.Volume {
-			w.Header().Set("Content-Type", "application/json")
-			_ = json.NewEncoder(w).Encode(scrubStatus(v)) // the client may be gone
+			ctlsock.Reply(w, v.ScrubStatus(), nil)
 			return
 		}
 	}
-	refuse(w, errs.New(errs.NotFound, "scrub volume %s: vm %s does not have it", req.Volume, g.cfg.Name))
+	ctlsock.Refuse(w, errs.New(errs.NotFound, "scrub volume %s: vm %s does not have it", req.Volume, g.cfg.Name))
 }
 
 func scrubStatus(v volume.VolumeStatus) volumectl.ScrubStatus {
@@ -167,8 +136,8 @@ func scrubStatus(v volume.VolumeStatus) volumectl.ScrubStatus {
 // replaceDisk moves the copies of all volumes that lie on one disk to another.
 func (g *guard) replaceDisk(w http.ResponseWriter, r *http.Request) {
 	var req guardctl.ReplaceDiskRequest
-	if err := decodeBody(w, r, &req); err != nil {
-		refuse(w, err)
+	if err := ctlsock.Decode(w, r, r.URL.Path, &req); err != nil {
+		ctlsock.Refuse(w, err)
 		return
 	}
 	ch := make(chan volume.Handle, 1)
@@ -180,7 +149,7 @@ func (g *guard) replaceDisk(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if h == nil {
-		refuse(w, conflict("replace disk %s: vm %s does not hold its volumes", req.Old, g.cfg.Name))
+		ctlsock.Refuse(w, conflict("replace disk %s: vm %s does not hold its volumes", req.Old, g.cfg.Name))
 		return
 	}
 	var all error
@@ -199,7 +168,7 @@ func (g *guard) replaceDisk(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	if all != nil {
-		refuse(w, all)
+		ctlsock.Refuse(w, all)
 		return
 	}
 	w.WriteHeader(http.StatusNoContent)
@@ -210,13 +179,12 @@ func (g *guard) getStatus(w http.ResponseWriter, r *http.Request) {
 	if q := r.URL.Query().Get("after"); q != "" {
 		after, err := strconv.ParseUint(q, 10, 64)
 		if err != nil {
-			refuse(w, errs.New(errs.Invalid, "get status: after=%q is no revision", q))
+			ctlsock.Refuse(w, errs.New(errs.Invalid, "get status: after=%q is no revision", q))
 			return
 		}
 		g.waitFor(r.Context(), after)
 	}
-	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(g.snapshot()) // the client may be gone
+	ctlsock.Reply(w, g.snapshot(), nil)
 }
 
 func (g *guard) waitFor(ctx context.Context, after uint64) {

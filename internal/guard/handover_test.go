@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -17,25 +18,30 @@ import (
 	"roseau/internal/driver/qemu"
 )
 
-// TestMissed: the frames before the queue's head that QEMU may have swallowed.
-func TestMissed(t *testing.T) {
+// TestBacklog: what the guest has not seen, as far as can be told.
+func TestBacklog(t *testing.T) {
 	stop := time.Unix(1000, 0)
 	fr := func(c rune) bridge.Frame { return append(make(bridge.Frame, vnetBytes), byte(c)) }
 	for _, c := range []struct{ name, seen, queue, want string }{
 		{"nothing was seen", "", "", ""},
-		{"two before the head", "abcdef", "def", "bc"},
-		{"one before the head", "abc", "bc", "a"},
+		{"two before the head, the queue", "abcdef", "def", "bcdef"},
+		{"one before the head", "abc", "bc", "abc"},
 		{"the last two of a queue that is empty", "abcd", "", "cd"},
-		{"the head was seen, and more since", "abcdefg", "de", "bc"},
-		{"a head that was not seen: by their number", "abcd", "xy", "ab"},
-		{"only those of the last moment", "ABcd", "d", "c"}, // upper case: long ago
-		{"more in the queue than were seen", "ab", "xyz", ""},
+		{"the first since the stop was swallowed", "abc12", "2", "c12"}, // digits: since the stop
+		{"it alone came", "abc1", "", "bc1"},
+		{"more came since the queue was read", "abcdefg", "de", "bcdefg"},
+		{"the queue is older than the watch", "12", "xyz", "xyz12"},
+		{"a part of it is", "z12", "xyz1", "xyz12"},
+		{"only those of the last moment", "ABcd", "d", "cd"}, // upper case: long ago
 	} {
 		var seen []bridge.Sighting
 		for _, r := range c.seen {
 			at := stop.Add(-time.Millisecond)
-			if strings.ToUpper(string(r)) == string(r) {
+			switch {
+			case unicode.IsUpper(r):
 				at = stop.Add(-swallowWithin)
+			case unicode.IsDigit(r):
+				at = stop.Add(time.Millisecond)
 			}
 			seen = append(seen, bridge.Sighting{Frame: fr(r), At: at})
 		}
@@ -44,7 +50,7 @@ func TestMissed(t *testing.T) {
 			queue = append(queue, fr(r))
 		}
 		got := ""
-		for _, f := range missed(seen, queue, stop) {
+		for _, f := range backlog(seen, queue, stop) {
 			got += string(f[vnetBytes:])
 		}
 		if got != c.want {

@@ -21,6 +21,23 @@ import (
 type receiver struct {
 	port    int
 	control *link // the source's; nil: not connected
+
+	up chan struct{} // closed when the taps take frames
+}
+
+// linkUp lets frames collect in the taps, behind one that QEMU may spoil.
+func (g *guard) linkUp() error {
+	err := g.net.SetUp(true)
+	if g.dst == nil || g.core.Migration() == "" {
+		return err
+	}
+	select {
+	case <-g.dst.up:
+		return err
+	default:
+		close(g.dst.up)
+		return errors.Join(err, g.net.Blank())
+	}
 }
 
 // helloTimeout bounds the first line of a connection.
@@ -39,7 +56,7 @@ func (g *guard) listenMigration(ctx context.Context) error {
 			all = err
 			continue
 		}
-		g.dst = &receiver{port: port}
+		g.dst = &receiver{port: port, up: make(chan struct{})}
 		tl := tls.NewListener(l, g.identity.ServerTLS())
 		g.async(func() { g.acceptPeers(ctx, tl) })
 		return nil

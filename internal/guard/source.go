@@ -68,6 +68,7 @@ func (g *guard) carryOutMigration(ctx context.Context, a vmguard.Action) {
 		g.tellDestination(message{Op: opSwitch, Paused: g.userPaused()})
 		if g.src != nil {
 			g.src.stop(g.haltedAt)
+			g.log.Info("switch-over", "stopped", g.haltedAt.UTC())
 		}
 	case vmguard.TellCancel:
 		g.tellDestination(message{Op: opCancel})
@@ -315,7 +316,8 @@ type streamInfo struct {
 // followStream publishes the progress and makes sure that the core hears of the
 // stream's end, event or not.
 func (g *guard) followStream(s *source) {
-	asked := false
+	const askAgain = 20
+	asked := 0
 	for s.ctx.Err() == nil {
 		var mon = g.monitorNow()
 		if mon == nil {
@@ -323,9 +325,9 @@ func (g *guard) followStream(s *source) {
 		}
 		var in streamInfo
 		err := runQMP(s.ctx, mon, 5*time.Second, "query-migrate", nil, &in)
-		if err == nil && in.Status == "completed" && in.Downtime == 0 && !asked {
+		if err == nil && in.Status == "completed" && in.Downtime == 0 && asked < askAgain {
 			// QEMU says completed a moment before it has summed up.
-			asked = true
+			asked++
 			if sleep(s.ctx, qemu.Poll) {
 				continue
 			}
@@ -397,7 +399,7 @@ func (g *guard) migrate(r guardctl.MigrateRequest) error {
 		return conflict("migrate vm %s: %s", g.cfg.Name, why)
 	}
 	g.progress = &guardctl.Progress{Active: true, MigrationStatus: model.MigrationStatus{
-		From: g.cfg.NodeName, To: r.TargetName, Why: r.Why}}
+		From: g.cfg.NodeName, To: r.TargetName, Why: r.Why, Started: g.clock.Wall()}}
 	g.migrated = g.clock.Now()
 	g.report("info", fmt.Sprintf("migration to %s asked for", r.TargetName))
 	g.step(vmguard.UserMigrate{DowntimeLimit: r.DowntimeLimit, Target: vmguard.Peer{Node: r.Target,

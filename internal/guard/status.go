@@ -1,14 +1,11 @@
 package guard
 
 import (
-	"fmt"
 	"reflect"
 	"slices"
 	"strings"
 
-	"roseau/internal/base/size"
 	"roseau/internal/block/volume"
-	"roseau/internal/core/repl"
 	"roseau/internal/core/vmguard"
 	"roseau/internal/driver/guardctl"
 	"roseau/internal/model"
@@ -173,30 +170,7 @@ func (g *guard) snapshot() guardctl.Status {
 
 // summary is a volume's status as the API shows it.
 func (g *guard) summary(v volume.VolumeStatus) model.VolumeStatus {
-	out := model.VolumeStatus{Health: model.Healthy, Copies: v.CopiesInSync, Epoch: v.Epoch, Writer: g.cfg.NodeName + ", vm " + g.cfg.Name}
-	for _, d := range v.Disks {
-		if d.InSync {
-			continue
-		}
-		lost := v.CopiesInSync < v.Copies // else a copy is moving
-		if out.Health == model.Healthy && lost {
-			out.Health = model.Degraded
-		}
-		out.Out = append(out.Out, fmt.Sprintf("%s (%s)", d.Disk.Short(), d.Reason))
-		if d.Syncing {
-			if lost {
-				out.Health = model.Syncing
-			}
-			out.SyncDone += size.Bytes(d.SyncDone) * repl.ExtentBytes // objects are extents
-			out.SyncTotal += size.Bytes(d.SyncTotal) * repl.ExtentBytes
-			out.SyncLeft = max(out.SyncLeft, d.SyncLeft)
-		}
-	}
-	switch {
-	case v.CopiesInSync == 0:
-		out.Health = model.Waiting
-	case v.CopiesInSync == 1 && v.Copies > 1 && out.Health == model.Degraded:
-		out.Health = model.HealthOne
-	}
+	out := v.Summary()
+	out.Writer = g.cfg.NodeName + ", vm " + g.cfg.Name
 	return out
 }

@@ -113,7 +113,7 @@ func awaitWitness(ctx context.Context, first *client.Client, st labclient.Status
 		var w member.WitnessState
 		err := first.Get(ctx, "/v1/witness", &w)
 		if err == nil && w.Votes == want {
-			say(fmt.Sprintf("the witness has %d votes", want))
+			say(fmt.Sprintf("votes of the witness: %d", want))
 			return nil
 		}
 		select {

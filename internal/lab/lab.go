@@ -33,6 +33,7 @@ import (
 	"roseau/internal/base/clock"
 	"roseau/internal/base/errs"
 	"roseau/internal/base/paths"
+	"roseau/internal/driver/ctlsock"
 	"roseau/internal/lab/cable"
 	"roseau/internal/lab/initd"
 	"roseau/internal/lab/labclient"
@@ -77,16 +78,16 @@ func Daemon(ctx context.Context, dir string, log *slog.Logger) (err error) {
 	}
 	defer func() { err = errors.Join(err, l.close()) }()
 	// All that may listen listens before power: an early failure is an error of `up`.
-	control, err := initd.ListenPrivate(filepath.Join(dir, labclient.SocketFile))
+	control, err := ctlsock.Listen(filepath.Join(dir, labclient.SocketFile))
 	if err != nil {
 		return err
 	}
-	fds, err := initd.ListenPrivate(filepath.Join(dir, labclient.FDSocket))
+	fds, err := ctlsock.Listen(filepath.Join(dir, labclient.FDSocket))
 	if err != nil {
 		return errors.Join(err, control.Close())
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return initd.Serve(ctx, control, l.handler()) })
+	g.Go(func() error { return ctlsock.Serve(ctx, control, l.handler()) })
 	g.Go(func() error { return l.serveSockets(ctx, fds) })
 	g.Go(func() error {
 		if err := l.powerAll(ctx); err != nil {

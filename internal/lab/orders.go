@@ -18,6 +18,7 @@ import (
 	"roseau/internal/base/ids"
 	"roseau/internal/base/paths"
 	"roseau/internal/driver/blockdev/faultdisk"
+	"roseau/internal/driver/ctlsock"
 	"roseau/internal/lab/cable"
 	"roseau/internal/lab/labclient"
 	"roseau/internal/unit"
@@ -50,41 +51,25 @@ func (l *Lab) handler() http.Handler {
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
-		reply(w, l.status(r.Context()), nil)
+		ctlsock.Reply(w, l.status(r.Context()), nil)
 	})
 	mux.HandleFunc("POST /do/{verb}", func(w http.ResponseWriter, r *http.Request) {
 		do := orders[r.PathValue("verb")]
 		if do == nil {
-			reply(w, nil, errs.New(errs.NotFound, "order %q: no such order", r.PathValue("verb")))
+			ctlsock.Reply(w, nil, errs.New(errs.NotFound, "order %q: no such order", r.PathValue("verb")))
 			return
 		}
 		var req labclient.Request
-		dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<20))
-		dec.DisallowUnknownFields()
-		if err := dec.Decode(&req); err != nil {
-			reply(w, nil, errs.New(errs.Invalid, "read order: %w", err))
+		if err := ctlsock.Decode(w, r, "read order", &req); err != nil {
+			ctlsock.Refuse(w, err)
 			return
 		}
 		l.log.Info("order", "verb", r.PathValue("verb"), "node", req.Node, "network", req.Network,
 			"disk", req.Disk, "service", req.Service, "groups", req.Groups)
 		a, err := do(r.Context(), req)
-		reply(w, a, err)
+		ctlsock.Reply(w, a, err)
 	})
 	return mux
-}
-
-func reply(w http.ResponseWriter, v any, err error) {
-	w.Header().Set("Content-Type", "application/json")
-	if err != nil {
-		e := unit.LabError{Error: err.Error()}
-		status := http.StatusInternalServerError
-		if kind := errs.Kind(err); kind != nil {
-			e.Kind, status = kind.Error(), http.StatusBadRequest
-		}
-		w.WriteHeader(status)
-		v = e
-	}
-	_ = json.NewEncoder(w).Encode(v) // the client is gone if it fails
 }
 
 func (l *Lab) nodeDo(f func(*node, context.Context) error) order {

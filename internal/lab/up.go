@@ -6,12 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"roseau/internal/base/errs"
 	"roseau/internal/lab/labclient"
@@ -129,6 +132,11 @@ func startDaemon(dir, binary string) (<-chan struct{}, error) {
 	cmd := exec.Command(binary, "lab-daemon", dir)
 	cmd.Stdout, cmd.Stderr, cmd.Dir = out, out, "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	// What this process inherited, a lock or a pipe of its caller's, must not live
+	// as long as the lab.
+	if err := unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC); err != nil && !errors.Is(err, unix.ENOSYS) {
+		return nil, fmt.Errorf("start the lab's daemon: %w", err)
+	}
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start the lab's daemon: %w", err)
 	}

@@ -74,6 +74,9 @@ type NodeSpec struct {
 	// Uplinks names the physical interface of each bridged network.
 	Uplinks map[string]string `json:"uplinks,omitempty"`
 	Voter   bool              `json:"voter"`
+	// ReplacedBy names the node that takes over its copies: the machine is gone for
+	// good, nobody waits for it.
+	ReplacedBy ids.ID `json:"replaced_by,omitzero"`
 	// Where it stands: failure domains that contain it. Empty: not said.
 	Chassis string `json:"chassis,omitempty"`
 	Rack    string `json:"rack,omitempty"`
@@ -404,6 +407,36 @@ type MigrationStatus struct {
 	Total    size.Bytes    `json:"total"`
 	Downtime time.Duration `json:"downtime_ns"` // as QEMU reports it
 	Error    string        `json:"error,omitempty"`
+	// Started is when it was asked for.
+	Started time.Time `json:"started,omitzero"`
+	// Remaining is the time that the memory still to be sent takes at the present
+	// rates; 0: not known, or it does not get less.
+	Remaining time.Duration `json:"remaining_ns,omitempty"`
+	// Rate is what is sent a second, DirtyRate what the guest dirties a second.
+	Rate      size.Bytes `json:"rate,omitempty"`
+	DirtyRate size.Bytes `json:"dirty_rate,omitempty"`
+	// Throttle is how much of its time the guest is kept from running so that it
+	// dirties less, in percent.
+	Throttle int `json:"throttle_percent,omitempty"`
+	// Via is the network that carries it: an address of the destination.
+	Via string `json:"via,omitempty"`
+}
+
+// Over reports whether these are the figures of a migration that has ended.
+func (m *MigrationStatus) Over() bool { return m.Downtime > 0 || m.Error != "" }
+
+// Newer returns the later word on a VM's migrations: that of the later migration,
+// of one the figures after its end. Either may be nil.
+func (m *MigrationStatus) Newer(than *MigrationStatus) *MigrationStatus {
+	switch {
+	case m == nil:
+		return than
+	case than == nil:
+		return m
+	case than.Started.After(m.Started) || than.Started.Equal(m.Started) && than.Over() && !m.Over():
+		return than
+	}
+	return m
 }
 
 // NetworkKind is how a network reaches the outside.

@@ -2,8 +2,10 @@ package model
 
 import (
 	"errors"
+	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"roseau/internal/base/errs"
 	"roseau/internal/base/size"
@@ -60,6 +62,25 @@ func TestValidateOthers(t *testing.T) {
 	} {
 		if tt.err == nil || !strings.Contains(tt.err.Error(), tt.want) {
 			t.Errorf("got %v, want %s", tt.err, tt.want)
+		}
+	}
+}
+
+func TestNewerMigration(t *testing.T) {
+	at := func(sec int64, over bool) *MigrationStatus {
+		m := &MigrationStatus{Started: time.Unix(sec, 0)}
+		if over {
+			m.Downtime = 1
+		}
+		return m
+	}
+	for _, c := range []struct{ a, b, want *MigrationStatus }{
+		{nil, nil, nil}, {at(1, false), nil, at(1, false)}, {nil, at(1, true), at(1, true)},
+		{at(1, false), at(1, true), at(1, true)}, {at(1, true), at(1, false), at(1, true)},
+		{at(2, false), at(1, true), at(2, false)}, {at(1, true), at(2, false), at(2, false)},
+	} {
+		if got := c.a.Newer(c.b); !reflect.DeepEqual(got, c.want) {
+			t.Errorf("%+v or %+v: %+v", c.a, c.b, got)
 		}
 	}
 }

@@ -87,3 +87,23 @@ func aliveNode(m *machine, name string) error {
 	}
 	return errors.New(name + " has no session")
 }
+
+// TestFiveVoters: the fourth node waits for the fifth; then both vote, and two
+// of five may be killed at once.
+func TestFiveVoters(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts processes")
+	}
+	ms := newMachines(t, 5)
+	cluster(t, ms)
+	st := votes(t, ms[0], 5, 30*time.Second)
+	if st.Quorum.Nodes != 2 {
+		t.Errorf("five voters: %+v", st.Quorum)
+	}
+	ms[1].kill()
+	ms[2].kill()
+	eventually(t, 15*time.Second, "the other three decide", func() error {
+		_, err := ms[4].c.Do(t.Context(), "POST", "/v1/tokens", struct{}{}, nil)
+		return err
+	})
+}

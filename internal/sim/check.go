@@ -19,10 +19,15 @@ func (g *guard) mayRun() bool {
 		!g.fenced && !g.invalid && !g.buried && g.deadline > g.w.now && (!g.done || g.killed)
 }
 
-// onlyOneRuns: no two guests of the VM at a time (I20). A successor on the same
+// onlyOneRuns: no two guests of the VM at a time (I20), and none again whose VM
+// was started anew since [S1]. A successor on the same
 // node adopts the guest of its run.
 func (w *world) onlyOneRuns(g *guard) {
 	if !g.mayRun() {
+		return
+	}
+	if g.booted && w.guest.run != g.run {
+		w.failf("a guest of a past run runs again: %s has the lease, and its VM was started elsewhere since", g.name())
 		return
 	}
 	for _, o := range w.guards {
@@ -81,4 +86,18 @@ func (w *world) scrubCopy(n *node, d ids.ID, extent uint64, tags []wire.Tag) {
 		}
 		first = end
 	}
+}
+
+// aloneFor reports whether the guard knows of one copy only, of every block of r.
+func (g *guard) aloneFor(r *request) bool {
+	if !g.hasKnown {
+		return false
+	}
+	v := &g.known.Volumes[0]
+	for s := r.first * repl.BlockBytes / segmentBytes; s <= (r.first+r.count-1)*repl.BlockBytes/segmentBytes; s++ {
+		if len(v.ISR(s)) != 1 {
+			return false
+		}
+	}
+	return true
 }

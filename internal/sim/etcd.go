@@ -16,6 +16,8 @@ type etcdModel struct {
 	up   bool
 
 	apart  bool   // it runs outside the three storage nodes
+	cutOff *node  // cannot reach it
+	free   bool   // mutation NoOwnCompare
 	next   string // what happens to the next transaction: lost, unanswered, late
 	backup map[string]etcdValue
 }
@@ -40,7 +42,7 @@ func (e *etcdModel) put(path string, v any) {
 // commit applies a transaction: all or nothing.
 func (e *etcdModel) commit(t repl.Txn) (repl.Outcome, int64) {
 	for _, c := range t.Compares {
-		if e.keys[c.Key.Path()].rev != c.Rev {
+		if e.keys[c.Key.Path()].rev != c.Rev && !(e.free && c.Key.Kind == repl.KeyOwn) {
 			return repl.OutcomeConflict, 0
 		}
 	}

@@ -20,6 +20,7 @@ type profile struct {
 	etcdHi      time.Duration
 	etcdUnknown float64
 	netHiccup   float64
+	lag         time.Duration // of every message
 	think       time.Duration // most time between an answer and the next request
 	patience    time.Duration // of the manager with a stuck guard
 	diskLo      time.Duration

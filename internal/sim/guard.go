@@ -38,6 +38,7 @@ type guard struct {
 	state       writer.State
 	fenced      bool
 	ghost       bool // see faultLateSuccessor
+	booted      bool // a guest of its run ran
 	buried      bool // its guest was seen dead, killed by the supervisor
 	lastBoot    ids.ID
 	lastOwn     repl.Own
@@ -309,7 +310,7 @@ func (g *guard) prepared(p writer.Prepared) {
 	if p.Live {
 		g.w.note("prepare_refused_live")
 	}
-	if !p.Ready || g.claimed {
+	if !p.Ready && !g.w.opt.Mutations.Writer.ClaimWithoutPrepare || g.claimed {
 		return
 	}
 	g.claimed = true

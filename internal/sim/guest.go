@@ -39,6 +39,7 @@ type request struct {
 	value  []value
 	handed *writer.Request
 	by     *guard
+	alone  bool // the guard knew of one copy only when it was handed over
 }
 
 func newGuest(w *world) *guest {
@@ -50,6 +51,7 @@ func (m *guest) boot(g *guard) {
 	m.w.onlyOneRuns(g)
 	m.die()
 	m.run, m.guard, m.alive, m.paused = g.run, g, true, false
+	g.booted = true
 	m.w.oracle.alive = true
 	m.issue()
 }
@@ -182,7 +184,7 @@ func (m *guest) hand(r *request) {
 	case writer.OpRead:
 		wr.Data = make([]byte, wr.Length)
 	}
-	r.handed, r.by = wr, m.guard
+	r.handed, r.by, r.alone = wr, m.guard, m.guard.aloneFor(r)
 	m.w.tracef("guest: request %d op %d blocks %d+%d fua=%v", r.id, r.op, r.first, r.count, r.fua)
 	m.guard.step(wr)
 }
@@ -220,6 +222,9 @@ func (m *guest) completed(g *guard, c writer.Completion) {
 	case writer.OpFlush:
 		m.w.oracle.ackFlush(r.id)
 	default:
+		if r.alone && g.aloneFor(r) {
+			m.w.oracle.writes[r.id].fua = true // C7
+		}
 		m.w.oracle.ackWrite(r.id)
 	}
 	m.w.after(m.w.between(0, m.w.profile.think), m.issue)

@@ -53,14 +53,38 @@ var Mutants = []Mutant{
 		And: "the joining disk drops sync data of blocks that live writes have changed", Scenario: "join-under-load"},
 
 	{Name: "absence-wipes-live", Rule: "a synced absence never wipes a live block [S19]", Set: func(m *Mutations) { m.Replica.AbsenceWipesLive = true }, Scenario: "join-under-discards"},
-	{Name: "keep-winner", Rule: "the winner of a reconcile is rewritten on its holder too [S19]", Set: func(m *Mutations) { m.Writer.KeepWinnerOnHolder = true }},
-	{Name: "tail-ignores-flush-mark", Rule: "the log keeps what is above the flush mark (I7)", Set: func(m *Mutations) { m.Disk.TailIgnoresFlushMark = true }},
+	{Name: "keep-winner", Rule: "the winner of a reconcile is rewritten on its holder too [S19]", Set: func(m *Mutations) { m.Writer.KeepWinnerOnHolder = true }, Scenario: "plain"},
+	{Name: "tail-ignores-flush-mark", Rule: "the log keeps what is above the flush mark (I7)", Set: func(m *Mutations) { m.Disk.TailIgnoresFlushMark = true }, Scenario: "tail-moved"},
 	{Name: "epoch-unchecked", Rule: "the epoch is checked when a record is appended [S20]", Set: func(m *Mutations) { m.Disk.EpochUnchecked, m.Replica.KeepOldHandles = true, true },
 		And: "a promise ends all older handles of the volume", Scenario: "frozen-writer"},
 	{Name: "trust-etcd", Rule: "a writer stops when the replicas know more than etcd [S7]", Set: func(m *Mutations) { m.Writer.TrustEtcd = true }, Scenario: "etcd-restored"},
 	{Name: "trust-damaged", Rule: "a copy that lost a durable part of its log leaves the in-sync set", Set: func(m *Mutations) { m.Writer.TrustDamaged = true }, Scenario: "rotten-log"},
 	{Name: "keep-sync-on-replace", Rule: "a disk that is given more segments joins anew", Set: func(m *Mutations) { m.Writer.KeepSyncOnReplace = true }, Scenario: "replace-while-joining"},
 	{Name: "early-flush-mark", Rule: "the flush mark stands still until a takeover is complete", Set: func(m *Mutations) { m.Writer.FlushWhileReconciling = true }, Scenario: "early-flush-mark"},
+
+	{Name: "resync-own-mark", Rule: "a join lists what is newer than the mark written at the exclusion, too (2.7)", Set: func(m *Mutations) { m.Writer.ResyncFromOwnMark = true }, Scenario: "divergent-return"},
+	{Name: "barrier-before-count", Rule: "grow's barrier comes after the disk's answers count [S4]", Set: func(m *Mutations) { m.Writer.BarrierBeforeCount = true }, Scenario: "grow-uncounted"},
+	{Name: "wait-for-dead", Rule: "a takeover does not wait for members whose nodes are silent [S12]", Set: func(m *Mutations) { m.Writer.WaitForDead = true }, Scenario: "dead-node"},
+	{Name: "lone-copy-volatile", Rule: "a lone copy is written through (C7)", Set: func(m *Mutations) { m.Writer.LoneCopyVolatile = true }, Scenario: "lone-copy"},
+	{Name: "no-sole-keep", Rule: "the sole member is opened again under the same promise [S22]", Set: func(m *Mutations) { m.Writer.NoSoleKeep = true }, Scenario: "sole-restart"},
+	{Name: "no-pending", Rule: "CONFIG names the disk of a grow under way [S4][S16]", Set: func(m *Mutations) { m.Writer.NoPending = true }, Scenario: "late-grow"},
+	{Name: "ignore-session", Rule: "a new storage process does not count as the old one (2.4)", Set: func(m *Mutations) { m.Writer.IgnoreSession = true }, Scenario: "fast-reboot"},
+	{Name: "lease-from-receipt", Rule: "a lease runs from when the question was sent", Set: func(m *Mutations) { m.Writer.LeaseFromReceipt = true }, Scenario: "late-answer"},
+	{Name: "read-any-member", Rule: "a copy outside the in-sync set is never read (C6)", Set: func(m *Mutations) { m.Writer.ReadAnyMember = true }, Scenario: "join-under-load"},
+	{Name: "quorum-ack", Rule: "a write is acknowledged when every in-sync copy has it (C1)", Set: func(m *Mutations) { m.Writer.QuorumAck = true }, Scenario: "ack-before-cas"},
+	{Name: "flush-one-member", Rule: "a flush is answered when every in-sync copy has done it (C2)", Set: func(m *Mutations) { m.Writer.FlushOneMember = true }, Scenario: "half-flush"},
+	{Name: "keep-cold", Rule: "a living writer gives its guest up when only cold copies are left [S6]", Set: func(m *Mutations) { m.Writer.KeepCold = true }, Scenario: "all-cold"},
+	{Name: "adopt-cold", Rule: "a successor adopts no guest when only cold copies answer [S6]", Set: func(m *Mutations) { m.Writer.AdoptCold = true }, Scenario: "all-cold-adopted"},
+	{Name: "boot-at-every-open", Rule: "the boot identity of a run is renewed only when the copy is complete [S6]", Set: func(m *Mutations) { m.Replica.BootAtEveryOpen = true }, Scenario: "all-cold-adopted"},
+	{Name: "renew-after-open", Rule: "renewals of an epoch end when a higher one is opened [S9]", Set: func(m *Mutations) { m.Replica.RenewAfterOpen = true }, Scenario: "endless-renewal"},
+	{Name: "stalled-vetoes", Rule: "a stalled writer has no veto [S9]", Set: func(m *Mutations) { m.Replica.StalledVetoes = true }, Scenario: "stalled-writer"},
+	{Name: "nonce-unchecked", Rule: "two epochs of one number are told apart by the nonce [S7]", Set: func(m *Mutations) {
+		m.Writer.TrustEtcd, m.Replica.NonceUnchecked, m.Disk.NonceUnchecked = true, true, true
+	}, And: "a writer stops when the replicas know more than etcd", Scenario: "two-histories"},
+	{Name: "claim-without-prepare", Rule: "no CAS without PREPARE [S9]", Set: func(m *Mutations) { m.Writer.ClaimWithoutPrepare = true }, Scenario: "false-alarm"},
+	{Name: "shrink-to-one", Rule: "nobody shrinks to one copy for lost connections while the nodes live [S13]", Set: func(m *Mutations) { m.Writer.ShrinkToOneForLostLink = true }, Scenario: "sick-link"},
+	{Name: "no-duplicates", Rule: "what is sent again after a reconnect is taken once [S16]", Set: func(m *Mutations) { m.Disk.NoDuplicates = true }, Scenario: "resumed-session"},
+	{Name: "no-own-compare", Rule: "every transaction compares the revision of own [S8]", Set: func(m *Mutations) { m.NoOwnCompare = true }, Scenario: "late-shrink"},
 }
 
 // FindMutant returns a mutant by name.

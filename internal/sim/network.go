@@ -55,6 +55,7 @@ func (l *link) delay(last *clock.Instant) time.Duration {
 	if l.g.node == l.node {
 		d /= 4
 	}
+	d += w.profile.lag
 	if w.chance(w.profile.netHiccup) {
 		d += w.between(time.Millisecond, 50*time.Millisecond)
 	}

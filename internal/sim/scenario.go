@@ -135,6 +135,9 @@ func (w *world) play(s *Scenario) {
 			return
 		}
 	}
+	if c := w.manager.challenger; c != nil && !c.claimed {
+		p.endChallenge()
+	}
 	w.player = nil
 	w.opt.Ops = w.ops
 	w.manager.off = false

@@ -126,6 +126,9 @@ func (w *world) etcdReachable(n *node) bool {
 	if !w.etcd.up {
 		return false
 	}
+	if w.etcd.cutOff == n {
+		return false
+	}
 	if w.etcd.apart {
 		return true
 	}

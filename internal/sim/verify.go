@@ -36,6 +36,12 @@ func (w *world) verifyAll(limit clock.Instant) {
 
 // compareCopies demands equal tags at all members of each segment (I11).
 func (w *world) compareCopies() {
+	if w.counts["tail_accepted"] > 0 && w.counts["bit_rot"]+w.counts["log_rot"] > 0 {
+		// An operator gave up what nobody could judge, and a rotten log may have
+		// held more of it than its disk can tell: only a scrub evens that out.
+		w.note("accepted_loss")
+		return
+	}
 	r := w.etcd.records(w.vm, idsOf(w.volume), w.diskIdx)
 	for e := range uint64(extentCount) {
 		var want []wire.Tag

@@ -20,6 +20,9 @@ var scriptWords map[string]func(p *player, args []string) error
 func init() {
 	scriptWords = map[string]func(p *player, args []string) error{
 		"slow-disks": func(*player, []string) error { return nil }, // see scripted
+		"promise":    (*player).promise,
+		"reset":      (*player).reset,
+		"lag":        (*player).lag,
 		"end":        func(p *player, _ []string) error { p.over = true; return nil },
 		"one-disk":   func(*player, []string) error { return nil },
 		"start":      (*player).start,
@@ -56,14 +59,7 @@ func (p *player) start(a []string) error {
 		return err
 	}
 	m := &p.w.manager
-	if c := m.challenger; c != nil {
-		if !c.ended() {
-			c.step(writer.Command{Kind: writer.Stop})
-			c.done = true
-			c.dropLinks()
-		}
-		m.challenger = nil
-	}
+	p.endChallenge()
 	if err := p.await("etcd", time.Minute, func() bool { return p.w.etcdReachable(n) && n.serving() }); err != nil {
 		return err
 	}
@@ -72,7 +68,25 @@ func (p *player) start(a []string) error {
 	if len(a) > 1 && a[1] == "nowait" {
 		return nil
 	}
-	return p.await("service on "+n.name(), 2*time.Minute, func() bool { return m.active == g && p.w.guest.guard == g })
+	return p.await("service on "+n.name(), 2*time.Minute, func() bool {
+		if g.ended() { // somebody else changed the records first: once more
+			m.challenger = nil
+			m.challenge(n, p.w.newID(), time.Hour)
+			g = m.challenger
+		}
+		return m.active == g && p.w.guest.guard == g
+	})
+}
+
+// endChallenge takes back a start that has not come to anything.
+func (p *player) endChallenge() {
+	m := &p.w.manager
+	if c := m.challenger; c != nil && !c.ended() {
+		c.step(writer.Command{Kind: writer.Stop})
+		c.done = true
+		c.dropLinks()
+	}
+	m.challenger = nil
 }
 
 // stop-vm: the guest shuts down and the guard releases the volume.
@@ -167,11 +181,62 @@ func (p *player) until(a []string) error {
 	return p.await(a[0], limit, cond)
 }
 
+// promise CONDITION within D: what until waits for, and the contract promises in
+// that time.
+func (p *player) promise(a []string) error {
+	i := slices.Index(a, "within")
+	if i < 1 || i+2 != len(a) {
+		return errors.New("want CONDITION within DURATION")
+	}
+	d, err := p.duration(a[i+1])
+	if err != nil {
+		return err
+	}
+	cond, err := p.condition(a[:i])
+	if err != nil {
+		return err
+	}
+	if !p.w.run(p.w.now.Add(d), cond) {
+		p.w.failf("%v does not hold within %s: %s", a[:i], d, p.w.describe())
+	}
+	return nil
+}
+
+// lag D: every message takes so much longer.
+func (p *player) lag(a []string) (err error) {
+	p.w.profile.lag, err = p.duration(a[0])
+	return err
+}
+
+// reset nX: the guard's connection to the node breaks; both are well.
+func (p *player) reset(a []string) error {
+	n, err := p.node(a[0])
+	if err != nil {
+		return err
+	}
+	if l := p.w.manager.active.links[n.index]; l != nil && l.open {
+		l.reset(false)
+	}
+	return nil
+}
+
 func (p *player) condition(a []string) (func() bool, error) {
 	w := p.w
 	switch a[0] {
 	case "whole":
 		return w.whole, nil
+	case "copies":
+		want, err := strconv.Atoi(a[1])
+		return func() bool {
+			for s := range volumeBytes / segmentBytes {
+				if len(w.isr(s * segmentBytes / repl.BlockBytes)[0]) < want {
+					return false
+				}
+			}
+			return true
+		}, err
+	case "answered":
+		return func() bool { return len(w.guest.pending) == 0 }, nil
 	case "seen":
 		was := p.w.counts[a[1]]
 		if len(a) > 2 { // ever
@@ -202,7 +267,8 @@ func (p *player) condition(a []string) (func() bool, error) {
 		}, nil
 	case "served":
 		return func() bool {
-			return w.manager.active != nil && w.manager.active.node == n && w.guest.guard == w.manager.active
+			g := w.manager.active
+			return g != nil && g.node == n && !g.ended() && w.guest.guard == g
 		}, nil
 	}
 	return nil, fmt.Errorf("%q is no condition", a[0])
@@ -377,7 +443,7 @@ func (p *player) heal(_ []string) error {
 	return nil
 }
 
-// etcd apart | down | up | slow DURATION | next lost|unanswered|late | backup | restore.
+// etcd apart | cut nX | down | up | slow DURATION | next lost|unanswered|late | backup | restore.
 func (p *player) etcd(a []string) error {
 	e := p.w.etcd
 	switch a[0] {
@@ -386,7 +452,13 @@ func (p *player) etcd(a []string) error {
 	case "down":
 		e.up = false
 	case "up":
-		e.up = true
+		e.up, e.cutOff = true, nil
+	case "cut":
+		n, err := p.node(a[1])
+		if err != nil {
+			return err
+		}
+		e.cutOff = n
 	case "slow":
 		d, err := p.duration(a[1])
 		if err != nil {

@@ -30,6 +30,8 @@ type Mutations struct {
 	Writer  writer.Mutations
 	Replica replica.Mutations
 	Disk    disk.Mutations
+	// NoOwnCompare: transactions do not compare the revision of own [S8].
+	NoOwnCompare bool
 }
 
 // Result is the outcome of a run.
@@ -176,6 +178,7 @@ func newWorld(opt Options) *world {
 	w := &world{opt: opt, rng: rand.New(rand.NewPCG(opt.Seed, 0x526f73656175)), now: clock.Instant(time.Hour), counts: map[string]int{}, etcd: newEtcd(), codec: newCodec()}
 	w.cluster, w.vm, w.volume = w.newID(), w.newID(), w.newID()
 	w.oracle = newOracle(volumeBlocks)
+	w.etcd.free = opt.Mutations.NoOwnCompare
 	w.profile = drawProfile(w)
 	w.net = newNetwork(w)
 	for i := range storageNodes + w.profile.compute {

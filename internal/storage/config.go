@@ -26,6 +26,9 @@ type diskConfig struct {
 	// NodeBoot is the node's boot identity under which Boot was drawn: a reboot
 	// ends it.
 	NodeBoot ids.ID `json:"node_boot,omitzero"`
+	// Session is the newest session of the engine that was seen on the disk: a
+	// clone from before it, or a disk that went back in time, is refused. 0: none.
+	Session uint64 `json:"session,omitempty"`
 }
 
 // config is the content of paths.StorageConfig.

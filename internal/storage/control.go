@@ -19,6 +19,7 @@ import (
 	"roseau/internal/block/disk"
 	"roseau/internal/block/wire"
 	"roseau/internal/driver/blockdev"
+	"roseau/internal/driver/ctlsock"
 	"roseau/internal/driver/storagectl"
 	"roseau/internal/model"
 )
@@ -28,15 +29,15 @@ func (p *process) control() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /devices", func(w http.ResponseWriter, r *http.Request) {
 		list, err := p.devices(r.Context())
-		reply(w, list, err)
+		ctlsock.Reply(w, list, err)
 	})
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
 		s, err := p.status(r.Context())
-		reply(w, s, err)
+		ctlsock.Reply(w, s, err)
 	})
 	mux.HandleFunc("GET /care", func(w http.ResponseWriter, r *http.Request) {
 		list, err := p.careOf(r.Context())
-		reply(w, list, err)
+		ctlsock.Reply(w, list, err)
 	})
 	post(mux, "/scrub", func(ctx context.Context, r storagectl.ScrubRequest) (any, error) { return nil, p.scrub(ctx, r) })
 	post(mux, "/claim", p.claim)
@@ -47,40 +48,22 @@ func (p *process) control() http.Handler {
 	post(mux, "/limits", func(ctx context.Context, r storagectl.LimitsRequest) (any, error) { return nil, p.setLimits(ctx, r) })
 	mux.HandleFunc("GET /copies", func(w http.ResponseWriter, r *http.Request) {
 		list, err := p.copies(r.Context())
-		reply(w, list, err)
+		ctlsock.Reply(w, list, err)
 	})
 	post(mux, "/drop-stray", func(ctx context.Context, r storagectl.Copy) (any, error) { return nil, p.dropStray(ctx, r) })
 	return mux
 }
 
-// maxRequest bounds the body of a control request.
-const maxRequest = 64 << 10
-
 func post[Q, A any](mux *http.ServeMux, path string, f func(context.Context, Q) (A, error)) {
 	mux.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) {
 		var q Q
-		d := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxRequest))
-		d.DisallowUnknownFields()
-		if err := d.Decode(&q); err != nil {
-			reply(w, nil, errs.New(errs.Invalid, "%s: %w", strings.TrimPrefix(path, "/"), err))
+		if err := ctlsock.Decode(w, r, strings.TrimPrefix(path, "/"), &q); err != nil {
+			ctlsock.Refuse(w, err)
 			return
 		}
 		a, err := f(r.Context(), q)
-		reply(w, a, err)
+		ctlsock.Reply(w, a, err)
 	})
-}
-
-func reply(w http.ResponseWriter, v any, err error) {
-	w.Header().Set("Content-Type", "application/json")
-	if err != nil {
-		pr := storagectl.Problem{Text: err.Error(), Hint: errs.Hint(err)}
-		if k := errs.Kind(err); k != nil {
-			pr.Kind = k.Error()
-		}
-		w.WriteHeader(http.StatusConflict) // the kind is in the body
-		v = pr
-	}
-	json.NewEncoder(w).Encode(v)
 }
 
 func (p *process) serveControl(srv *http.Server, ln net.Listener, fail chan<- error) {

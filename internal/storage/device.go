@@ -288,13 +288,3 @@ func formatDisk(f blockdev.File, id disk.Identity, wal int64, now time.Time) err
 	}
 	return nil
 }
-
-// checkIdentity checks that the disk opened is the one that was claimed.
-func checkIdentity(c *disk.Core, cluster, want ids.ID) error {
-	id := c.Identity()
-	if id.Disk != want || id.Cluster != cluster {
-		return errs.New(errs.Conflict, "open disk: it is disk %s of cluster %s, not %s", id.Disk, id.Cluster, want).
-			WithHint("the path leads to another disk now; connect the claimed one there")
-	}
-	return nil
-}

@@ -1,30 +1,53 @@
 package storage
 
 import (
+	"errors"
+	"fmt"
 	"io"
 
+	"roseau/internal/base/errs"
+	"roseau/internal/base/ids"
 	"roseau/internal/block/disk"
 	"roseau/internal/driver/blockdev"
 )
 
-// Fsck checks the disk at path, which no process may have open.
-func Fsck(path string) (*disk.Report, error) {
+// Fsck checks the disk at path, which no process may have open, and writes
+// nothing.
+func Fsck(path string, o disk.FsckOptions) (*disk.Report, error) {
 	f, err := OpenDisk(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	return disk.Fsck(&bounce{f: f, p: new(pool)}, f.Size())
+	return disk.Check(&bounce{f: f, p: new(pool)}, f.Size(), o)
 }
 
-// Dump writes what is on the disk at path, which no process may have open.
-func Dump(w io.Writer, path string) error {
+// Repair writes the superblock copies of the disk at path anew where they do not
+// say what those in force say, and returns how many. The caller names the disk:
+// errs.Conflict if another one is there.
+func Repair(path string, id ids.ID) (copies int, err error) {
 	f, err := OpenDisk(path)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	defer f.Close()
-	return disk.Dump(w, &bounce{f: f, p: new(pool)}, f.Size())
+	defer func() { err = errors.Join(err, f.Close()) }()
+	list, sb, err := disk.RepairSuperblocks(&bounce{f: f, p: new(pool)}, f.Size())
+	if err != nil {
+		return 0, err
+	}
+	if sb.Identity.Disk != id {
+		return 0, errs.New(errs.Conflict, "repair disk %s: it is disk %s, not %s", path, sb.Identity.Disk, id).
+			WithHint("fsck says which disk it is; nothing was written")
+	}
+	for _, io := range list {
+		if err := perform(f, io); err != nil {
+			return copies, fmt.Errorf("repair disk %s: %w", path, err)
+		}
+		if io.Op == disk.OpWrite {
+			copies++
+		}
+	}
+	return copies, nil
 }
 
 // bounce reads any range of a disk that wants aligned ones.

@@ -526,7 +526,11 @@ func (p *process) keepOpen(ctx context.Context, d *device, lost bool, settled fu
 		if gone(err) {
 			st, lost = model.DiskMissing, true // away from a machine that runs: its cache had no power
 		}
-		p.setState(d, st, err.Error())
+		reason := err.Error()
+		if hint := errs.Hint(err); hint != "" {
+			reason += "; " + hint
+		}
+		p.setState(d, st, reason)
 		d.log.Error("disk cannot be used", "state", st, "err", err)
 		settled()
 		if st == model.DiskFailed {
@@ -549,9 +553,9 @@ func (p *process) open(ctx context.Context, d *device, lost bool) error {
 	if err != nil {
 		return errors.Join(err, f.Close())
 	}
-	core, rec, err := recoverDisk(ctx, f, disk.Options{Pool: p.pool})
+	core, rec, err := recoverDisk(ctx, f, disk.Options{Pool: p.pool, Expect: disk.Identity{Cluster: p.node.Cluster, Disk: d.id}, SeenSession: d.cfg.Session})
 	if err == nil {
-		err = checkIdentity(core, p.node.Cluster, d.id)
+		err = p.seen(d, rec.Session)
 	}
 	if err != nil {
 		return errors.Join(err, f.Close())
@@ -590,6 +594,16 @@ func (p *process) diskBoot(d *device, lost bool) (ids.ID, error) {
 	}
 	p.keep(d.cfg)
 	return d.cfg.Boot, p.cfg.save(p.o.Config)
+}
+
+// seen notes the session that begins, which is durable on the disk: a copy of it
+// from before is refused from now on.
+func (p *process) seen(d *device, session uint64) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	d.cfg.Session = session
+	p.keep(d.cfg)
+	return p.cfg.save(p.o.Config)
 }
 
 // keep puts cfg in the place of the entry of the same disk. mu is held.

@@ -2,79 +2,47 @@ package volumeguard
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"net"
 	"net/http"
-	"time"
 
-	"roseau/internal/base/errs"
-	"roseau/internal/base/size"
 	"roseau/internal/block/volume"
-	"roseau/internal/core/repl"
+	"roseau/internal/driver/ctlsock"
 	"roseau/internal/driver/volumectl"
-	"roseau/internal/model"
 )
 
 // serveControl answers the control socket until ctx ends. Root alone may open it.
 func (p *proc) serveControl(ctx context.Context, l net.Listener) {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { answer(w, p.status()) })
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { ctlsock.Reply(w, p.status(), nil) })
 	mux.HandleFunc("POST /release", func(w http.ResponseWriter, _ *http.Request) {
 		p.release()
 		w.WriteHeader(http.StatusAccepted)
 	})
 	mux.HandleFunc("POST /replace-disk", func(w http.ResponseWriter, r *http.Request) {
 		var req volumectl.Replace
-		d := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<16))
-		d.DisallowUnknownFields()
-		if err := d.Decode(&req); err != nil {
-			refuse(w, errs.New(errs.Invalid, "replace disk: %w", err))
+		if err := ctlsock.Decode(w, r, "replace disk", &req); err != nil {
+			ctlsock.Refuse(w, err)
 			return
 		}
 		err := p.set.ReplaceDisk(r.Context(), volume.Replace{Volume: p.cfg.Volume, Old: req.Old, New: req.New, Node: req.Node, Segments: req.Segments, Live: req.Live})
 		if err != nil {
-			refuse(w, err)
+			ctlsock.Refuse(w, err)
 			return
 		}
 		w.WriteHeader(http.StatusNoContent)
 	})
 	mux.HandleFunc("POST /scrub", func(w http.ResponseWriter, r *http.Request) {
 		var req volumectl.ScrubRequest
-		d := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<16))
-		d.DisallowUnknownFields()
-		if err := d.Decode(&req); err != nil {
-			refuse(w, errs.New(errs.Invalid, "scrub: %w", err))
-			return
+		err := ctlsock.Decode(w, r, "scrub", &req)
+		if err == nil && req.Action != volumectl.ScrubShow {
+			err = p.set.Scrub(r.Context(), p.cfg.Volume, req.Action == volumectl.ScrubStop)
 		}
-		if req.Action != volumectl.ScrubShow {
-			if err := p.set.Scrub(r.Context(), p.cfg.Volume, req.Action == volumectl.ScrubStop); err != nil {
-				refuse(w, err)
-				return
-			}
-		}
-		answer(w, p.status().Scrub)
+		ctlsock.Reply(w, p.status().Scrub, err)
 	})
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
-	defer context.AfterFunc(ctx, func() { srv.Close() })()
-	if err := srv.Serve(l); err != nil && ctx.Err() == nil {
+	if err := ctlsock.Serve(ctx, l, mux); err != nil {
 		p.log.Error("control socket ended", "cause", err)
 	}
-}
-
-func answer(w http.ResponseWriter, v any) {
-	w.Header().Set("Content-Type", "application/json")
-	json.NewEncoder(w).Encode(v) // the client may be gone
-}
-
-func refuse(w http.ResponseWriter, err error) {
-	kind, code := "internal", http.StatusInternalServerError
-	if k := errs.Kind(err); k != nil {
-		kind, code = k.Error(), http.StatusConflict
-	}
-	w.Header().Set("Content-Type", "application/problem+json")
-	w.WriteHeader(code)
-	json.NewEncoder(w).Encode(model.Problem{Kind: kind, Text: err.Error(), Hint: errs.Hint(err)})
 }
 
 // status is the process in the words of the control API.
@@ -88,48 +56,11 @@ func (p *proc) status() volumectl.Status {
 	}
 	v := st.Volumes[0]
 	out.Waiting = v.Waiting
-	out.Scrub = scrubStatus(v)
-	out.State = Summary(v)
+	out.Scrub = v.ScrubStatus()
+	out.State = v.Summary()
 	out.State.Writer = fmt.Sprintf("node %s, %s", p.cfg.Node.Short(), p.cfg.Purpose)
 	for _, d := range v.Disks {
 		out.Disks = append(out.Disks, volumectl.DiskStatus(d))
-	}
-	return out
-}
-
-func scrubStatus(v volume.VolumeStatus) volumectl.ScrubStatus {
-	s := v.Scrub
-	return volumectl.ScrubStatus{Running: s.Running, Runs: s.Runs, Done: s.Done, Total: s.Total, Skipped: s.Skipped,
-		Differ: s.Differ, Repaired: s.Repaired, Healing: v.Healing}
-}
-
-// Summary is a volume's status as the API shows it.
-func Summary(v volume.VolumeStatus) model.VolumeStatus {
-	out := model.VolumeStatus{Health: model.Healthy, Copies: v.CopiesInSync, Epoch: v.Epoch}
-	for _, d := range v.Disks {
-		if d.InSync {
-			continue
-		}
-		lost := v.CopiesInSync < v.Copies // else a copy is moving
-		if out.Health == model.Healthy && lost {
-			out.Health = model.Degraded
-		}
-		out.Out = append(out.Out, fmt.Sprintf("%s (%s)", d.Disk.Short(), d.Reason))
-		if d.Syncing {
-			if lost {
-				out.Health = model.Syncing
-			}
-			// Objects are extents; the last one may be shorter.
-			out.SyncDone += size.Bytes(d.SyncDone) * repl.ExtentBytes
-			out.SyncTotal += size.Bytes(d.SyncTotal) * repl.ExtentBytes
-			out.SyncLeft = max(out.SyncLeft, d.SyncLeft)
-		}
-	}
-	switch {
-	case v.CopiesInSync == 0:
-		out.Health = model.Waiting
-	case v.CopiesInSync == 1 && v.Copies > 1 && out.Health == model.Degraded:
-		out.Health = model.HealthOne
 	}
 	return out
 }

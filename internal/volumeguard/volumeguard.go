@@ -27,6 +27,7 @@ import (
 	"roseau/internal/base/paths"
 	"roseau/internal/block/volume"
 	"roseau/internal/core/repl"
+	"roseau/internal/driver/ctlsock"
 	"roseau/internal/driver/etcd"
 	"roseau/internal/driver/volumectl"
 	"roseau/internal/model"
@@ -170,7 +171,7 @@ func run(ctx context.Context, cfg *volumectl.Config, log *slog.Logger, notify *u
 		set.Close()
 		wg.Wait()
 	}()
-	control, err := listen(paths.VolumeControl(cfg.Volume))
+	control, err := ctlsock.Listen(paths.VolumeControl(cfg.Volume))
 	if err != nil {
 		return err
 	}
@@ -180,7 +181,7 @@ func run(ctx context.Context, cfg *volumectl.Config, log *slog.Logger, notify *u
 		if p.socket == "" {
 			p.socket = paths.VolumeNBD(cfg.Volume)
 		}
-		l, err := listen(p.socket)
+		l, err := ctlsock.Listen(p.socket)
 		if err != nil {
 			return err
 		}
@@ -204,21 +205,6 @@ func run(ctx context.Context, cfg *volumectl.Config, log *slog.Logger, notify *u
 		return nil
 	}
 	return p.finish(ctx, notify, err)
-}
-
-// listen makes a unix socket in the place of a stale one.
-func listen(path string) (net.Listener, error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
-		return nil, err
-	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
-	}
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		return nil, err
-	}
-	return l, os.Chmod(path, 0o600)
 }
 
 // work takes the volume and stays until ctx ends, maintenance is done, or the

@@ -21,13 +21,20 @@ type Pool interface {
 type Options struct {
 	Pool Pool // required
 
-	DeviceBytes        int64 // size of the device; required, to find the last superblock copies
-	TagCacheBytes      int   // tag tables kept in memory; default 256 MiB
-	DataCacheBytes     int   // payload of logged, unapplied blocks kept in memory; default 64 MiB
-	LogQueueDepth      int   // log writes in flight; default 2
-	BatchBytes         int   // largest log batch; default 1 MiB, at most an eighth of the ring
-	CheckpointFraction int   // a checkpoint starts when 1/n of the ring is used; default 4
-	ApplyDepth         int   // extents applied at a time; default 16
+	DeviceBytes int64 // size of the device; required, to find the last superblock copies
+	// Expect, if its Disk is not zero, is whose disk it must be (cluster and disk);
+	// another one is refused with errs.Conflict before anything is written.
+	Expect Identity
+	// SeenSession is a session that the caller has seen end or begin on this disk
+	// (Recovery.Session): an older copy of it, one that went back in time, is refused
+	// with errs.Conflict before anything is written. 0 = none.
+	SeenSession        uint64
+	TagCacheBytes      int // tag tables kept in memory; default 256 MiB
+	DataCacheBytes     int // payload of logged, unapplied blocks kept in memory; default 64 MiB
+	LogQueueDepth      int // log writes in flight; default 2
+	BatchBytes         int // largest log batch; default 1 MiB, at most an eighth of the ring
+	CheckpointFraction int // a checkpoint starts when 1/n of the ring is used; default 4
+	ApplyDepth         int // extents applied at a time; default 16
 
 	Mutations Mutations
 }
@@ -41,6 +48,8 @@ type Mutations struct {
 	ApplyBeforeDurable   bool // blocks are applied in place although their record is not durable
 	AckPromiseNotDurable bool // a promise is acknowledged before the fdatasync
 	TailIgnoresFlushMark bool // the log forgets records above the flush mark without re-appending them
+	NonceUnchecked       bool // two promises of one epoch are one
+	NoDuplicates         bool // a record sent again is refused
 	EpochUnchecked       bool // Append does not compare the writer's epoch with the promise
 }
 
@@ -180,7 +189,10 @@ type Recovery struct {
 }
 
 // LSNRange is a part of the log; an LSN is a byte position in the endless log.
-type LSNRange struct{ From, To uint64 }
+type LSNRange struct {
+	From uint64 `json:"from"`
+	To   uint64 `json:"to"`
+}
 
 // Stats are counters and gauges.
 type Stats struct {

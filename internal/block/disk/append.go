@@ -56,7 +56,7 @@ func (c *Core) Append(token uint64, in Record) {
 		e.nospc = repl.Mark{}
 	}
 	if live && !e.order.Less(r.Mark) {
-		if in.Resent {
+		if in.Resent && !c.o.Mutations.NoDuplicates {
 			c.resent(r, e)
 			return
 		}
@@ -234,7 +234,7 @@ func (c *Core) Control(token uint64, ctl Control) {
 	}
 	switch ctl.Kind {
 	case ControlPromise:
-		if s := CheckPromise(v.Promise, ctl.Promise); s != wire.OK {
+		if s := CheckPromise(v.Promise, ctl.Promise); s != wire.OK && !(s == wire.OtherNonce && c.o.Mutations.NonceUnchecked) {
 			c.complete(token, s)
 			return
 		}

@@ -317,7 +317,7 @@ func TestDeadVolumeDoesNotPinTheRing(t *testing.T) {
 func TestDumpAndForeignDisk(t *testing.T) {
 	f, _ := settled(t)
 	var out bytes.Buffer
-	if err := disk.Dump(&out, f.Disk, f.Disk.Size); err != nil || !strings.Contains(out.String(), "slot 0") {
+	if err := disk.Dump(&out, f.Disk, f.Disk.Size); err != nil || !strings.Contains(out.String(), "slot slot=0") {
 		t.Fatal(err, out.String())
 	}
 	if _, _, err := disktest.Open(disktest.New(8<<20), disk.Options{}, nil); err == nil {

@@ -1,6 +1,8 @@
 package disk
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -24,7 +26,14 @@ type Report struct {
 	LogEnd     uint64
 	TailBytes  int64 // torn tail; legal after a crash
 	Pending    int   // extents that the log changes: their data is not compared
-	Problems   []string
+	Findings   []Finding
+	Problems   []string // warnings and damage, in short
+}
+
+// FsckOptions of Check. The zero value checks the structure alone.
+type FsckOptions struct {
+	Data bool       // compare all data that the log does not change with its tags
+	Dump func(Item) // told what is on the disk, in its order; nil: nobody
 }
 
 // FsckVolume is a volume as the table (not the log) has it.
@@ -44,23 +53,31 @@ type checker struct {
 	index   map[uint32]ids.ID
 	names   map[ids.ID]*FsckVolume
 	owner   map[extKey]uint64
-	dump    io.Writer // nil: silent
+	o       FsckOptions
 }
 
-// Fsck checks the structure of a disk that no process uses, and compares all
-// data that the log does not change with its checksums. It writes nothing. The
-// error is for a disk that cannot be read at all; findings are in the report.
-func Fsck(r io.ReaderAt, deviceBytes int64) (*Report, error) { return check(r, deviceBytes, nil) }
+// Fsck is Check with the data.
+func Fsck(r io.ReaderAt, deviceBytes int64) (*Report, error) {
+	return Check(r, deviceBytes, FsckOptions{Data: true})
+}
 
 // Dump writes what is on a disk as text, one item a line: superblock, volumes,
 // log records, extents.
 func Dump(w io.Writer, r io.ReaderAt, deviceBytes int64) error {
-	_, err := check(r, deviceBytes, w)
-	return err
+	var failed error
+	_, err := Check(r, deviceBytes, FsckOptions{Dump: func(i Item) {
+		if failed == nil {
+			failed = i.WriteText(w)
+		}
+	}})
+	return errors.Join(err, failed)
 }
 
-func check(r io.ReaderAt, deviceBytes int64, dump io.Writer) (*Report, error) {
-	k := &checker{r: r, rep: &Report{}, dump: dump, touched: map[extKey]bool{}, index: map[uint32]ids.ID{},
+// Check checks the structure of a disk that no process uses. It writes nothing.
+// The error is for a disk that cannot be read at all; findings are in the
+// report.
+func Check(r io.ReaderAt, deviceBytes int64, o FsckOptions) (*Report, error) {
+	k := &checker{r: r, rep: &Report{}, o: o, touched: map[extKey]bool{}, index: map[uint32]ids.ID{},
 		names: map[ids.ID]*FsckVolume{}, owner: map[extKey]uint64{}}
 	if err := k.superblock(deviceBytes); err != nil {
 		return nil, err
@@ -70,23 +87,36 @@ func check(r io.ReaderAt, deviceBytes int64, dump io.Writer) (*Report, error) {
 			return nil, err
 		}
 	}
-	for _, v := range k.names {
+	for _, v := range k.names { // table and log together: a young volume is in the log alone
 		k.rep.Volumes = append(k.rep.Volumes, *v)
 	}
 	slices.SortFunc(k.rep.Volumes, func(a, b FsckVolume) int { return a.Volume.Compare(b.Volume) })
-	for _, v := range k.rep.Volumes { // table and log together: a young volume is in the log alone
-		k.print("found volume %+v", v)
-	}
 	return k.rep, nil
 }
 
-func (k *checker) problem(format string, args ...any) {
-	k.rep.Problems = append(k.rep.Problems, fmt.Sprintf(format, args...))
+// The remedies.
+const (
+	remedyCopies  = "fsck --repair writes the copies anew from those that agree; the next start of the storage process does it too"
+	remedyNone    = "nothing to do"
+	remedyMeta    = "nothing is lost; the next checkpoint of the extent writes both images"
+	remedyRebuild = "the copies on other nodes are good: release this disk and let it be rebuilt"
+	remedyBlock   = "a scrub, or the next read, repairs the block from another copy"
+	remedyForeign = "the device writes to wrong places: release this disk and replace it"
+	remedyDamaged = "a resync from another copy clears the mark: start the volume, or wait for its maintenance writer"
+)
+
+func (k *checker) find(sev Severity, where, remedy, format string, args ...any) {
+	f := Finding{Severity: sev, Where: where, What: fmt.Sprintf(format, args...), Remedy: remedy}
+	k.rep.Findings = append(k.rep.Findings, f)
+	if sev != Note {
+		k.rep.Problems = append(k.rep.Problems, where+": "+f.What)
+	}
+	k.item(Item{Finding: &f})
 }
 
-func (k *checker) print(format string, args ...any) {
-	if k.dump != nil {
-		fmt.Fprintf(k.dump, format+"\n", args...)
+func (k *checker) item(i Item) {
+	if k.o.Dump != nil {
+		k.o.Dump(i)
 	}
 }
 
@@ -124,9 +154,17 @@ func (k *checker) superblock(deviceBytes int64) error {
 		}
 	}
 	if valid < 4 || n < 2 {
-		k.problem("superblock: %d of 4 copies are whole, %d agree", valid, n)
+		k.find(Warning, "superblock", remedyCopies, "%d of 4 copies are whole, %d agree", valid, n)
+	} else if n < 4 {
+		k.find(Note, "superblock", remedyNone, "%d of 4 copies are the newest: its update was cut off", n)
 	}
-	k.print("superblock %+v copies %d", sb, n)
+	switch sb.State {
+	case DiskRetiring:
+		k.find(Note, "superblock", remedyNone, "the disk is being retired")
+	case DiskFailed:
+		k.find(Damage, "superblock", remedyRebuild, "the disk is marked failed: a write or an fdatasync of it failed")
+	}
+	k.item(Item{Superblock: itemSuperblock(&sb, n)})
 	return nil
 }
 
@@ -144,17 +182,18 @@ func (k *checker) table() error {
 	}
 	k.rep.TableSeq = best.Seq
 	if best.Seq < k.sb.TableSeq {
-		k.problem("volume table: image %d is lost, the newest valid one is %d", k.sb.TableSeq, best.Seq)
+		k.find(Damage, "volume table", remedyRebuild, "image %d is lost, the newest valid one is %d", k.sb.TableSeq, best.Seq)
 	}
+	k.item(Item{Table: &ItemTable{Seq: best.Seq, Entries: len(best.Entries)}})
 	for i, v := range best.Entries {
 		if v == nil {
 			continue
 		}
 		k.index[uint32(i)] = v.Volume
 		k.names[v.Volume] = &FsckVolume{Volume: v.Volume, Promise: v.Promise, Damaged: v.Damaged}
-		k.print("volume %d %+v", i, *v)
+		k.item(Item{Volume: itemVolume(uint32(i), v)})
 		if v.Damaged {
-			k.problem("volume %s is marked damaged", v.Volume)
+			k.find(Damage, "volume "+v.Volume.String(), remedyDamaged, "is marked damaged")
 		}
 	}
 	return nil
@@ -179,15 +218,17 @@ func (k *checker) log() error {
 	c.parseLog(true)
 	from := position{lsn: k.sb.CheckpointLSN, chain: k.sb.CheckpointChain, session: k.sb.CheckpointSess}
 	log, lost, tail, end := judgeLog(from, s.found, false)
-	for _, l := range lost {
-		k.problem("log: [%d, %d) was durable and is lost", l.From, l.To)
-	}
 	for i := range log {
 		b := &log[i]
-		if !b.good {
-			k.problem("log: batch %d: the payload does not match", b.h.LSN)
+		for ; len(lost) > 0 && lost[0].From <= b.h.LSN; lost = lost[1:] {
+			k.item(Item{Lost: &lost[0]})
+			k.find(Damage, "log", remedyRebuild, "[%d, %d) was durable and is lost", lost[0].From, lost[0].To)
 		}
-		k.print("batch lsn %d bytes %d session %d durable %d tail %d flags %d", b.h.LSN, b.h.Bytes, b.h.Session, b.h.DurableLSN, b.h.TailLSN, b.h.Flags)
+		k.item(Item{Batch: &ItemBatch{LSN: b.h.LSN, Bytes: b.h.Bytes, Session: b.h.Session, DurableLSN: b.h.DurableLSN,
+			TailLSN: b.h.TailLSN, Flags: b.h.Flags, Records: b.h.Records, Good: b.good}})
+		if !b.good {
+			k.find(Damage, "log", remedyBlock, "batch %d: the payload does not match", b.h.LSN)
+		}
 		for j := range b.recs {
 			k.record(&b.recs[j])
 		}
@@ -195,6 +236,10 @@ func (k *checker) log() error {
 	k.rep.Batches, k.rep.LogEnd = len(log), end.lsn
 	for i := range tail {
 		k.rep.TailBytes += int64(tail[i].h.Bytes)
+	}
+	if len(tail) > 0 {
+		k.item(Item{Tail: &ItemTail{From: end.lsn, Batches: len(tail), Bytes: k.rep.TailBytes}})
+		k.find(Note, "log", remedyNone, "%d bytes of torn tail behind %d: they were not flushed", k.rep.TailBytes, end.lsn)
 	}
 	return nil
 }
@@ -206,8 +251,7 @@ var recordNames = map[uint8]string{
 
 func (k *checker) record(d *descriptor) {
 	k.rep.Records++
-	k.print("  %s flags %d volume %d extent %d block %d count %d mark %d/%d payload %d image %d orig %d",
-		recordNames[d.Type], d.Flags, d.Index, d.Extent, d.Block, max(int(d.Count), len(d.Blocks)), d.Mark.Epoch, d.Mark.Wseq, d.Payload, d.ImageSeq, d.OrigLSN)
+	k.item(Item{Record: itemRecord(d)})
 	switch d.Type {
 	case recVolume:
 		if v, ok := decodeVolumeEntry(d.Body); ok {
@@ -220,6 +264,9 @@ func (k *checker) record(d *descriptor) {
 	case recDrop:
 		delete(k.names, k.index[d.Index])
 	case recWrite, recZero, recTombstone, recSync, recRepair:
+		if d.Flags&flagNote != 0 && d.Type != recTombstone {
+			break // it was applied before it became a note
+		}
 		k.touched[extKey{k.index[d.Index], d.Extent}] = true
 	}
 }
@@ -244,6 +291,7 @@ func (k *checker) slot(slot uint64, b []byte) error {
 	var best imageHeader
 	var img []byte
 	broken := 0
+	where := fmt.Sprintf("slot %d", slot)
 	for i := range int64(2) {
 		one := b[i*size : (i+1)*size]
 		h, blank, _, err := decodeImage(one)
@@ -252,38 +300,38 @@ func (k *checker) slot(slot uint64, b []byte) error {
 		case err != nil:
 			broken++
 		case h.Disk != k.sb.Identity.Disk || h.Slot != slot || int64(h.Seq%2) != i:
-			k.problem("slot %d: an image of slot %d of disk %s stands here", slot, h.Slot, h.Disk)
+			k.find(Damage, where, remedyForeign, "an image of slot %d of disk %s stands here", h.Slot, h.Disk)
 		case h.Seq > best.Seq:
 			best, img = h, one
 		}
 	}
 	key := extKey{best.Volume, best.Extent}
 	if broken > 0 && img != nil && !k.touched[key] {
-		k.problem("slot %d: a broken image, and the log has nothing of the extent", slot)
+		k.find(Warning, where, remedyMeta, "a broken image, and the log has nothing of the extent")
 	}
 	if broken == 2 {
-		k.problem("slot %d: both images are broken: an extent is lost", slot)
+		k.find(Damage, where, remedyRebuild, "both images are broken: an extent is lost")
 	}
 	if img == nil {
 		return nil
 	}
-	k.print("slot %d %+v", slot, best)
+	k.item(Item{Slot: itemSlot(&best, img, int(k.sb.ExtentBlocks))})
 	if best.State == imageStateFree {
 		k.rep.FreeImages++
 		return nil
 	}
 	k.rep.Extents++
 	if o, twice := k.owner[key]; twice {
-		k.problem("slot %d: extent %s/%d is in slot %d too", slot, best.Volume, best.Extent, o)
+		k.find(Damage, where, remedyRebuild, "extent %s/%d is in slot %d too", best.Volume, best.Extent, o)
 	}
 	k.owner[key] = slot
 	v := k.names[best.Volume]
 	if v == nil {
-		k.problem("slot %d: volume %s is not known", slot, best.Volume)
+		k.find(Damage, where, remedyRebuild, "volume %s is not known", best.Volume)
 	} else {
 		v.Extents++
 	}
-	if k.touched[key] {
+	if k.touched[key] || !k.o.Data {
 		return nil
 	}
 	return k.data(slot, best, img)
@@ -296,19 +344,50 @@ func (k *checker) data(slot uint64, h imageHeader, img []byte) error {
 	if err != nil {
 		return err
 	}
-	vcrc := volumeCRC(h.Volume)
+	vcrc, where := volumeCRC(h.Volume), fmt.Sprintf("slot %d", slot)
 	for i := range n {
 		t := tagAt(img, vcrc, n, h.Extent, i)
 		if t == unknownTag {
-			k.problem("slot %d: extent %s/%d block %d: its tag was lost", slot, h.Volume, h.Extent, i)
+			k.find(Damage, where, remedyBlock, "extent %s/%d block %d: its tag was lost", h.Volume, h.Extent, i)
 		}
 		if t.Stamp == 0 {
 			continue
 		}
 		k.rep.Blocks++
 		if !CheckCRC(b[i*BlockBytes:(i+1)*BlockBytes], []uint32{t.CRC}) {
-			k.problem("slot %d: extent %s/%d block %d does not match its checksum", slot, h.Volume, h.Extent, i)
+			k.find(Damage, where, remedyBlock, "extent %s/%d block %d does not match its checksum", h.Volume, h.Extent, i)
 		}
 	}
 	return nil
+}
+
+// RepairSuperblocks returns the actions, in order, that make all four copies
+// say what those in force say; nothing if they do. Only what is provably right is
+// repaired: two whole copies must agree, else errs.Corrupt.
+func RepairSuperblocks(r io.ReaderAt, deviceBytes int64) ([]IO, Superblock, error) {
+	k := &checker{r: r, rep: &Report{}}
+	if err := k.superblock(deviceBytes); err != nil {
+		return nil, Superblock{}, err
+	}
+	if k.rep.Copies == 4 {
+		return nil, k.sb, nil
+	}
+	if k.rep.Copies < 2 {
+		return nil, k.sb, errs.New(errs.Corrupt, "repair disk %s: only one superblock copy is whole, nothing proves that it is the newest", k.sb.Identity.Disk).
+			WithHint(remedyRebuild)
+	}
+	var list []IO
+	good := alignedBuf(superblockBytes)
+	k.sb.encode(good)
+	for _, off := range copyOffsets(deviceBytes) {
+		b, err := k.read(off, superblockBytes)
+		if err != nil {
+			return nil, k.sb, err
+		}
+		if !bytes.Equal(b, good) {
+			list = append(list, IO{ID: uint64(len(list) + 1), Op: OpWrite, Offset: off, Bufs: [][]byte{good}, Length: superblockBytes})
+			list = append(list, IO{ID: uint64(len(list) + 1), Op: OpSync})
+		}
+	}
+	return list, k.sb, nil
 }

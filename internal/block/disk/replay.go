@@ -58,6 +58,12 @@ func (c *Core) replay() {
 		l.session = max(l.session, s.found[i].h.Session)
 	}
 	l.session++
+	if l.session <= c.o.SeenSession {
+		c.openFailed(errs.New(errs.Conflict, "open disk %s: its newest session is %d, and session %d was seen on it: it is a clone or an older copy",
+			c.sb.Identity.Disk, l.session-1, c.o.SeenSession).
+			WithHint("connect the disk itself to this path; if it is lost, release it and let its copies be rebuilt"))
+		return
+	}
 	c.report.Session = l.session
 	for i := range tail {
 		c.report.DroppedBytes += int64(tail[i].h.Bytes)

@@ -139,7 +139,8 @@ func decodeSuperblock(b []byte) (Superblock, error) {
 	s.CheckpointLSN, s.CheckpointChain, s.CheckpointSess = d.u64(), d.u32(), d.u64()
 	s.SlotLimit, s.TableSeq, s.UnixTime = d.u64(), d.u64(), int64(d.u64())
 	if s.Version != formatVersion || s.Incompat != 0 {
-		return s, errs.New(errs.Invalid, "read superblock: format version %d with features %#x; this build reads version %d", s.Version, s.Incompat, formatVersion)
+		return s, errs.New(errs.Invalid, "read superblock: format version %d with features %#x; this build reads version %d", s.Version, s.Incompat, formatVersion).
+			WithHint("a newer version of Roseau wrote this disk: upgrade this node")
 	}
 	return s, s.check()
 }

@@ -5,11 +5,11 @@ import (
 	"encoding/json"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
+
+	"roseau/internal/block/nbd/nbdtest"
 )
 
 // serve starts a server on a unix socket and returns its path.
@@ -30,24 +30,6 @@ func serve(t *testing.T, exports ...Export) string {
 		}
 	})
 	return sock
-}
-
-// tool runs a client that nobody here wrote; the test is skipped only if it is
-// not installed.
-func tool(t *testing.T, name string, args ...string) string {
-	t.Helper()
-	if _, err := exec.LookPath(name); err != nil {
-		t.Skipf("%s is not installed", name)
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Dir = t.TempDir()
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
-	}
-	return string(out)
 }
 
 func TestNbdinfo(t *testing.T) {
@@ -75,7 +57,7 @@ func TestNbdinfo(t *testing.T) {
 		}
 	}
 	uri := "nbd+unix:///d?socket=" + sock
-	out := tool(t, "nbdinfo", "--json", uri)
+	out := nbdtest.Tool(t, "nbdinfo", "--json", uri)
 	if err := json.Unmarshal([]byte(out), &info); err != nil || len(info.Exports) != 1 {
 		t.Fatalf("%v: %s", err, out)
 	}
@@ -84,10 +66,10 @@ func TestNbdinfo(t *testing.T) {
 		!e.Trim || !e.Zero || !e.Fast || !e.DF || e.RO || len(e.Contexts) != 1 {
 		t.Errorf("nbdinfo: %s", out)
 	}
-	if out := tool(t, "nbdinfo", "--list", "nbd+unix://?socket="+sock); !strings.Contains(out, `export="d"`) {
+	if out := nbdtest.Tool(t, "nbdinfo", "--list", "nbd+unix://?socket="+sock); !strings.Contains(out, `export="d"`) {
 		t.Errorf("list: %s", out)
 	}
-	out = tool(t, "nbdinfo", "--map", uri)
+	out = nbdtest.Tool(t, "nbdinfo", "--map", uri)
 	if f := strings.Fields(out); len(f) != 12 || f[1] != "1048576" || f[5] != "4096" || f[6] != "0" {
 		t.Errorf("map: %s", out)
 	}
@@ -108,25 +90,25 @@ func TestNbdcopyAndQemuImg(t *testing.T) {
 		t.Fatal(err)
 	}
 	ua, ub := "nbd+unix:///a?socket="+sa, "nbd+unix:///b?socket="+sb
-	tool(t, "nbdcopy", "--flush", src, ua)
+	nbdtest.Tool(t, "nbdcopy", "--flush", src, ua)
 	if a.text() != string(data) || a.flushes.Load() == 0 {
 		t.Fatal("nbdcopy into the export differs, or did not flush")
 	}
-	tool(t, "nbdcopy", ua, ub)
+	nbdtest.Tool(t, "nbdcopy", ua, ub)
 	if b.text() != string(data) {
 		t.Fatal("nbdcopy between exports differs")
 	}
-	tool(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", "nbd+unix:///a?socket="+sa, src)
+	nbdtest.Tool(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", "nbd+unix:///a?socket="+sa, src)
 	out := filepath.Join(t.TempDir(), "out.qcow2")
-	tool(t, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", ua, out)
-	tool(t, "qemu-img", "convert", "-n", "-f", "qcow2", "-O", "raw", out, ub)
-	tool(t, "qemu-img", "compare", "-f", "raw", "-F", "qcow2", ub, out)
+	nbdtest.Tool(t, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", ua, out)
+	nbdtest.Tool(t, "qemu-img", "convert", "-n", "-f", "qcow2", "-O", "raw", out, ub)
+	nbdtest.Tool(t, "qemu-img", "compare", "-f", "raw", "-F", "qcow2", ub, out)
 }
 
 func TestQemuIO(t *testing.T) {
 	m := newMem(4 << 20)
 	sock := serve(t, Export{Backend: m})
-	out := tool(t, "qemu-io", "-f", "raw", "nbd+unix://?socket="+sock,
+	out := nbdtest.Tool(t, "qemu-io", "-f", "raw", "nbd+unix://?socket="+sock,
 		"-c", "write -P 0x5a 0 64k", "-c", "write -f -P 0x11 64k 4k", "-c", "read -P 0x5a 0 64k",
 		"-c", "write -z 4k 8k", "-c", "read -P 0 4k 8k", "-c", "discard 16k 16k", "-c", "read -P 0 16k 16k",
 		"-c", "write -P 7 100 512", "-c", "read -P 7 100 512", "-c", "flush", "-c", "read -P 0x11 64k 4k", "-c", "map")
@@ -136,13 +118,13 @@ func TestQemuIO(t *testing.T) {
 	r := newMem(1 << 20)
 	r.ro = true
 	ro := serve(t, Export{Backend: r})
-	tool(t, "qemu-io", "-r", "-f", "raw", "nbd+unix://?socket="+ro, "-c", "read 0 4k")
+	nbdtest.Tool(t, "qemu-io", "-r", "-f", "raw", "nbd+unix://?socket="+ro, "-c", "read 0 4k")
 }
 
 func TestFioVerify(t *testing.T) {
 	m := newMem(16 << 20)
 	sock := serve(t, Export{Backend: m})
-	tool(t, "fio", "--name=v", "--ioengine=nbd", "--uri=nbd+unix://?socket="+sock, "--rw=randwrite", "--bsrange=4k-128k",
+	nbdtest.Tool(t, "fio", "--name=v", "--ioengine=nbd", "--uri=nbd+unix://?socket="+sock, "--rw=randwrite", "--bsrange=4k-128k",
 		"--blockalign=4k", "--iodepth=16", "--size=16M", "--verify=crc32c", "--verify_fatal=1", "--verify_backlog=64", "--fsync=32", "--thread=1")
 	if m.flushes.Load() == 0 {
 		t.Error("fio flushed nothing")

@@ -128,6 +128,9 @@ func (c *Core) valid(cn *conn, id wire.Handle) (h *handle, st wire.Status, promi
 	}
 	if h.ended {
 		st, promised := h.why()
+		if st == wire.OtherNonce && c.o.Mutations.NonceUnchecked {
+			st = wire.BadHandle
+		}
 		return nil, st, promised
 	}
 	if h.slot.disk.dead {
@@ -224,7 +227,7 @@ func (c *Core) heartbeat(now clock.Instant, cn *conn, m *wire.Heartbeat) {
 		}
 		s := h.slot
 		s.stalled = m.Stalled > StalledAfter
-		if st, promised := s.renewable(now, h); st != wire.OK {
+		if st, promised := s.renewable(now, h); st != wire.OK && !(st == wire.StaleEpoch && c.o.Mutations.RenewAfterOpen) {
 			ack.Refused = append(ack.Refused, wire.HandleRefusal{Handle: h.id, Status: st, Promised: promised})
 			continue
 		}

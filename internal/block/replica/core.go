@@ -42,6 +42,10 @@ type Mutations struct {
 	OpenBeforeDurable bool // OPEN is answered before the promise is durable
 	UnknownAsLapsed   bool // grants that may have been forgotten are reported as lapsed
 	NoReservation     bool // a PREPARE stops no renewal
+	NonceUnchecked    bool // two promises of one epoch are one
+	BootAtEveryOpen   bool // every promise renews the boot identity
+	RenewAfterOpen    bool // a higher OPEN stops no renewal
+	StalledVetoes     bool // a stalled writer counts as living
 	NoLiveSet         bool // sync data wipes what live writes changed
 	AbsenceWipesLive  bool // a synced absence does
 	KeepOldHandles    bool // a new promise leaves older handles valid

@@ -33,7 +33,7 @@ func (c *Core) grant(now clock.Instant, s *slot, info *disk.VolumeInfo) (wire.Gr
 		switch {
 		case now >= until:
 			return wire.GrantLapsed, 0
-		case s.stalled:
+		case s.stalled && !c.o.Mutations.StalledVetoes:
 			return wire.GrantStalled, until // no veto for PREPARE, and yet waited for
 		}
 		return wire.GrantLive, until
@@ -81,7 +81,7 @@ func (c *Core) open(now clock.Instant, cn *conn, m *wire.Open) {
 		ack.GrantLeft = until.Sub(now)
 	}
 	c.describe(ack, s, &info, m)
-	if st := checkPromise(info.Promise, info.Released, m.Promise); st != wire.OK {
+	if st := checkPromise(info.Promise, info.Released, m.Promise); st != wire.OK && !(st == wire.OtherNonce && c.o.Mutations.NonceUnchecked) {
 		ack.Status = st
 		c.send(cn.id, ack)
 		return
@@ -124,7 +124,7 @@ func (c *Core) describe(ack *wire.OpenAck, s *slot, info *disk.VolumeInfo, m *wi
 // end now: the disk refuses what is appended under them from here on.
 func (c *Core) promise(now clock.Instant, cn *conn, s *slot, info *disk.VolumeInfo, m *wire.Open) {
 	ctl := disk.Control{Kind: disk.ControlPromise, Volume: s.volume, Promise: m.Promise}
-	if info.Promise.Epoch == 0 || info.Promise.Run != m.Promise.Run || info.Boot.IsZero() {
+	if info.Promise.Epoch == 0 || info.Promise.Run != m.Promise.Run || info.Boot.IsZero() || c.o.Mutations.BootAtEveryOpen {
 		ctl.Boot = s.disk.boot // the first promise for this run
 	}
 	if !c.o.Mutations.KeepOldHandles {

@@ -33,7 +33,7 @@ func (s *Set) readRecords(ctx context.Context) {
 		if ctx.Err() != nil {
 			return
 		}
-		if errors.Is(err, errs.NotFound) || errors.Is(err, errs.Corrupt) {
+		if errors.Is(err, errs.NotFound) || errors.Is(err, errs.Corrupt) || errors.Is(err, errs.Invalid) {
 			// Nothing is deduced from a missing key; a person must look.
 			s.call(func() { s.fail(err) })
 		}

@@ -10,6 +10,8 @@ import (
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
 	"roseau/internal/core/repl"
+
+	"roseau/internal/block/nbd/nbdtest"
 )
 
 // vmConfig is what the guard of vm on node i opens vols with.
@@ -39,7 +41,7 @@ func TestReopen(t *testing.T) {
 	cfg := w.vmConfig(0, vm, run, 1, vol)
 	cfg.Cache = filepath.Join(t.TempDir(), "records.json")
 	first := w.take(cfg)
-	tool(t, "qemu-io", "-f", "raw", w.export(first, vol), "-c", "write -P 5 0 64k")
+	nbdtest.Tool(t, "qemu-io", "-f", "raw", w.export(first, vol), "-c", "write -P 5 0 64k")
 	st := first.Status().Volumes[0]
 	first.Close() // a crash: nothing is released
 
@@ -56,7 +58,7 @@ func TestReopen(t *testing.T) {
 		v := next.Status().Volumes[0]
 		return v.Epoch == st.Epoch && v.Inc > st.Inc && v.Nonce == st.Nonce
 	})
-	if out := tool(t, "qemu-io", "-f", "raw", w.export(next, vol), "-c", "read -P 5 0 64k"); strings.Contains(out, "failed") {
+	if out := nbdtest.Tool(t, "qemu-io", "-f", "raw", w.export(next, vol), "-c", "read -P 5 0 64k"); strings.Contains(out, "failed") {
 		t.Error(out)
 	}
 }
@@ -68,7 +70,7 @@ func TestTakeoverFences(t *testing.T) {
 	fakes := w.fakes()
 	vol := w.volume(16 << 20)
 	first := w.take(w.config(0, vol))
-	tool(t, "qemu-io", "-f", "raw", w.export(first, vol), "-c", "write -P 7 0 64k")
+	nbdtest.Tool(t, "qemu-io", "-f", "raw", w.export(first, vol), "-c", "write -P 7 0 64k")
 	// Its messages stop: a node cut off for longer than its lease.
 	for _, f := range fakes {
 		f.mu.Lock()
@@ -118,7 +120,7 @@ func TestTakeoverFences(t *testing.T) {
 	if err := first.Drain(ctx); errs.Kind(err) != errs.Fenced {
 		t.Errorf("drain of a fenced writer: %v", err)
 	}
-	tool(t, "qemu-io", "-f", "raw", w.export(second, vol), "-c", "read -P 7 0 64k")
+	nbdtest.Tool(t, "qemu-io", "-f", "raw", w.export(second, vol), "-c", "read -P 7 0 64k")
 }
 
 // Live migration: one commit point, two volumes, no wait for the lease.
@@ -131,7 +133,7 @@ func TestHandOver(t *testing.T) {
 	ctx := context20(t)
 	src := w.take(w.vmConfig(0, vm, run, 1, vols...))
 	uri := w.export(src, vols[1])
-	tool(t, "qemu-io", "-f", "raw", uri, "-c", "write -P 1 0 1M")
+	nbdtest.Tool(t, "qemu-io", "-f", "raw", uri, "-c", "write -P 1 0 1M")
 	w.place(vm, repl.Placement{Node: w.nodes[0], Attempt: 1, State: "migrating", Target: w.nodes[1], Run: run})
 
 	cfg := w.vmConfig(1, vm, run, 1, vols...)
@@ -145,7 +147,7 @@ func TestHandOver(t *testing.T) {
 		t.Fatal(err)
 	}
 	done := make(chan string, 1)
-	go func() { done <- tool(t, "qemu-io", "-f", "raw", uri, "-c", "flush", "-c", "read -P 1 0 64k") }()
+	go func() { done <- nbdtest.Tool(t, "qemu-io", "-f", "raw", uri, "-c", "flush", "-c", "read -P 1 0 64k") }()
 
 	// "Never": the source goes on under its epoch and answers what waited.
 	if o, err := dst.Abort(ctx); err != nil || o != NotMade {
@@ -192,7 +194,7 @@ func TestHandOver(t *testing.T) {
 	if d := time.Since(begun); d > time.Second {
 		t.Errorf("activate after a release took %v", d)
 	}
-	tool(t, "qemu-io", "-f", "raw", w.export(dst, vols[1]), "-c", "read -P 1 0 1M")
+	nbdtest.Tool(t, "qemu-io", "-f", "raw", w.export(dst, vols[1]), "-c", "read -P 1 0 1M")
 }
 
 // The source takes its own way back when the destination is silent.
@@ -216,5 +218,5 @@ func TestReclaim(t *testing.T) {
 	if !src.Lease().Held {
 		t.Error("no lease after the reclaim")
 	}
-	tool(t, "qemu-io", "-f", "raw", w.export(src, vol), "-c", "write 0 64k")
+	nbdtest.Tool(t, "qemu-io", "-f", "raw", w.export(src, vol), "-c", "write 0 64k")
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -13,25 +12,9 @@ import (
 
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
+	"roseau/internal/block/nbd/nbdtest"
 	"roseau/internal/core/repl"
 )
-
-// tool runs an NBD client; the test is skipped only if it is not installed.
-func tool(t *testing.T, name string, args ...string) string {
-	t.Helper()
-	if _, err := exec.LookPath(name); err != nil {
-		t.Skipf("%s is not installed", name)
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Dir = t.TempDir()
-	out, err := cmd.CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
-	}
-	return string(out)
-}
 
 func (w *world) fakes() []*fakeStorage {
 	var out []*fakeStorage
@@ -46,7 +29,7 @@ func (w *world) fakes() []*fakeStorage {
 
 func fioVerify(t *testing.T, uri, size string) {
 	t.Helper()
-	tool(t, "fio", "--name=v", "--ioengine=nbd", "--uri="+uri, "--rw=randwrite", "--bsrange=4k-128k", "--blockalign=4k",
+	nbdtest.Tool(t, "fio", "--name=v", "--ioengine=nbd", "--uri="+uri, "--rw=randwrite", "--bsrange=4k-128k", "--blockalign=4k",
 		"--iodepth=16", "--size="+size, "--verify=crc32c", "--verify_fatal=1", "--verify_backlog=64", "--fsync=32", "--thread=1")
 }
 
@@ -65,7 +48,7 @@ func TestServeTakeRelease(t *testing.T) {
 	if err := os.WriteFile(src, data, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	tool(t, "nbdcopy", "--flush", src, uri)
+	nbdtest.Tool(t, "nbdcopy", "--flush", src, uri)
 	for i, f := range fakes {
 		f.mu.Lock()
 		for b := range int64(len(data) / repl.BlockBytes) {
@@ -75,7 +58,7 @@ func TestServeTakeRelease(t *testing.T) {
 		}
 		f.mu.Unlock()
 	}
-	if f := strings.Fields(tool(t, "nbdinfo", "--map", uri)); len(f) != 8 || f[1] != "8388608" || f[2] != "0" || f[6] != "3" {
+	if f := strings.Fields(nbdtest.Tool(t, "nbdinfo", "--map", uri)); len(f) != 8 || f[1] != "8388608" || f[2] != "0" || f[6] != "3" {
 		t.Errorf("map: %q", f)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
@@ -95,7 +78,7 @@ func TestServeTakeRelease(t *testing.T) {
 	if d := time.Since(begun); d > 2*time.Second {
 		t.Errorf("the next take took %v", d)
 	}
-	tool(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", src, w.export(next, vol))
+	nbdtest.Tool(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", src, w.export(next, vol))
 }
 
 // Requests that come before the take wait for it.
@@ -107,7 +90,7 @@ func TestRequestsWaitForTake(t *testing.T) {
 	uri := w.export(s, vol)
 	done := make(chan string, 1)
 	go func() {
-		done <- tool(t, "qemu-io", "-f", "raw", uri, "-c", "write -P 3 0 64k", "-c", "read -P 3 0 64k")
+		done <- nbdtest.Tool(t, "qemu-io", "-f", "raw", uri, "-c", "write -P 3 0 64k", "-c", "read -P 3 0 64k")
 	}()
 	w.eventually("a request waits", 10*time.Second, func() bool { return s.Status().Volumes[0].Waiting > 0 })
 	select {
@@ -135,9 +118,9 @@ func TestMemberDies(t *testing.T) {
 	vol := w.volume(16 << 20)
 	s := w.take(w.config(0, vol))
 	uri := w.export(s, vol)
-	tool(t, "qemu-io", "-f", "raw", uri, "-c", "write -P 1 0 1M", "-c", "flush")
+	nbdtest.Tool(t, "qemu-io", "-f", "raw", uri, "-c", "write -P 1 0 1M", "-c", "flush")
 	fakes[2].kill()
-	tool(t, "qemu-io", "-f", "raw", uri, "-c", "write -P 2 0 64k", "-c", "flush", "-c", "read -P 2 0 64k", "-c", "read -P 1 64k 64k")
+	nbdtest.Tool(t, "qemu-io", "-f", "raw", uri, "-c", "write -P 2 0 64k", "-c", "flush", "-c", "read -P 2 0 64k", "-c", "read -P 1 64k 64k")
 	w.eventually("the dead copy is out", 10*time.Second, func() bool {
 		return s.Status().Volumes[0].CopiesInSync == 2
 	})
@@ -166,7 +149,7 @@ func TestAllStorageStalls(t *testing.T) {
 	}
 	done := make(chan string, 1)
 	go func() {
-		done <- tool(t, "qemu-io", "-f", "raw", uri, "-c", "write -P 9 0 64k", "-c", "read -P 9 0 64k")
+		done <- nbdtest.Tool(t, "qemu-io", "-f", "raw", uri, "-c", "write -P 9 0 64k", "-c", "read -P 9 0 64k")
 	}()
 	w.eventually("the lease lapses", 10*time.Second, func() bool { return !s.Lease().Held })
 	for _, f := range fakes {
@@ -200,5 +183,10 @@ func TestOpenRefusals(t *testing.T) {
 	}
 	if _, err := Open(ctx, w.config(0)); errs.Kind(err) != errs.Invalid {
 		t.Errorf("no volume: %v", err)
+	}
+	future := w.volume(1 << 30)
+	w.put(repl.Key{Kind: repl.KeyCfg, ID: future}.Path(), repl.Cfg{SizeBytes: 1 << 30, Copies: 3, MinISR: 1, State: repl.VolumeLive, Incompat: 1 << 40})
+	if _, err := Open(ctx, w.config(0, future)); errs.Kind(err) != errs.Invalid || !strings.Contains(err.Error(), "0x10000000000") || errs.Hint(err) == "" {
+		t.Errorf("a volume from the future: %v, hint %q", err, errs.Hint(err))
 	}
 }

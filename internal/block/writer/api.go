@@ -62,6 +62,19 @@ type Mutations struct {
 	TrustDamaged           bool // a damaged copy stays in sync at takeover
 	ServeBeforeConfig      bool // a takeover serves before its CONFIG is durable
 	TrustEtcd              bool // replicas that know more than etcd are not listened to
+	ResyncFromOwnMark      bool // a join lists what is newer than the disk's own mark
+	BarrierBeforeCount     bool // grow's barrier comes before the disk's answers count
+	WaitForDead            bool // a takeover waits for members whose nodes are silent
+	LoneCopyVolatile       bool // a lone copy is not written through
+	NoSoleKeep             bool // the sole member that came back is not opened again
+	NoPending              bool // CONFIG does not name the disk of a grow under way
+	IgnoreSession          bool // a new storage process counts as the old one
+	LeaseFromReceipt       bool // a lease runs from the answer, not from the question
+	ReadAnyMember          bool // reads go to members that are out, too
+	QuorumAck              bool // a write is committed when most members have it
+	FlushOneMember         bool // a flush is answered when one member has done it
+	KeepCold               bool // a living writer keeps cold copies that lost acked writes
+	AdoptCold              bool // a successor adopts a guest although only cold copies answer
 	FlushWhileReconciling  bool // the flush mark moves before a takeover has rewritten every window
 	KeepSyncOnReplace      bool // a disk that is given more segments goes on joining as it was
 }

@@ -231,7 +231,7 @@ func (c *Core) moveNeeded(v *volume, sick bool) {
 func (v *volume) keepSole() {
 	for i := range v.segs {
 		s := &v.segs[i]
-		if s.rest() > 0 {
+		if s.rest() > 0 || v.c.mut.NoSoleKeep {
 			continue
 		}
 		all, cold := true, 0
@@ -272,7 +272,7 @@ func (v *volume) keepSole() {
 
 // lostBy returns a segment of m in which a cold m may lack acked writes, or -1.
 func (v *volume) lostBy(m *member) int {
-	if !v.c.cfg.GuestAlive && v.c.state < Serving {
+	if !v.c.cfg.GuestAlive && v.c.state < Serving || v.c.mut.KeepCold {
 		return -1 // no guest knows them
 	}
 	for i := range v.segs {
@@ -428,7 +428,7 @@ func (v *volume) toldNow() wire.Told {
 		}
 	}
 	slices.SortFunc(t.Out, ids.ID.Compare)
-	if v.pending != nil {
+	if v.pending != nil && !v.c.mut.NoPending {
 		t.Pending = v.pending.disk
 	}
 	return t

@@ -19,6 +19,7 @@ type fakeDisk struct {
 	node *fakeNode
 	vols map[ids.ID]*fakeVol
 	dead bool
+	full bool // refuses writes for lack of space
 }
 
 type fakeRecord struct {
@@ -291,6 +292,9 @@ func (v *fakeVol) change(id uint64, r fakeRecord, f wire.WriteFlags, p wire.Pigg
 		v.disk.node.w.fail("disk %s: wseq %v after %v in extent %d", v.disk.id.Short(), r.mark, v.exts[ext], ext)
 		return &wire.Ack{ReqID: id, Status: wire.OutOfOrder, Mark: r.mark}
 	}
+	if v.disk.full && r.kind == wire.RecordWrite {
+		return &wire.Ack{ReqID: id, Status: wire.NoSpace, Mark: r.mark}
+	}
 	if v.syncing {
 		for i := range r.count {
 			v.live[r.block+int64(i)] = true
@@ -499,6 +503,9 @@ func (n *fakeNode) serveSync(msg wire.Message) []wire.Message {
 		v := n.byHandle(m.Handle)
 		if v == nil {
 			return one(&wire.Ack{ReqID: m.ReqID, Status: wire.BadHandle})
+		}
+		if v.disk.full && !m.Tombstone {
+			return one(&wire.Ack{ReqID: m.ReqID, Status: wire.NoSpace})
 		}
 		v.syncWrite(m)
 		return one(&wire.Ack{ReqID: m.ReqID})

@@ -146,7 +146,7 @@ func (c *Core) flushAck(n *node, a *wire.FlushAck) {
 func (v *volume) endFlush() {
 	f := &v.flush
 	for _, m := range v.members {
-		if m.flushWait && v.needs(m) {
+		if m.flushWait && v.needs(m) && !(v.c.mut.FlushOneMember && v.flushedByOne()) {
 			return
 		}
 	}
@@ -161,6 +161,16 @@ func (v *volume) endFlush() {
 	f.serving = requestList{}
 	v.c.wake = true
 	v.unblock()
+}
+
+// flushedByOne is for a mutation alone.
+func (v *volume) flushedByOne() bool {
+	for _, m := range v.members {
+		if m.counted && m.flushed >= v.flush.upto {
+			return true
+		}
+	}
+	return false
 }
 
 func (v *volume) unblock() {

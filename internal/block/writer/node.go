@@ -148,7 +148,11 @@ func (c *Core) heartbeatAck(n *node, a *wire.HeartbeatAck) {
 			continue
 		}
 		if a.Grant > 0 {
-			m.lease = max(m.lease, a.SendTime.Add(a.Grant))
+			from := a.SendTime
+			if c.mut.LeaseFromReceipt {
+				from = c.now
+			}
+			m.lease = max(m.lease, from.Add(a.Grant))
 		}
 	}
 	for _, h := range a.Disks {

@@ -11,7 +11,7 @@ import (
 func (m *member) linked() {
 	m.open, m.resumed, m.retryAt = closed, false, 0
 	m.v.dirty = true
-	if m.answered && m.session != m.node.session {
+	if m.answered && m.session != m.node.session && !m.v.c.mut.IgnoreSession {
 		m.newRun = true
 	}
 	m.absent = !slices.Contains(m.node.disks, m.disk)

@@ -120,7 +120,7 @@ func (v *volume) reader(o *op) *member {
 	for i := range o.seg.members {
 		// Rotate by extent, so that a remote reader spreads its load.
 		m := o.seg.members[(i+int(o.ext))%len(o.seg.members)]
-		if !m.counted || v.isOut(m) || o.seg.lacks(m) || !m.usable() || o.rep.has(m) {
+		if (!m.counted || v.isOut(m) || o.seg.lacks(m)) && !v.c.mut.ReadAnyMember || !m.usable() || o.rep.has(m) {
 			continue
 		}
 		if m.node.id == v.c.cfg.Node {
@@ -202,7 +202,7 @@ func (c *Core) readReply(n *node, a *wire.ReadReply) {
 		v.rcUnreadable(o)
 	case o.rep != nil && o.rep.rc != nil:
 		v.rcRead(o, a)
-	case !c.leased() || !m.counted || v.isOut(m) || !o.seg.holds(m):
+	case !c.leased() || (!m.counted || v.isOut(m) || !o.seg.holds(m)) && !c.mut.ReadAnyMember:
 		// The lease is checked after the disk was read, right before the reply
 		// (C3); what was read without it proves nothing.
 		v.waitRead(o)

@@ -130,7 +130,7 @@ func (j *syncJob) opened() {
 		return
 	}
 	j.base = v.rec.Own.Out[m.disk].Base
-	if m.ack.DurableMark.Less(j.base) {
+	if m.ack.DurableMark.Less(j.base) || v.c.mut.ResyncFromOwnMark {
 		j.base = m.ack.DurableMark
 	}
 	if m.ack.Damaged {
@@ -620,6 +620,10 @@ func (j *syncJob) count() {
 		return
 	}
 	j.ready = false
+	if v.c.mut.BarrierBeforeCount {
+		j.phase, j.barrier = syncFlush, v.wseq
+		return
+	}
 	if v.c.mut.GrowWithoutCount {
 		j.phase = syncCommit
 		return

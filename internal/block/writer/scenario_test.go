@@ -262,6 +262,40 @@ func TestReclaim(t *testing.T) {
 	}
 }
 
+// A disk without space that is in sync makes writes wait and goes on when there is
+// some; one that joins is left alone meanwhile, and the guest feels nothing.
+func TestNoSpace(t *testing.T) {
+	w := quiet(t, Mutations{})
+	g := w.served(time.Second)
+	full := w.nodes[1].disks[0]
+	full.full = true
+	_, done := w.ask(g, OpWrite, 3, 7)
+	w.run(8 * time.Second)
+	if done() || len(w.own().Out) != 0 {
+		t.Fatalf("done %v, own %+v: a full disk is waited for, and not put out", done(), w.own())
+	}
+	full.full = false
+	w.run(2 * time.Second)
+	if !done() {
+		t.Fatal("the write still waits although there is space")
+	}
+	fresh := w.nodes[3].disks[0]
+	fresh.full = true
+	g.command(Command{Kind: ReplaceDisk, Replace: Replace{Old: full.id, New: fresh.id, NewNode: w.nodes[3].id, Live: true}})
+	for i := range 20 {
+		_, done := w.ask(g, OpWrite, int64(i), uint64(100+i))
+		w.run(30 * time.Millisecond)
+		if !done() {
+			t.Fatal("a guest waits for the space of a disk that only joins")
+		}
+	}
+	fresh.full = false
+	w.run(15 * time.Second)
+	if len(w.own().Out) != 0 || slices.Contains(w.etcd.recs.Volumes[0].Seg.Disks, full.id) {
+		t.Fatalf("own %+v", w.own())
+	}
+}
+
 func TestReplaceDisk(t *testing.T) {
 	w := quiet(t, Mutations{})
 	g := w.served(time.Second)

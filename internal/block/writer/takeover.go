@@ -109,7 +109,7 @@ func (v *volume) judgeSegment(s *segment) openVerdict {
 	if warm > 0 {
 		return openGo
 	}
-	if c.cfg.GuestAlive && !v.lossless(s) {
+	if c.cfg.GuestAlive && !v.lossless(s) && !c.mut.AdoptCold {
 		if maybe > 0 {
 			return openWait // a warm one may exist: without limit, while the guest lives [S6]
 		}
@@ -123,7 +123,7 @@ func (v *volume) judgeSegment(s *segment) openVerdict {
 
 // mayCome reports whether m may still answer.
 func (c *Core) mayCome(m *member) bool {
-	return m.node.up || c.isAlive(m.node.id)
+	return m.node.up || c.isAlive(m.node.id) || c.mut.WaitForDead
 }
 
 // lossless reports whether cold copies of s cannot have lost an acked write: an

@@ -38,7 +38,7 @@ func (c *Core) sendWrite(o *op, m *member, flags wire.WriteFlags) {
 		return
 	}
 	t.sent, t.nospc = true, false
-	if o.fua || o.seg.rest() <= 1 {
+	if o.fua || o.seg.rest() <= 1 && !c.mut.LoneCopyVolatile {
 		o.fua = true // a lone copy has no volatile window (C7)
 		flags |= wire.WriteFUA
 	}
@@ -106,11 +106,15 @@ func (c *Core) writeAck(n *node, a *wire.Ack) {
 
 // tryCommit commits o if every counted member has acked it.
 func (v *volume) tryCommit(o *op) {
+	missing := 0
 	for i := range o.targets {
 		t := &o.targets[i]
 		if !t.acked && v.needs(t.m) && (v.pending == t.m || !o.seg.lacks(t.m)) {
-			return
+			missing++
 		}
+	}
+	if missing > 1 || missing == 1 && !v.c.mut.QuorumAck {
+		return
 	}
 	v.commit(o)
 }
@@ -214,9 +218,18 @@ func (v *volume) release(m *member) {
 	v.c.wake = true
 }
 
+// joinWithoutSpace is the pause before a disk that was full is joined again.
+const joinWithoutSpace = 10e9
+
 // noSpace notes that m refused o. Nothing new is sent in that extent until the
 // refused writes have been taken, in their order.
 func (v *volume) noSpace(o *op, m *member, t *target, st wire.Status) {
+	if st == wire.NoSpace && m.sync != nil && v.pending != m && (!m.counted || o.seg.lacks(m)) {
+		// A target that is full is a rebuild that has to wait, not a guest.
+		m.abortSync("no space on the disk")
+		m.rejoinAt = v.c.now.Add(joinWithoutSpace)
+		return
+	}
 	e := v.extents[o.ext]
 	if st == wire.OutOfOrder && (e == nil || !e.refused) || o.state == opZombie {
 		v.c.report(ReportBug, v.id, m.disk, "write refused as out of order")

@@ -7,7 +7,10 @@
 // volume compares the revision of its own record and bumps CfgVersion.
 package repl
 
-import "roseau/internal/base/ids"
+import (
+	"roseau/internal/base/errs"
+	"roseau/internal/base/ids"
+)
 
 // Fixed sizes of the engine, in bytes.
 const (
@@ -129,6 +132,23 @@ type Cfg struct {
 	State     VolumeState `json:"state"`
 	VM        ids.ID      `json:"vm,omitzero"` // the VM that it belongs to, if any
 	Pool      ids.ID      `json:"pool"`
+	// Incompat has a bit for each feature without which the volume would be
+	// written wrongly. A writer that does not know one refuses the volume.
+	Incompat uint64 `json:"incompat,omitempty"`
+}
+
+// KnownFeatures are the bits of Cfg.Incompat that this build knows. A bit is
+// never given a second meaning; docs/formats/disk.md has the same rule for disks.
+const KnownFeatures uint64 = 0
+
+// Supported returns nil if this build knows every feature that the volume needs,
+// else errs.Invalid.
+func (r *VolumeRecord) Supported() error {
+	if unknown := r.Cfg.Incompat &^ KnownFeatures; unknown != 0 {
+		return errs.New(errs.Invalid, "open volume %s: it uses features %#x, this build knows %#x", r.ID, unknown, KnownFeatures).
+			WithHint("a newer version of Roseau made this volume: upgrade this node, or run it on one that was")
+	}
+	return nil
 }
 
 // Segments is /s/vol/<uuid>/seg: Disks indexed by Map, one row a segment.

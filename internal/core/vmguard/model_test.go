@@ -9,7 +9,7 @@ import (
 	"roseau/internal/base/explore"
 )
 
-var modelLimit = flag.Int("model.limit", 20_000, "states of a world that TestModel visits; 0 = all")
+var modelLimit = flag.Int("model.limit", 8_000, "states of a world that TestModel visits; 0 = all")
 
 // first is a guest that runs at the source under epoch 5, a destination that is
 // ready, and a migration that was just asked for.

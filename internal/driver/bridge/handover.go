@@ -20,6 +20,7 @@ type Frame []byte
 
 const (
 	vnetHeader = 10    // bytes, struct virtio_net_hdr
+	minFrame   = 60    // bytes, without a checksum
 	maxFrame   = 65600 // bytes: a segment of 64 KiB that is still to be cut, and headers
 )
 
@@ -59,7 +60,7 @@ func (t *Tap) Read() ([]Frame, error) {
 		if err != nil {
 			return list, fmt.Errorf("read tap: %w", err)
 		}
-		if n > t.header {
+		if n > t.header+14 {
 			list = append(list, append(append(Frame{}, b[:vnetHeader]...), b[t.header:n]...))
 		}
 	}
@@ -134,7 +135,7 @@ func (s *Socket) Seen() ([]Sighting, error) {
 		case err != nil:
 			return list, fmt.Errorf("watch tap: %w", err)
 		}
-		if ll, ok := from.(*unix.SockaddrLinklayer); ok && ll.Pkttype == unix.PACKET_OUTGOING && n > vnetHeader {
+		if ll, ok := from.(*unix.SockaddrLinklayer); ok && ll.Pkttype == unix.PACKET_OUTGOING && n > vnetHeader+14 {
 			list = append(list, Sighting{Frame: append(Frame{}, b[:n]...), At: stamp(oob[:on])})
 		}
 	}
@@ -166,6 +167,26 @@ func (s *Socket) Send(f Frame) error {
 	}
 	return nil
 }
+
+// Blank puts a frame of zeros at the head of the empty queues of taps that have
+// just come up. An incoming QEMU reads one frame before it has its guest's state,
+// with another header than it will have then, and so spoils it.
+func (c Config) Blank() error {
+	var all error
+	for _, q := range c.Ports {
+		s, err := OpenSocket(q.Tap, false)
+		if err == nil {
+			err = errors.Join(s.Send(make(Frame, vnetHeader+minFrame)), s.Close())
+		}
+		if err != nil {
+			all = errors.Join(all, fmt.Errorf("send a blank frame to %s: %w", q.Tap, err))
+		}
+	}
+	return all
+}
+
+// Source is the frame's sender.
+func (f Frame) Source() net.HardwareAddr { return net.HardwareAddr(f[vnetHeader+6 : vnetHeader+12]) }
 
 // WriteFrame and ReadFrame carry frames over a stream: the port's number, the
 // length in 4 bytes, the frame.

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -108,11 +109,24 @@ func probe(ctx context.Context, accel string) error {
 	if err := os.WriteFile(disk, append(bootSector(), make([]byte, 1<<20)...), 0o600); err != nil {
 		return err
 	}
+	// As the guests will run: a device that root alone can use is of no use.
+	u, err := LookupUser(accel == "kvm")
+	if err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, Program, "-nodefaults", "-no-user-config", "-display", "none", "-machine", "q35",
 		"-accel", accel, "-m", "32", "-no-reboot", "-device", "isa-debug-exit,iobase=0xf4,iosize=4",
 		"-drive", "file="+disk+",format=raw,if=ide,snapshot=on")
+	if os.Getuid() == 0 {
+		for _, p := range []string{dir, disk} {
+			if err := os.Chown(p, int(u.UID), int(u.GID)); err != nil {
+				return err
+			}
+		}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: u.UID, Gid: u.GID, Groups: u.Groups}}
+	}
 	out, err := cmd.CombinedOutput()
 	var exit *exec.ExitError
 	switch {

@@ -4,20 +4,16 @@
 package storagectl
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
-	"fmt"
-	"io"
-	"net"
 	"net/http"
 	"time"
 
-	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
 	"roseau/internal/base/size"
 	"roseau/internal/core/repl"
 	"roseau/internal/driver/blockdev"
+	"roseau/internal/driver/ctlsock"
 	"roseau/internal/model"
 )
 
@@ -150,131 +146,80 @@ type DeleteRequest struct {
 	Record json.RawMessage `json:"record"`
 }
 
-// Problem is the body of an answer that is not 200.
-type Problem struct {
-	Kind string `json:"kind"`
-	Text string `json:"error"`
-	Hint string `json:"hint,omitempty"`
-}
-
 // Client talks to the storage process of this node.
-type Client struct{ http http.Client }
+type Client struct{ sock *ctlsock.Client }
 
 // New returns a client of the socket at path.
 func New(path string) *Client {
-	return &Client{http.Client{Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", path)
-		},
-		MaxIdleConns: 2,
-	}}}
-}
-
-func (c *Client) do(ctx context.Context, method, path string, in, out any) error {
-	var body io.Reader
-	if in != nil {
-		b, err := json.Marshal(in)
-		if err != nil {
-			return err
-		}
-		body = bytes.NewReader(b)
-	}
-	req, err := http.NewRequestWithContext(ctx, method, "http://storage"+path, body)
-	if err != nil {
-		return err
-	}
-	resp, err := c.http.Do(req)
-	if err != nil {
-		return errs.New(errs.Unavailable, "ask the storage process: %w", err).
-			WithHint("is it running? `systemctl status roseau-storage`")
-	}
-	defer resp.Body.Close()
-	b, err := io.ReadAll(io.LimitReader(resp.Body, 16<<20))
-	if err != nil {
-		return errs.New(errs.Unavailable, "ask the storage process: %w", err)
-	}
-	if resp.StatusCode != http.StatusOK {
-		var p Problem
-		if json.Unmarshal(b, &p) != nil || p.Text == "" {
-			return fmt.Errorf("ask the storage process: %s", resp.Status)
-		}
-		kind := errs.ByName(p.Kind)
-		if kind == nil {
-			return fmt.Errorf("%s", p.Text)
-		}
-		return errs.New(kind, "%s", p.Text).WithHint("%s", p.Hint)
-	}
-	if out == nil {
-		return nil
-	}
-	return json.Unmarshal(b, out)
+	return &Client{ctlsock.New(ctlsock.Client{Socket: path, Who: "the storage process",
+		Hint: "is it running? `systemctl status roseau-storage`"}, true)}
 }
 
 // Devices lists every disk of the node, claimed ones included, also if missing.
 func (c *Client) Devices(ctx context.Context) ([]Device, error) {
 	var list []Device
-	return list, c.do(ctx, http.MethodGet, "/devices", nil, &list)
+	return list, c.sock.Call(ctx, http.MethodGet, "/devices", nil, &list)
 }
 
 // Claim formats a blank disk for the cluster and opens it. Conflict if it is not
 // blank; a disk that is claimed already is returned as it is.
 func (c *Client) Claim(ctx context.Context, r ClaimRequest) (Device, error) {
 	var d Device
-	return d, c.do(ctx, http.MethodPost, "/claim", r, &d)
+	return d, c.sock.Call(ctx, http.MethodPost, "/claim", r, &d)
 }
 
 // Wipe destroys what is on a disk that is neither claimed nor in use.
 func (c *Client) Wipe(ctx context.Context, path string) error {
-	return c.do(ctx, http.MethodPost, "/wipe", WipeRequest{path, path}, nil)
+	return c.sock.Call(ctx, http.MethodPost, "/wipe", WipeRequest{path, path}, nil)
 }
 
 // Release gives a claimed disk back for good: it is closed, forgotten and wiped
 // if it can be. The caller has made sure that no volume needs it.
 func (c *Client) Release(ctx context.Context, disk ids.ID) error {
-	return c.do(ctx, http.MethodPost, "/release", DiskRequest{disk}, nil)
+	return c.sock.Call(ctx, http.MethodPost, "/release", DiskRequest{disk}, nil)
 }
 
 // Retry opens a claimed disk that failed again.
 func (c *Client) Retry(ctx context.Context, disk ids.ID) error {
-	return c.do(ctx, http.MethodPost, "/retry", DiskRequest{disk}, nil)
+	return c.sock.Call(ctx, http.MethodPost, "/retry", DiskRequest{disk}, nil)
 }
 
 // Status tells how the process and its disks are.
 func (c *Client) Status(ctx context.Context) (Status, error) {
 	var s Status
-	return s, c.do(ctx, http.MethodGet, "/status", nil, &s)
+	return s, c.sock.Call(ctx, http.MethodGet, "/status", nil, &s)
 }
 
 // Care tells what is known of the blocks of the claimed disks.
 func (c *Client) Care(ctx context.Context) ([]Care, error) {
 	var list []Care
-	return list, c.do(ctx, http.MethodGet, "/care", nil, &list)
+	return list, c.sock.Call(ctx, http.MethodGet, "/care", nil, &list)
 }
 
 // Scrub starts or stops a pass over a disk; a running one takes the new duty.
 func (c *Client) Scrub(ctx context.Context, r ScrubRequest) error {
-	return c.do(ctx, http.MethodPost, "/scrub", r, nil)
+	return c.sock.Call(ctx, http.MethodPost, "/scrub", r, nil)
 }
 
 // Copies lists what the disks hold of volumes.
 func (c *Client) Copies(ctx context.Context) ([]Copy, error) {
 	var list []Copy
-	return list, c.do(ctx, http.MethodGet, "/copies", nil, &list)
+	return list, c.sock.Call(ctx, http.MethodGet, "/copies", nil, &list)
 }
 
 // DropStray frees a copy, as Copies told it, of a volume whose records do not name
 // the disk; they were read after Copies. Unavailable: it changed since.
 func (c *Client) DropStray(ctx context.Context, seen Copy) error {
-	return c.do(ctx, http.MethodPost, "/drop-stray", seen, nil)
+	return c.sock.Call(ctx, http.MethodPost, "/drop-stray", seen, nil)
 }
 
 // SetLimits says how much guests may use. Disks that are not there are passed
 // over; a storage process that has just started has no limits.
 func (c *Client) SetLimits(ctx context.Context, r LimitsRequest) error {
-	return c.do(ctx, http.MethodPost, "/limits", r, nil)
+	return c.sock.Call(ctx, http.MethodPost, "/limits", r, nil)
 }
 
 // DeleteVolume frees every extent of a volume on the given disks.
 func (c *Client) DeleteVolume(ctx context.Context, r DeleteRequest) error {
-	return c.do(ctx, http.MethodPost, "/delete-volume", r, nil)
+	return c.sock.Call(ctx, http.MethodPost, "/delete-volume", r, nil)
 }

@@ -15,8 +15,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"net/http"
 	"net/netip"
 	"os"
@@ -27,6 +25,7 @@ import (
 	"roseau/internal/base/ids"
 	"roseau/internal/base/paths"
 	"roseau/internal/core/repl"
+	"roseau/internal/driver/ctlsock"
 	"roseau/internal/model"
 )
 
@@ -221,82 +220,34 @@ func ReadConfig(vol ids.ID) (*Config, error) {
 func Remove(vol ids.ID) error { return os.RemoveAll(paths.VolumeDir(vol)) }
 
 // Client speaks to one writer over its control socket; safe for concurrent use.
-type Client struct {
-	vol  ids.ID
-	http *http.Client
-}
+type Client struct{ sock *ctlsock.Client }
 
 // Dial returns the client of the writer of vol on this node. It does no I/O.
 func Dial(vol ids.ID) *Client { return DialSocket(vol, paths.VolumeControl(vol)) }
 
 // DialSocket is Dial for a control socket elsewhere.
 func DialSocket(vol ids.ID, socket string) *Client {
-	return &Client{vol: vol, http: &http.Client{Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, "unix", socket)
-		},
-	}}}
+	return &Client{ctlsock.New(ctlsock.Client{Socket: socket, Who: "writer of volume " + vol.String(), Limit: 30 * time.Second}, false)}
 }
 
 // Status returns what the writer reports now. errs.Unavailable: it does not run.
 func (c *Client) Status(ctx context.Context) (Status, error) {
 	var s Status
-	return s, c.call(ctx, http.MethodGet, "/status", nil, &s)
+	return s, c.sock.Call(ctx, http.MethodGet, "/status", nil, &s)
 }
 
 // Release asks the writer to drain, flush, release and exit. It returns at once.
 func (c *Client) Release(ctx context.Context) error {
-	return c.call(ctx, http.MethodPost, "/release", nil, nil)
+	return c.sock.Call(ctx, http.MethodPost, "/release", nil, nil)
 }
 
 // ReplaceDisk starts a rebuild; progress is in Status.Disks.
 func (c *Client) ReplaceDisk(ctx context.Context, r Replace) error {
-	return c.call(ctx, http.MethodPost, "/replace-disk", r, nil)
+	return c.sock.Call(ctx, http.MethodPost, "/replace-disk", r, nil)
 }
 
 // Scrub starts or stops the comparison of the copies, and tells how it is.
 func (c *Client) Scrub(ctx context.Context, a ScrubAction) (ScrubStatus, error) {
 	var s ScrubStatus
-	return s, c.call(ctx, http.MethodPost, "/scrub", ScrubRequest{Action: a}, &s)
-}
-
-func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
-	if _, ok := ctx.Deadline(); !ok {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, 30*time.Second)
-		defer cancel()
-	}
-	var body io.Reader
-	if in != nil {
-		b, err := json.Marshal(in)
-		if err != nil {
-			return fmt.Errorf("%s %s: %w", method, path, err)
-		}
-		body = bytes.NewReader(b)
-	}
-	req, err := http.NewRequestWithContext(ctx, method, "http://volume"+path, body)
-	if err != nil {
-		return err
-	}
-	resp, err := c.http.Do(req)
-	if err != nil {
-		return errs.New(errs.Unavailable, "ask writer of volume %s: %w", c.vol, err)
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode >= 300 {
-		var p model.Problem
-		if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<16)).Decode(&p); err != nil || p.Text == "" {
-			return fmt.Errorf("ask writer of volume %s: answered %s", c.vol, resp.Status)
-		}
-		if kind := errs.ByName(p.Kind); kind != nil {
-			return errs.New(kind, "%s", p.Text).WithHint("%s", p.Hint)
-		}
-		return errors.New(p.Text)
-	}
-	if out == nil {
-		return nil
-	}
-	return json.NewDecoder(resp.Body).Decode(out)
+	return s, c.sock.Call(ctx, http.MethodPost, "/scrub", ScrubRequest{Action: a}, &s)
 }

@@ -19,6 +19,7 @@ import (
 	"roseau/internal/base/paths"
 	"roseau/internal/driver/blockdev/faultdisk"
 	"roseau/internal/driver/cgroup"
+	"roseau/internal/driver/ctlsock"
 	"roseau/internal/unit"
 )
 
@@ -132,12 +133,12 @@ func (n *Node) run(ctx context.Context, logs string) error {
 	if err != nil {
 		return err
 	}
-	l, err := ListenPrivate(paths.LabInitSocket)
+	l, err := ctlsock.Listen(paths.LabInitSocket)
 	if err != nil {
 		return err
 	}
 	served := make(chan error, 1)
-	go func() { served <- Serve(ctx, l, Handler(sup)) }()
+	go func() { served <- ctlsock.Serve(ctx, l, Handler(sup)) }()
 	if _, err := fmt.Println(ReadyLine); err != nil {
 		return err
 	}

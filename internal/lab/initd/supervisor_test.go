@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"roseau/internal/base/errs"
+	"roseau/internal/driver/ctlsock"
 	"roseau/internal/unit"
 )
 
@@ -70,14 +71,14 @@ func newRig(t *testing.T, units ...unit.Unit) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l, err := ListenPrivate(filepath.Join(dir, "init.sock"))
+	l, err := ctlsock.Listen(filepath.Join(dir, "init.sock"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 2)
 	go func() { done <- sup.Run(ctx) }()
-	go func() { done <- Serve(ctx, l, Handler(sup)) }()
+	go func() { done <- ctlsock.Serve(ctx, l, Handler(sup)) }()
 	r := &rig{T: t, dir: dir, sup: sup, ctl: unit.NewLabClient(l.Addr().String())}
 	t.Cleanup(func() {
 		r.ctl.Close()

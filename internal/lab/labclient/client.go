@@ -1,34 +1,26 @@
 package labclient
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
-	"fmt"
-	"io"
-	"net"
 	"net/http"
 	"path/filepath"
 	"time"
 
-	"roseau/internal/base/errs"
 	"roseau/internal/core/diskcare"
-	"roseau/internal/unit"
+	"roseau/internal/driver/ctlsock"
 )
 
 // Client talks to one lab's daemon.
 type Client struct {
 	dir  string
-	http *http.Client
+	sock *ctlsock.Client
 }
 
 // New returns a client of the lab in dir. It connects at the first call.
 func New(dir string) *Client {
-	return &Client{dir: dir, http: &http.Client{Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "unix", filepath.Join(dir, SocketFile))
-		},
-	}}}
+	name := filepath.Base(dir)
+	return &Client{dir: dir, sock: ctlsock.New(ctlsock.Client{Socket: filepath.Join(dir, SocketFile), Who: "lab " + name,
+		Hint: "start it with `roseau lab up --name " + name + "`"}, true)}
 }
 
 // Open returns a client of the lab called name.
@@ -41,7 +33,7 @@ func Open(name string) (*Client, error) {
 }
 
 // Close releases idle connections.
-func (c *Client) Close() { c.http.CloseIdleConnections() }
+func (c *Client) Close() { c.sock.Close() }
 
 // Dir returns the lab's directory.
 func (c *Client) Dir() string { return c.dir }
@@ -49,7 +41,7 @@ func (c *Client) Dir() string { return c.dir }
 // Status returns the whole lab.
 func (c *Client) Status(ctx context.Context) (Status, error) {
 	var st Status
-	err := c.do(ctx, http.MethodGet, "/status", nil, &st)
+	err := c.sock.Call(ctx, http.MethodGet, "/status", nil, &st)
 	return st, err
 }
 
@@ -162,42 +154,6 @@ func (c *Client) orderErr(ctx context.Context, verb string, req Request) error {
 
 func (c *Client) order(ctx context.Context, verb string, req Request) (Answer, error) {
 	var a Answer
-	err := c.do(ctx, http.MethodPost, "/do/"+verb, req, &a)
+	err := c.sock.Call(ctx, http.MethodPost, "/do/"+verb, req, &a)
 	return a, err
-}
-
-func (c *Client) do(ctx context.Context, method, path string, in, out any) error {
-	var body io.Reader
-	if in != nil {
-		b, err := json.Marshal(in)
-		if err != nil {
-			return err
-		}
-		body = bytes.NewReader(b)
-	}
-	req, err := http.NewRequestWithContext(ctx, method, "http://lab"+path, body)
-	if err != nil {
-		return err
-	}
-	resp, err := c.http.Do(req)
-	if err != nil {
-		return errs.New(errs.Unavailable, "reach lab %s: %w", filepath.Base(c.dir), err).
-			WithHint("start it with `roseau lab up --name %s`", filepath.Base(c.dir))
-	}
-	defer resp.Body.Close()
-	data, err := io.ReadAll(io.LimitReader(resp.Body, 16<<20))
-	if err != nil {
-		return errs.New(errs.Unavailable, "reach lab %s: %w", filepath.Base(c.dir), err)
-	}
-	if resp.StatusCode/100 != 2 {
-		var e unit.LabError
-		if json.Unmarshal(data, &e) != nil || e.Error == "" {
-			return fmt.Errorf("ask lab %s: %s", filepath.Base(c.dir), resp.Status)
-		}
-		if kind := errs.ByName(e.Kind); kind != nil {
-			return errs.New(kind, "%s", e.Error)
-		}
-		return fmt.Errorf("%s", e.Error)
-	}
-	return json.Unmarshal(data, out)
 }

@@ -138,7 +138,9 @@ func (m *Manager) queueStatuses() {
 			continue
 		}
 		st := m.status(vm, mem)
-		if same(st, vm.Status) {
+		shown := st
+		shown.Migration = st.Migration.Newer(vm.Status.Migration)
+		if same(shown, vm.Status) {
 			continue
 		}
 		m.mu.Lock()
@@ -154,7 +156,7 @@ func (m *Manager) queueStatuses() {
 // status composes what the manager and the guard know of a VM.
 func (m *Manager) status(vm *model.VM, mem core.VMMemory) model.VMStatus {
 	p := m.viewer.World.Placement(vm.ID)
-	st := model.VMStatus{State: mem.State, Reason: mem.Reason, Restarts: mem.Restarts, Migration: vm.Status.Migration}
+	st := model.VMStatus{State: mem.State, Reason: mem.Reason, Restarts: mem.Restarts}
 	if n := m.viewer.World.Nodes.Get(p.Node); n != nil {
 		st.Node = n.Name
 	}
@@ -195,7 +197,11 @@ func (m *Manager) writeStatuses(ctx context.Context) {
 		m.mu.Unlock()
 		for id, st := range todo {
 			uctx, cancel := context.WithTimeout(ctx, txnTimeout)
-			_, err := store.Update(uctx, m.env.Store, id, func(vm *model.VM) error { vm.Status = st; return nil })
+			_, err := store.Update(uctx, m.env.Store, id, func(vm *model.VM) error {
+				st.Migration = st.Migration.Newer(vm.Status.Migration)
+				vm.Status = st
+				return nil
+			})
 			cancel()
 			if err != nil && !errors.Is(err, errs.NotFound) {
 				m.env.Log.Debug("write vm status", "vm", id, "err", err)

@@ -108,6 +108,16 @@ type View struct {
 	nodes   []*model.Node
 }
 
+// Replaced reports whether another node takes the place of a node.
+func (v *View) Replaced(node ids.ID) bool {
+	for _, n := range v.nodes {
+		if n.ID == node {
+			return !n.Spec.ReplacedBy.IsZero()
+		}
+	}
+	return false
+}
+
 // Rule is how a pool places copies.
 func Rule(p *model.Pool) place.Rule {
 	return place.Rule{Pool: p.Name, Copies: p.Spec.Copies, Level: string(level(p))}

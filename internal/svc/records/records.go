@@ -141,6 +141,9 @@ func addVolumeKey(out map[ids.ID]*repl.VolumeRecord, key string, data []byte, re
 		v.CfgRev, err = rev, json.Unmarshal(data, &v.Cfg)
 	case "seg":
 		v.SegRev, err = rev, json.Unmarshal(data, &v.Seg)
+		if err == nil {
+			err = v.Seg.Check()
+		}
 	}
 	if err != nil {
 		return errs.New(errs.Corrupt, "decode record %s: %w", key, err)

@@ -354,6 +354,10 @@ func (w *worker) config(ctx context.Context, vm *model.VM, p records.Placed, inc
 		State: vm.Spec.State, Nodes: peers, Etcd: e.Endpoints()}
 	if incoming {
 		c.Intent, c.Source, c.Run = guardctl.IntentIncoming, p.Node, p.Run
+		// A running guest keeps its accelerator, whatever this node would choose.
+		if src, ok := w.r.world.Reports(vm.ID)[p.Node]; ok && src.Status.Accel != "" {
+			c.Accel = src.Status.Accel
+		}
 	}
 	for _, d := range vm.Spec.Disks {
 		c.Disks = append(c.Disks, guardctl.Disk{Volume: d.ID, Name: d.Volume, Size: d.Size})

@@ -184,6 +184,9 @@ func (p *planner) deadNow(view *pool.View, disks []*model.Disk) map[ids.ID]bool 
 	}
 	for _, d := range disks {
 		since, down := p.down[d.Spec.Node]
+		if down && view.Replaced(d.Spec.Node) && now.Sub(since) >= deadFor {
+			out[d.ID] = true
+		}
 		if wait, in := after[d.Spec.Pool]; down && in && now.Sub(since) >= wait {
 			out[d.ID] = true
 		}

@@ -97,6 +97,13 @@ func (s *Service) Routes(r *api.Router) {
 	huma.Register(r, api.Op("delete-volume", "DELETE", "/v1/volumes/{ref}", "Delete a volume"), func(ctx context.Context, in *api.Ref) (*api.AcceptTask, error) {
 		return api.Accepted(s.StartDelete(ctx, in.Ref))
 	})
+	huma.Register(r, api.Op("replace-node", "POST", "/v1/nodes/{ref}/replace", "Let a new node take the place of one that is gone for good"), func(ctx context.Context, in *struct {
+		api.Ref
+		DryRun bool `query:"dry_run" doc:"say what would be done, change nothing"`
+		Body   ReplaceNodeRequest
+	}) (*api.AcceptTask, error) {
+		return api.Accepted(s.StartReplaceNode(ctx, in.Ref.Ref, in.Body, in.DryRun))
+	})
 	s.writerRoutes(r)
 }
 
