@@ -96,7 +96,7 @@ func (g *guard) whileRunning(what string, e vmguard.Event) func(empty) error {
 // scrub starts or stops the comparison of a volume's copies, and tells how it is.
 func (g *guard) scrub(w http.ResponseWriter, r *http.Request) {
 	var req volumectl.ScrubRequest
-	if err := ctlsock.Decode(w, r, r.URL.Path, &req); err != nil {
+	if err := ctlsock.Decode(w, r, "scrub", &req); err != nil {
 		ctlsock.Refuse(w, err)
 		return
 	}
@@ -120,17 +120,11 @@ func (g *guard) scrub(w http.ResponseWriter, r *http.Request) {
 	}
 	for _, v := range h.Status().Volumes {
 		if v.Volume == req.Volume {
-			ctlsock.Reply(w, v.ScrubStatus(), nil)
+			ctlsock.Reply(w, v.ScrubSummary(), nil)
 			return
 		}
 	}
 	ctlsock.Refuse(w, errs.New(errs.NotFound, "scrub volume %s: vm %s does not have it", req.Volume, g.cfg.Name))
-}
-
-func scrubStatus(v volume.VolumeStatus) volumectl.ScrubStatus {
-	s := v.Scrub
-	return volumectl.ScrubStatus{Running: s.Running, Runs: s.Runs, Done: s.Done, Total: s.Total, Skipped: s.Skipped,
-		Differ: s.Differ, Repaired: s.Repaired, Healing: v.Healing}
 }
 
 // replaceDisk moves the copies of all volumes that lie on one disk to another.

@@ -8,12 +8,10 @@ import (
 
 	"roseau/internal/block/disk"
 	"roseau/internal/block/disk/disktest"
-	"roseau/internal/block/disk/formattest"
 )
 
 // FuzzDisk changes bytes of a frozen disk, with right checksums if it can, and
-// checks, opens and reads it: any outcome but a panic, a hang, or an open that
-// changes a disk which it then refuses.
+// checks, opens and reads it: any outcome but a panic or a hang.
 func FuzzDisk(f *testing.F) {
 	if _, err := os.Stat(frozenDir + "/v1.img.gz"); err != nil {
 		f.Fatal(err)
@@ -36,8 +34,6 @@ func FuzzDisk(f *testing.F) {
 			sealAround(d, int64(at))
 		}
 		_, _ = disk.Check(d, d.Size, disk.FsckOptions{Data: true})
-		before := content(t, d)
-		_, _ = formattest.Read(before)
 		v, _, err := disktest.Open(d, disk.Options{}, nil)
 		if err != nil {
 			return

@@ -11,7 +11,6 @@ import (
 	"roseau/internal/base/ids"
 	"roseau/internal/base/paths"
 	"roseau/internal/block/writer"
-	"roseau/internal/driver/volumectl"
 )
 
 // Scrub starts or stops the comparison of a volume's copies.
@@ -76,11 +75,4 @@ func (s *Set) keepEvidence(e writer.Evidence) {
 	}
 	s.log.Error("copies differed; the block that is overwritten is kept", "file", filepath.Join(dir, name), "vol", e.Volume, "disk", e.Disk,
 		"extent", e.Extent, "block", e.Block, "crc", e.Tag.CRC, "stamp", e.Tag.Stamp, "epoch", e.Mark.Epoch, "wseq", e.Mark.Wseq)
-}
-
-// ScrubStatus is the comparison of a volume's copies as control sockets tell it.
-func (v *VolumeStatus) ScrubStatus() volumectl.ScrubStatus {
-	s := v.Scrub
-	return volumectl.ScrubStatus{Running: s.Running, Runs: s.Runs, Done: s.Done, Total: s.Total, Skipped: s.Skipped,
-		Differ: s.Differ, Repaired: s.Repaired, Healing: v.Healing}
 }
