@@ -36,6 +36,9 @@ func newVMCmd(a *app) *cobra.Command {
 			return a.change(cmd, http.MethodPost, vmPath(args[0])+"/reset", nil, nil, nil)
 		}},
 		newVMMigrateCmd(a),
+		newVMPressCmd(a, "pause", "Stop the processors of a VM"),
+		newVMPressCmd(a, "resume", "Let a paused VM go on, also one that an I/O error paused"),
+		newVMPressCmd(a, "reboot", "Power a VM off by its button, then the plug, and on again"),
 		destroys(&cobra.Command{Use: "delete VM", Short: "Delete a stopped VM and its volumes", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
 			return a.remove(cmd, vmPath(args[0]), "vm "+args[0])
 		}}),
@@ -190,15 +193,44 @@ func newVMStopCmd(a *app) *cobra.Command {
 }
 
 func newVMMigrateCmd(a *app) *cobra.Command {
-	cmd := &cobra.Command{Use: "migrate VM [NODE]", Short: "Move a running VM, to the best node or to NODE", Args: cobra.RangeArgs(1, 2), RunE: func(cmd *cobra.Command, args []string) error {
-		var req vm.MigrateRequest
-		if len(args) == 2 {
-			req.Node = args[1]
-		}
-		return a.change(cmd, http.MethodPost, vmPath(args[0])+"/migrate", req, nil, nil)
-	}}
+	var req vm.MigrateRequest
+	var bandwidth string
+	var cancel bool
+	cmd := &cobra.Command{Use: "migrate VM [NODE]", Short: "Move a running VM, to the best node or to NODE",
+		Long: "Moves a running VM without stopping it. The task shows the chosen node and why, the network that carries the memory, what is sent\n" +
+			"and dirtied a second, and the time that is left. A guest that dirties faster than it is sent is slowed down step by step (80 % at most),\n" +
+			"its downtime limit raised to 2 s; if it still does not converge the migration ends, says why, and the VM stays. A node takes part in\n" +
+			"two migrations at a time; further ones wait.",
+		Args: cobra.RangeArgs(1, 2), RunE: func(cmd *cobra.Command, args []string) error {
+			if cancel {
+				if len(args) == 2 {
+					return errs.New(errs.Invalid, "cancel migration of vm %s: node %s is not wanted", args[0], args[1])
+				}
+				return a.change(cmd, http.MethodDelete, vmPath(args[0])+"/migrate", nil, nil, nil)
+			}
+			if len(args) == 2 {
+				req.Node = args[1]
+			}
+			if bandwidth != "" {
+				var err error
+				if req.Bandwidth, err = size.Parse(bandwidth); err != nil {
+					return err
+				}
+			}
+			return a.change(cmd, http.MethodPost, vmPath(args[0])+"/migrate", req, nil, nil)
+		}}
+	cmd.Flags().StringVar(&bandwidth, "bandwidth", "", "most that is sent a second, e.g. 100MiB (default: no bound)")
+	cmd.Flags().StringVar(&req.Network, "network", "", "network that carries the memory: storage or cluster (default: storage, cluster if that is cut)")
+	cmd.Flags().BoolVar(&cancel, "cancel", false, "call the VM's migration off: it stays where it is")
 	a.dryRunFlag(cmd)
 	return cmd
+}
+
+// newVMPressCmd is a verb without arguments or flags.
+func newVMPressCmd(a *app, verb, short string) *cobra.Command {
+	return &cobra.Command{Use: verb + " VM", Short: short, Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+		return a.change(cmd, http.MethodPost, vmPath(args[0])+"/"+verb, nil, nil, nil)
+	}}
 }
 
 func vmTable(vs []*model.VM) *table {

@@ -13,6 +13,7 @@ import (
 	"roseau/internal/base/clock"
 	"roseau/internal/base/ids"
 	"roseau/internal/base/paths"
+	"roseau/internal/base/size"
 	"roseau/internal/block/volume"
 	"roseau/internal/core/vmguard"
 	"roseau/internal/driver/bridge"
@@ -114,6 +115,7 @@ type guard struct {
 	dst      *receiver // of a migration to here
 	progress *guardctl.Progress
 	migrated clock.Instant // when the last migration was asked for
+	speed    size.Bytes    // bound of its stream, bytes a second
 	haltedAt time.Time     // of the last STOP, by QEMU's clock
 	trimmed  clock.Instant // when the console's log was looked at
 

@@ -231,7 +231,7 @@ func capabilities() map[string]any {
 func parameters(downtime time.Duration, speed size.Bytes) map[string]any {
 	return map[string]any{
 		"downtime-limit": downtime.Milliseconds(), "max-bandwidth": int64(speed),
-		"cpu-throttle-initial": 20, "cpu-throttle-increment": 10, "max-cpu-throttle": 80, "throttle-trigger-threshold": 50,
+		"cpu-throttle-initial": 20, "cpu-throttle-increment": 10, "max-cpu-throttle": maxThrottle, "throttle-trigger-threshold": 50,
 		"announce-initial": 10, "announce-step": 50, "announce-max": 550, "announce-rounds": 5,
 	}
 }
@@ -244,6 +244,7 @@ func (g *guard) migrateStart(downtime time.Duration) {
 		g.post(vmguard.StreamStatus{Status: "failed", Error: noMonitor("migrate").Error()})
 		return
 	}
+	speed := g.speed
 	fail := func(err error) {
 		g.postFor(s, vmguard.StreamStatus{Status: "failed", Error: err.Error()})
 	}
@@ -266,7 +267,7 @@ func (g *guard) migrateStart(downtime time.Duration) {
 			args    map[string]any
 		}{
 			{"migrate-set-capabilities", capabilities()},
-			{"migrate-set-parameters", parameters(downtime, migrationSpeed)},
+			{"migrate-set-parameters", parameters(downtime, speed)},
 			{"migrate", map[string]any{"uri": "unix:" + g.files.migrateOut()}},
 		} {
 			if err := runQMP(s.ctx, mon, 10*time.Second, c.command, c.args, nil); err != nil {
@@ -305,11 +306,15 @@ type streamInfo struct {
 	Error    string `json:"error-desc"`
 	Total    int64  `json:"total-time"` // milliseconds
 	Downtime int64  `json:"downtime"`   // milliseconds
+	Throttle int    `json:"cpu-throttle-percentage"`
 	RAM      struct {
-		Transferred int64 `json:"transferred"`
-		Remaining   int64 `json:"remaining"`
-		Total       int64 `json:"total"`
-		Syncs       int   `json:"dirty-sync-count"`
+		MBPS        float64 `json:"mbps"` // megabits a second
+		Dirty       int64   `json:"dirty-pages-rate"`
+		PageSize    int64   `json:"page-size"`
+		Transferred int64   `json:"transferred"`
+		Remaining   int64   `json:"remaining"`
+		Total       int64   `json:"total"`
+		Syncs       int     `json:"dirty-sync-count"`
 	} `json:"ram"`
 }
 
@@ -388,9 +393,46 @@ func (g *guard) streamProgress(s *source, in streamInfo) {
 	}
 	p := g.progress
 	p.Done, p.Total, p.Round = size.Bytes(in.RAM.Total-in.RAM.Remaining), size.Bytes(in.RAM.Total), in.RAM.Syncs
+	p.Rate, p.DirtyRate, p.Throttle = size.Bytes(in.RAM.MBPS*1e6/8), size.Bytes(in.RAM.Dirty*in.RAM.PageSize), in.Throttle
+	p.Remaining = remaining(in.RAM.Remaining, int64(p.Rate), int64(p.DirtyRate))
+	if s.link != nil {
+		p.Via = s.link.conn.RemoteAddr().String()
+	}
+	if why := hopeless(in, p.Rate, p.DirtyRate, g.clock.Now().Sub(g.migrated)); why != "" {
+		g.step(vmguard.GaveUp{Text: why})
+	}
 	if in.Downtime > 0 {
 		p.Downtime = time.Duration(in.Downtime) * time.Millisecond
 	}
+}
+
+// remaining is how long the rest takes while the guest goes on dirtying; 0: it
+// does not get less.
+func remaining(left, rate, dirtyRate int64) time.Duration {
+	if left <= 0 || rate <= dirtyRate {
+		return 0
+	}
+	return time.Duration(float64(left) / float64(rate-dirtyRate) * float64(time.Second))
+}
+
+// The end of a migration that does not converge: the guest was slowed down as far
+// as it goes (max-cpu-throttle) and the downtime limit raised to its top, for this
+// long and so many rounds, and what is left would still take longer.
+const (
+	hopelessAfter    = 3 * time.Minute
+	hopelessRounds   = 10
+	hopelessDowntime = 2 * time.Second
+	maxThrottle      = 80 // percent
+)
+
+// hopeless says why the stream will not converge, or "".
+func hopeless(in streamInfo, rate, dirtyRate size.Bytes, age time.Duration) string {
+	if in.Status != "active" || age < hopelessAfter || in.RAM.Syncs < hopelessRounds || in.Throttle < maxThrottle || rate <= 0 ||
+		float64(in.RAM.Remaining)/float64(rate) < hopelessDowntime.Seconds() {
+		return ""
+	}
+	return fmt.Sprintf("it does not converge: after %d rounds, with the guest slowed down by %d %%, %s are left, %s/s are sent and %s/s dirtied; "+
+		"give it more bandwidth, or pause the guest and move it then", in.RAM.Syncs, in.Throttle, size.Bytes(in.RAM.Remaining), rate, dirtyRate)
 }
 
 // migrate is POST /migrate, in the loop.
@@ -401,6 +443,10 @@ func (g *guard) migrate(r guardctl.MigrateRequest) error {
 	g.progress = &guardctl.Progress{Active: true, MigrationStatus: model.MigrationStatus{
 		From: g.cfg.NodeName, To: r.TargetName, Why: r.Why, Started: g.clock.Wall()}}
 	g.migrated = g.clock.Now()
+	g.speed = r.MaxBandwidth
+	if g.speed <= 0 {
+		g.speed = migrationSpeed
+	}
 	g.report("info", fmt.Sprintf("migration to %s asked for", r.TargetName))
 	g.step(vmguard.UserMigrate{DowntimeLimit: r.DowntimeLimit, Target: vmguard.Peer{Node: r.Target,
 		Name: r.TargetName, Addresses: r.Addresses, Port: r.Port}})

@@ -163,5 +163,9 @@ type Placement struct {
 	Attempt uint64 `json:"attempt"`         // +1 at every decision of the scheduler
 	State   string `json:"state"`           // starting | running | migrating | stopping | stopped
 	Target  ids.ID `json:"target,omitzero"` // destination while migrating
-	Run     ids.ID `json:"run,omitzero"`
+	// MoveRate bounds a migration's stream, bytes a second; 0: no bound. MoveNetwork
+	// is the role of the network that carries it; empty: storage, then cluster.
+	MoveRate    int64  `json:"move_rate,omitempty"`
+	MoveNetwork string `json:"move_network,omitempty"`
+	Run         ids.ID `json:"run,omitzero"`
 }

@@ -146,6 +146,10 @@ func (c *Core) sourceEvent(e Event) {
 		c.cancelEarly(e.Text)
 	case UserCancel:
 		c.userCancel()
+	case GaveUp:
+		if m.stage == Precopy {
+			c.cancelEarly(e.Text)
+		}
 	case StreamStatus:
 		c.streamStatus(e)
 	case StallDone:

@@ -274,6 +274,8 @@ func TestUserPauseMigrates(t *testing.T) {
 
 func TestUserCancels(t *testing.T) {
 	stays(t, precopy(t).step(UserCancel{}).want(MigrateStop{}, TellCancel{}))
+	stays(t, precopy(t).step(GaveUp{Text: "it does not converge"}).want(MigrateStop{}, TellCancel{}))
+	streaming(t).step(GaveUp{Text: "too late"}).wantNot(MigrateStop{}, TellCancel{})
 	r := streaming(t).step(UserCancel{}).want(TellCancel{}).runs(false)
 	stays(t, r.step(PeerNever{}))
 }

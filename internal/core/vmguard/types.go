@@ -191,6 +191,8 @@ type (
 		DowntimeLimit time.Duration
 	}
 	UserCancel struct{}
+	// GaveUp: the stream will not converge. Before pre-switchover only.
+	GaveUp struct{ Text string }
 
 	// Tick: the time that Next named has come (or any other).
 	Tick struct{}
@@ -341,6 +343,7 @@ func (UserReset) isEvent()      {}
 func (UserStop) isEvent()       {}
 func (UserMigrate) isEvent()    {}
 func (UserCancel) isEvent()     {}
+func (GaveUp) isEvent()         {}
 func (Tick) isEvent()           {}
 func (PeerAccepted) isEvent()   {}
 func (PeerRefused) isEvent()    {}

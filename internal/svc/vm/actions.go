@@ -9,6 +9,7 @@ import (
 
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
+	"roseau/internal/base/size"
 	core "roseau/internal/core/ha"
 	"roseau/internal/core/place"
 	"roseau/internal/core/repl"
@@ -307,6 +308,9 @@ type choice struct {
 	from     string
 	decision place.Decision
 	placed   records.Placed
+
+	bandwidth size.Bytes // as asked for; 0: no bound
+	network   string
 }
 
 // ChooseTarget decides where a running VM should move: to the named node or to
@@ -360,7 +364,11 @@ func (s *Service) StartMigrate(ctx context.Context, vm *model.VM, c *choice) (*m
 	return s.env.Tasks.Start(ctx, "vm migrate "+vm.Name, func(ctx context.Context, h *task.Handle) (string, error) {
 		h.Logf("%s -> %s", c.from, c.decision.Why)
 		p := c.placed.Placement
-		next := repl.Placement{Node: p.Node, Attempt: p.Attempt + 1, State: core.PlaceMigrating, Target: c.decision.Node, Run: p.Run}
+		if err := s.awaitTurn(ctx, h, p.Node, c.decision.Node); err != nil {
+			return "", fmt.Errorf("migrate vm %s: %w", vm.Name, err)
+		}
+		next := repl.Placement{Node: p.Node, Attempt: p.Attempt + 1, State: core.PlaceMigrating, Target: c.decision.Node, Run: p.Run,
+			MoveRate: int64(c.bandwidth), MoveNetwork: c.network}
 		key := records.PlacementKey(vm.ID)
 		_, err := s.env.Store.Commit(ctx, store.NewTx().If(key, c.placed.Revision).Put(key, next))
 		if err != nil {
@@ -370,15 +378,138 @@ func (s *Service) StartMigrate(ctx context.Context, vm *model.VM, c *choice) (*m
 	})
 }
 
+// movesPerNode bounds the migrations that a node takes part in: more share one
+// wire, and each dirties while the others send. Two daemons that look in the same
+// moment may exceed it by one.
+const movesPerNode = 2
+
+// awaitTurn waits until neither node has its fill of migrations.
+func (s *Service) awaitTurn(ctx context.Context, h *task.Handle, nodes ...ids.ID) error {
+	return svc.WaitFor(ctx, poll, func(context.Context) (bool, error) {
+		busy := map[ids.ID]int{}
+		for _, p := range s.world.Placements() {
+			if p.State == core.PlaceMigrating {
+				busy[p.Node]++
+				busy[p.Target]++
+			}
+		}
+		for _, n := range nodes {
+			if busy[n] >= movesPerNode {
+				h.Phase("waits: its nodes have %d migrations already", busy[n])
+				return false, nil
+			}
+		}
+		return true, nil
+	})
+}
+
+// progressText is a migration's progress in one line.
+func progressText(m model.MigrationStatus) string {
+	text := m.Phase
+	if m.Rate > 0 {
+		text += fmt.Sprintf(", %s/s", m.Rate)
+	}
+	if m.DirtyRate > 0 {
+		text += fmt.Sprintf(", the guest dirties %s/s", m.DirtyRate)
+	}
+	if m.Throttle > 0 {
+		text += fmt.Sprintf(", slowed down by %d %%", m.Throttle)
+	}
+	if m.Remaining > 0 {
+		text += fmt.Sprintf(", %s left", m.Remaining.Round(time.Second/10))
+	}
+	return text
+}
+
+// StartCancel calls a migration off. What is past the commit point is done.
+func (s *Service) StartCancel(ctx context.Context, ref string) (*model.Task, error) {
+	vm, err := store.Get[model.VM](ctx, s.env.Store, ref)
+	if err != nil {
+		return nil, err
+	}
+	rec, err := records.Placement(ctx, s.env.Store, vm.ID)
+	if err != nil {
+		return nil, err
+	}
+	if rec.Value.State != core.PlaceMigrating {
+		return nil, errs.New(errs.Conflict, "cancel migration of vm %s: it does not move", vm.Name)
+	}
+	return s.env.Tasks.Start(ctx, "vm migrate --cancel "+vm.Name, func(ctx context.Context, h *task.Handle) (string, error) {
+		if err := s.cancelMigration(ctx, vm, rec.Value); err != nil {
+			return "", err
+		}
+		h.Phase("waits for the guards")
+		text := ""
+		err := svc.WaitFor(ctx, poll, func(ctx context.Context) (bool, error) {
+			p, err := records.Placement(ctx, s.env.Store, vm.ID)
+			if err != nil {
+				return false, retriable(err)
+			}
+			if p.Value.State == core.PlaceMigrating {
+				return false, nil
+			}
+			text = fmt.Sprintf("vm %s stays where it is", vm.Name)
+			if p.Value.Node == rec.Value.Target {
+				text = fmt.Sprintf("vm %s has moved already", vm.Name)
+				return true, nil
+			}
+			r := s.world.Reports(vm.ID)[p.Value.Node]
+			return r.Status.Migration == nil || !r.Status.Migration.Active, nil
+		})
+		return text, err
+	})
+}
+
+// StartPress passes pause or resume on to the VM's guard.
+func (s *Service) StartPress(ctx context.Context, ref, verb string) (*model.Task, error) {
+	vm, err := store.Get[model.VM](ctx, s.env.Store, ref)
+	if err != nil {
+		return nil, err
+	}
+	return s.env.Tasks.Start(ctx, "vm "+verb+" "+vm.Name, func(ctx context.Context, _ *task.Handle) (string, error) {
+		return fmt.Sprintf("vm %s %sd", vm.Name, verb), s.onNode(ctx, vm, "/"+verb, nil)
+	})
+}
+
+// StartReboot powers a VM off, by its button and then the plug, and on again.
+func (s *Service) StartReboot(ctx context.Context, ref string) (*model.Task, error) {
+	vm, err := store.Get[model.VM](ctx, s.env.Store, ref)
+	if err != nil {
+		return nil, err
+	}
+	return s.env.Tasks.Start(ctx, "vm reboot "+vm.Name, func(ctx context.Context, h *task.Handle) (string, error) {
+		run := func(on bool) error {
+			var err error
+			vm, err = store.Update(ctx, s.env.Store, vm.ID, func(vm *model.VM) error { vm.Spec.Running = on; return nil })
+			return err
+		}
+		if err := run(false); err != nil {
+			return "", err
+		}
+		h.Phase("waits for the guest to power off")
+		if err := s.waitStopped(ctx, vm); err != nil {
+			return "", err
+		}
+		if err := run(true); err != nil {
+			return "", err
+		}
+		return s.waitRunning(ctx, h, vm)
+	})
+}
+
 func (s *Service) waitMoved(ctx context.Context, h *task.Handle, vm *model.VM, c *choice, want repl.Placement) (string, error) {
 	wctx, cancel := context.WithTimeout(ctx, migrateLimit)
 	defer cancel()
 	var m model.MigrationStatus
-	moved := false
+	moved, told := false, false
 	err := svc.WaitFor(wctx, poll, func(ctx context.Context) (bool, error) {
 		if r, ok := s.world.Reports(vm.ID)[want.Node]; ok && r.Status.Migration != nil && r.Status.Migration.To == c.decision.Name {
 			m = r.Status.Migration.MigrationStatus
-			h.Phase("%s", m.Phase)
+			h.Phase("%s", progressText(m))
+			if m.Via != "" && !told {
+				told = true
+				h.Logf("by way of %s", m.Via)
+			}
 			h.Progress(int64(m.Done), int64(m.Total), "bytes")
 		}
 		rec, err := records.Placement(ctx, s.env.Store, vm.ID)

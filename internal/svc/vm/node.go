@@ -5,12 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
 	"roseau/internal/base/clock"
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
+	"roseau/internal/base/size"
 	core "roseau/internal/core/ha"
 	"roseau/internal/driver/guardctl"
 	"roseau/internal/driver/volumectl"
@@ -43,6 +45,8 @@ type Control interface {
 	Status(ctx context.Context) (guardctl.Status, error)
 	Stop(ctx context.Context, r guardctl.StopRequest) error
 	Reset(ctx context.Context) error
+	Pause(ctx context.Context) error
+	Resume(ctx context.Context) error
 	Migrate(ctx context.Context, r guardctl.MigrateRequest) error
 	CancelMigration(ctx context.Context) error
 	ReplaceDisk(ctx context.Context, r guardctl.ReplaceDiskRequest) error
@@ -408,13 +412,16 @@ func (w *worker) migrate(ctx context.Context, vm *model.VM, p records.Placed, st
 	if target == nil {
 		return nil
 	}
-	addrs := target.Spec.Addresses[model.RoleStorage]
-	for _, a := range target.Spec.Addresses[model.RoleCluster] {
-		addrs = append(addrs[:len(addrs):len(addrs)], a)
+	addrs := slices.Clone(target.Spec.Addresses[model.RoleStorage])
+	switch model.NetworkRole(p.MoveNetwork) {
+	case "":
+		addrs = append(addrs, target.Spec.Addresses[model.RoleCluster]...)
+	case model.RoleCluster:
+		addrs = target.Spec.Addresses[model.RoleCluster]
 	}
 	w.migrated = p.Attempt
 	err := w.r.guards.Control(w.vm).Migrate(ctx, guardctl.MigrateRequest{Target: p.Target, TargetName: target.Name, Addresses: addrs,
-		Port: dst.Status.Incoming.Port, Why: "placed on " + target.Name})
+		Port: dst.Status.Incoming.Port, Why: "placed on " + target.Name, MaxBandwidth: size.Bytes(p.MoveRate)})
 	if err != nil {
 		w.over, w.overError = p.Attempt, err.Error()
 	}

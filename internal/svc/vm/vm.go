@@ -102,6 +102,9 @@ type StopRequest struct {
 // MigrateRequest is the body of POST /v1/vms/{ref}/migrate.
 type MigrateRequest struct {
 	Node string `json:"node,omitempty" doc:"default: the best one"`
+	// Bandwidth bounds the stream; 0: no bound.
+	Bandwidth size.Bytes `json:"bandwidth,omitempty" doc:"most bytes a second, 0 = no bound"`
+	Network   string     `json:"network,omitempty" enum:"storage,cluster" doc:"network that carries the memory; default: storage, cluster if that is cut"`
 }
 
 // Info is a VM with its disks' health.
@@ -155,6 +158,17 @@ func (s *Service) Routes(r *api.Router) {
 	}) (*api.AcceptTask, error) {
 		return s.migrateRoute(ctx, in.Ref.Ref, in.Body, in.DryRun)
 	})
+	huma.Register(r, api.Op("cancel-migration", "DELETE", "/v1/vms/{ref}/migrate", "Call off the migration of a VM, which stays where it is"), func(ctx context.Context, in *api.Ref) (*api.AcceptTask, error) {
+		return api.Accepted(s.StartCancel(ctx, in.Ref))
+	})
+	for verb, summary := range map[string]string{"pause": "Stop the processors of a VM", "resume": "Let a paused VM go on"} {
+		huma.Register(r, api.Op(verb+"-vm", "POST", "/v1/vms/{ref}/"+verb, summary), func(ctx context.Context, in *api.Ref) (*api.AcceptTask, error) {
+			return api.Accepted(s.StartPress(ctx, in.Ref, verb))
+		})
+	}
+	huma.Register(r, api.Op("reboot-vm", "POST", "/v1/vms/{ref}/reboot", "Power a VM off by its button and on again"), func(ctx context.Context, in *api.Ref) (*api.AcceptTask, error) {
+		return api.Accepted(s.StartReboot(ctx, in.Ref))
+	})
 	s.nodeRoutes(r)
 	r.Mux.Get("/v1/vms/{ref}/console", s.console(r))
 }
@@ -167,6 +181,7 @@ func (s *Service) migrateRoute(ctx context.Context, ref string, req MigrateReque
 		return nil, err
 	}
 	if !dry {
+		d.bandwidth, d.network = req.Bandwidth, req.Network
 		return api.Accepted(s.StartMigrate(ctx, vm, d))
 	}
 	t := &model.Task{Action: "vm migrate " + vm.Name, Node: s.env.NodeName,
@@ -220,6 +235,8 @@ func (s *Service) nodeRoutes(r *api.Router) {
 		}
 		return api.OK(s.guards.Control(vm).Scrub(ctx, in.Body))
 	})
+	huma.Register(r, on("pause-guest", "POST", "/pause", "Stop the processors of a VM"), do(func(ctx context.Context, c Control) error { return c.Pause(ctx) }))
+	huma.Register(r, on("resume-guest", "POST", "/resume", "Let a paused VM go on"), do(func(ctx context.Context, c Control) error { return c.Resume(ctx) }))
 	huma.Register(r, on("replace-guest-disk", "POST", "/replace-disk", "Rebuild copies of a VM's volumes onto another disk"), func(ctx context.Context, in *struct {
 		GuardRef
 		Body guardctl.ReplaceDiskRequest
