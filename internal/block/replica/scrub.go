@@ -1,6 +1,7 @@
 package replica
 
 import (
+	"cmp"
 	"slices"
 	"time"
 
@@ -134,9 +135,11 @@ func (s *scrub) list(d *diskState) {
 	}
 }
 
-// extentsOf lists the extents of a volume that hold anything.
+// extentsOf lists the extents of a volume that hold anything, each once.
 func extentsOf(d *diskState, v ids.ID) []wire.ExtEntry {
-	return slices.DeleteFunc(d.d.Objects(v, repl.Mark{}), func(e wire.ExtEntry) bool { return e.Tombstone })
+	list := slices.DeleteFunc(d.d.Objects(v, repl.Mark{}), func(e wire.ExtEntry) bool { return e.Tombstone })
+	slices.SortStableFunc(list, func(a, b wire.ExtEntry) int { return cmp.Compare(a.Extent, b.Extent) })
+	return slices.CompactFunc(list, func(a, b wire.ExtEntry) bool { return a.Extent == b.Extent })
 }
 
 func (c *Core) tickScrub(now clock.Instant, d *diskState) {
