@@ -625,10 +625,15 @@ func (w *world) whole() bool {
 	if g == nil || g.ended() || g.state.String() != "serving" || !g.leaseHeld() || w.manager.challenger != nil || len(w.guest.pending) > 0 {
 		return false
 	}
-	for s := range volumeBytes / segmentBytes {
-		if len(w.isr(s * segmentBytes / 4096)[0]) != storageNodes {
-			return false
-		}
+	return w.copies() == storageNodes
+}
+
+// copies is how many nodes are in sync for the segment that has the fewest.
+func (w *world) copies() int {
+	r := w.etcd.records(w.vm, idsOf(w.volume), w.diskIdx)
+	fewest := storageNodes
+	for s := range segmentCount {
+		fewest = min(fewest, len(w.isrNodes(&r.Volumes[0], s)))
 	}
-	return true
+	return fewest
 }

@@ -227,14 +227,7 @@ func (p *player) condition(a []string) (func() bool, error) {
 		return w.whole, nil
 	case "copies":
 		want, err := strconv.Atoi(a[1])
-		return func() bool {
-			for s := range volumeBytes / segmentBytes {
-				if len(w.isr(s * segmentBytes / repl.BlockBytes)[0]) < want {
-					return false
-				}
-			}
-			return true
-		}, err
+		return func() bool { return w.copies() >= want }, err
 	case "answered":
 		return func() bool { return len(w.guest.pending) == 0 }, nil
 	case "seen":

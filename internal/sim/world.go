@@ -50,6 +50,7 @@ const (
 	extentCount   = 3
 	segmentBytes  = 2 * repl.ExtentBytes
 	volumeBytes   = extentCount * repl.ExtentBytes
+	segmentCount  = (volumeBytes + segmentBytes - 1) / segmentBytes // the last one is not full
 	volumeBlocks  = volumeBytes / repl.BlockBytes
 	hotBlockCount = 40
 )
@@ -202,7 +203,7 @@ func (w *world) createVolume() {
 			seg.Disks = append(seg.Disks, d.id)
 		}
 	}
-	for s := range (volumeBytes + segmentBytes - 1) / segmentBytes {
+	for s := range segmentCount {
 		row := []uint16{}
 		for n := range storageNodes {
 			row = append(row, uint16(n*w.profile.disks+(s+n)%w.profile.disks))
