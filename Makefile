@@ -5,7 +5,6 @@ SEEDS ?= 500
 RUNS ?= 20
 MINUTES ?= 10
 STATES ?= 3000000
-SECONDS_EACH ?= 60
 export GOFLAGS += -buildvcs=false
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X roseau/internal/base/version.version=$(VERSION)
@@ -48,8 +47,9 @@ mutants: ## break the engine one switch at a time and show that the simulator se
 model: ## search the models of own and of the hand-over: make model STATES=3000000 (a bound for each world; minutes)
 	$(GO) test ./internal/core/repl ./internal/core/vmguard -run 'TestModel' -count=1 -timeout 60m -v -model.limit $(STATES)
 
-e2e: setup build ## the lab under go test
-	ROSEAU_E2E=1 $(GO) test -count=1 -timeout 40m -v ./test/e2e/...
+e2e: setup build ## clusters of daemons, then the lab, under go test
+	ROSEAU_E2E=1 $(GO) test -count=1 -timeout 15m -v -run 'Witness|Voter|Recover' ./internal/node
+	ROSEAU_E2E=1 $(GO) test -p 1 -count=1 -timeout 40m -v ./test/e2e/...
 
 soak: setup build ## random faults on a lab for MINUTES (restartable: goes on after the last round)
 	@scripts/soak.sh soak --minutes $(MINUTES) --database
@@ -63,6 +63,9 @@ migrations: setup build ## live migrations through every pair of nodes: make mig
 
 bench: setup build ## raw file, qemu-nbd, QEMU quorum and a Roseau volume, in one run
 	@scripts/bench.sh
+
+fuzz: ## run every fuzz test: make fuzz SECONDS=60 (each)
+	@scripts/fuzz.sh $(or $(filter-out 0,$(if $(filter command line environment override,$(origin SECONDS)),$(SECONDS))),60)
 
 vuln: ## known vulnerabilities of the dependencies (needs the vulnerability database)
 	$(GO) tool govulncheck ./...

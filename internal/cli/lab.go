@@ -177,6 +177,9 @@ func labDisks(n labclient.Node) string {
 		case f.Latency > 0:
 			parts = append(parts, fmt.Sprintf("%s slow by %v", d.Name, f.Latency))
 		}
+		if d.Lamp {
+			parts = append(parts, d.Name+" lamp on")
+		}
 	}
 	return strings.Join(parts, ", ")
 }
@@ -314,7 +317,7 @@ func (l *labApp) disk() *cobra.Command {
 	corrupt.Flags().Int64Var(&req.From, "from", 0, "first byte")
 	corrupt.Flags().Int64Var(&req.To, "to", 0, "byte behind the last (0 = end)")
 	corrupt.Flags().Uint64Var(&req.Seed, "seed", 0, "seed of the choice (0 = drawn)")
-	cmd.AddCommand(slow, corrupt,
+	cmd.AddCommand(slow, corrupt, l.diskHealth(),
 		verb("pull", "Take a disk out; what it had not flushed is torn", "is out", func(ctx context.Context, c *labclient.Client, n, d string) (labclient.Answer, error) {
 			return plain(c.DiskPull(ctx, n, d))
 		}),

@@ -24,6 +24,7 @@ func newPoolCmd(a *app) *cobra.Command {
 			return a.get(cmd, "/v1/pools/"+url.PathEscape(args[0]), &p, func() *table { return poolSheet(&p) })
 		}},
 		newPoolCreateCmd(a),
+		newPoolScrubCmd(a),
 		newPoolSetCmd(a),
 		&cobra.Command{Use: "add POOL [DISK...]", Short: "Add claimed disks to a pool (default: all that are in none); copies move onto them by themselves", Args: cobra.MinimumNArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
 			return a.change(cmd, http.MethodPost, "/v1/pools/"+url.PathEscape(args[0])+"/disks", pool.AddRequest{Disks: args[1:]}, nil, nil)
@@ -84,6 +85,9 @@ func poolSheet(p *pool.Info) *table {
 		row("raw", fmt.Sprintf("%s, %s allocated, %s kept for rebuilds", p.Raw, p.RawUsed, p.Reserve)).
 		row("size", p.Status.Size).row("used", p.Status.Used).row("full", fullText(p)).
 		row("promised", promisedText(p)).row("state", p.Copies).row("volumes", p.Volumes).row("disks", len(p.Members))
+	if s := p.Scrub; s != nil {
+		t.row("scrub", scrubLine(s))
+	}
 	for _, m := range p.Members {
 		t.row("  "+m.Name, fmt.Sprintf("%s  %s  %s of %s (%s for guests)", m.Node, m.State, m.Used, m.Data, m.Limit))
 	}

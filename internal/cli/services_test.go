@@ -44,7 +44,8 @@ func TestParseVMFlags(t *testing.T) {
 
 func TestServiceTables(t *testing.T) {
 	l := &disk.List{Disks: []disk.Info{
-		{Node: "n1", Name: "n1-d1", Pool: "p", Device: disk.Device{Path: "/dev/sdb", Size: 8 * size.GiB, State: model.DiskActive, Data: 7 * size.GiB, Used: size.GiB}},
+		{Node: "n1", Name: "n1-d1", Pool: "p", Device: disk.Device{Path: "/dev/sdb", Size: 8 * size.GiB, State: model.DiskActive, Data: 7 * size.GiB, Used: size.GiB},
+			Care: &model.DiskCare{Summary: "ok 38C", Slow: true, BadBlocks: 17, RetireProposed: true}},
 		{Node: "n2", Device: disk.Device{Path: "/dev/sdc", Size: size.GiB, State: model.DiskInUse, Content: "ext4 mounted on /srv"}},
 	}, Unreachable: []string{"n3: down"}}
 	vs := []volume.Info{{Volume: model.Volume{Meta: model.Meta{Name: "web-0"}, Spec: model.VolumeSpec{Size: size.GiB, Pool: "p", VM: "web"},
@@ -55,9 +56,9 @@ func TestServiceTables(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	want := `NODE  PATH      SIZE  MODEL  STATE   NAME   POOL  USED          CONTENT
-n1    /dev/sdb  8GiB  -      active  n1-d1  p     1GiB of 7GiB  -
-n2    /dev/sdc  1GiB  -      in-use  -      -     -             ext4 mounted on /srv
+	want := `NODE  PATH      SIZE  MODEL  STATE   HEALTH                                  NAME   POOL  USED          CONTENT
+n1    /dev/sdb  8GiB  -      active  ok 38C, slow, 17 bad blocks, retire it  n1-d1  p     1GiB of 7GiB  -
+n2    /dev/sdc  1GiB  -      in-use  -                                       -      -     -             ext4 mounted on /srv
 not asked: n3: down
 NAME   SIZE  POOL  HEALTH       COPIES  WRITER  OF   OUT
 web-0  1GiB  p     syncing 25%  2       n1, vm  web  n3-d1: rebuild

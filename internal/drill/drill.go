@@ -52,6 +52,9 @@ type Cluster interface {
 	// ReturnDisk makes a disk that was pulled and put back a member of its pool
 	// again.
 	ReturnDisk(ctx context.Context, disk model.Disk) error
+	// ReplaceNode lets a node take the place of one that is gone for good, and waits
+	// for the end: every copy is in sync elsewhere, the old node is removed.
+	ReplaceNode(ctx context.Context, old, with string) error
 }
 
 // VMDisk is a further disk of a VM.
@@ -148,7 +151,7 @@ type Test struct {
 
 // Tests returns all tests in the order in which they run.
 func Tests() []Test {
-	return []Test{liveMigration, nodeFailure, diskFailure, processKill, controlPlane, isolation, doubleFailure, migrations}
+	return []Test{liveMigration, nodeFailure, diskFailure, processKill, controlPlane, isolation, doubleFailure, nodeReplacement, migrations}
 }
 
 // essential are run when none is named: the three promises.

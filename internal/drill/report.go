@@ -18,14 +18,15 @@ import (
 // headline names the figures that stand in the table, a test's most telling
 // first; the report has all of them.
 var headline = map[string][]string{
-	"live-migration": {"pings_sent", "pings_lost", "longest_gap_ms", "blackout_ms", "guest_gap_ms", "writes_acked", "writes_lost"},
-	"migrations":     {"migrations", "without_loss", "ordered_pairs", "pings_sent", "pings_lost", "longest_gap_median_ms", "blackout_median_ms", "guest_gap_median_ms"},
-	"node-failure":   {"detected_ms", "restarted_ms", "service_back_ms", "writes_acked", "writes_lost", "vms_run_twice"},
-	"process-kill":   {"baseline_ms", "node_killed_ms", "storage_killed_ms", "guard_killed_ms", "io_errors", "writes_acked", "writes_lost"},
-	"control-plane":  {"longest_stall_ms", "io_errors", "vm_pauses", "writes_acked", "writes_lost", "vms_run_twice"},
-	"double-failure": {"restarted_ms", "in_turn_restarted_ms", "service_back_ms", "writes_acked", "writes_lost", "vms_run_twice"},
-	"isolation":      {"silent_ms", "restarted_ms", "service_back_ms", "writes_acked", "writes_lost", "vms_run_twice"},
-	"disk-failure":   {"io_errors", "longest_stall_ms", "degraded_seen", "rebuilt_bytes", "rebuild_ms", "writes_acked", "writes_lost"},
+	"live-migration":   {"pings_sent", "pings_lost", "longest_gap_ms", "blackout_ms", "guest_gap_ms", "writes_acked", "writes_lost"},
+	"migrations":       {"migrations", "without_loss", "ordered_pairs", "pings_sent", "pings_lost", "longest_gap_median_ms", "blackout_median_ms", "guest_gap_median_ms"},
+	"node-failure":     {"detected_ms", "restarted_ms", "service_back_ms", "writes_acked", "writes_lost", "vms_run_twice"},
+	"process-kill":     {"baseline_ms", "node_killed_ms", "storage_killed_ms", "guard_killed_ms", "io_errors", "writes_acked", "writes_lost"},
+	"control-plane":    {"longest_stall_ms", "io_errors", "vm_pauses", "writes_acked", "writes_lost", "vms_run_twice"},
+	"node-replacement": {"restarted_ms", "service_back_ms", "replaced_ms", "copies", "writes_acked", "writes_lost", "vms_run_twice"},
+	"double-failure":   {"restarted_ms", "in_turn_restarted_ms", "service_back_ms", "writes_acked", "writes_lost", "vms_run_twice"},
+	"isolation":        {"silent_ms", "restarted_ms", "service_back_ms", "writes_acked", "writes_lost", "vms_run_twice"},
+	"disk-failure":     {"io_errors", "longest_stall_ms", "degraded_seen", "rebuilt_bytes", "rebuild_ms", "writes_acked", "writes_lost"},
 }
 
 func (t *TestReport) headlines() string {

@@ -14,6 +14,7 @@ import (
 	"roseau/internal/core/vmguard"
 	"roseau/internal/driver/ctlsock"
 	"roseau/internal/driver/guardctl"
+	"roseau/internal/driver/volumectl"
 )
 
 // waitLimit is how long GET /status?after= waits for a change.
@@ -46,6 +47,7 @@ func (g *guard) serveControl(ctx context.Context) error {
 	handle(mux, g, "POST /pause", g.whileRunning("pause", vmguard.UserPause{}))
 	handle(mux, g, "POST /resume", g.whileRunning("resume", vmguard.UserResume{}))
 	mux.HandleFunc("POST /replace-disk", g.replaceDisk)
+	mux.HandleFunc("POST /scrub", g.scrub)
 	g.async(func() {
 		defer context.AfterFunc(ctx, con.close)()
 		if err := ctlsock.Serve(ctx, l, mux); err != nil {
@@ -89,6 +91,40 @@ func (g *guard) whileRunning(what string, e vmguard.Event) func(empty) error {
 		g.step(e)
 		return nil
 	}
+}
+
+// scrub starts or stops the comparison of a volume's copies, and tells how it is.
+func (g *guard) scrub(w http.ResponseWriter, r *http.Request) {
+	var req volumectl.ScrubRequest
+	if err := ctlsock.Decode(w, r, "scrub", &req); err != nil {
+		ctlsock.Refuse(w, err)
+		return
+	}
+	ch := make(chan volume.Handle, 1)
+	g.inLoop(func() { ch <- g.vols })
+	var h volume.Handle
+	select {
+	case h = <-ch:
+	case <-r.Context().Done():
+		return
+	}
+	if h == nil {
+		ctlsock.Refuse(w, conflict("scrub volume %s: vm %s does not hold its volumes", req.Volume, g.cfg.Name))
+		return
+	}
+	if req.Action != volumectl.ScrubShow {
+		if err := h.Scrub(r.Context(), req.Volume, req.Action == volumectl.ScrubStop); err != nil {
+			ctlsock.Refuse(w, err)
+			return
+		}
+	}
+	for _, v := range h.Status().Volumes {
+		if v.Volume == req.Volume {
+			ctlsock.Reply(w, v.ScrubSummary(), nil)
+			return
+		}
+	}
+	ctlsock.Refuse(w, errs.New(errs.NotFound, "scrub volume %s: vm %s does not have it", req.Volume, g.cfg.Name))
 }
 
 // replaceDisk moves the copies of all volumes that lie on one disk to another.

@@ -191,7 +191,7 @@ func (g *guard) volumeEvent(ctx context.Context, e volume.Event) {
 		return
 	case volume.EventStalled, volume.EventWaiting:
 		level = "warn"
-	case volume.EventForgotten, volume.EventDamaged, volume.EventBug:
+	case volume.EventForgotten, volume.EventDamaged, volume.EventBug, volume.EventDiffer:
 		level = "error"
 	}
 	if e.Text != "" {

@@ -21,6 +21,7 @@ import (
 	"roseau/internal/base/errs"
 	"roseau/internal/base/paths"
 	"roseau/internal/driver/blockdev/faultdisk"
+	"roseau/internal/driver/locate"
 	"roseau/internal/lab/cable"
 	"roseau/internal/lab/initd"
 	"roseau/internal/lab/labclient"
@@ -372,6 +373,8 @@ func (n *node) status(ctx context.Context) labclient.Node {
 		} else if s.pulled || s.hang || s.latency > 0 {
 			d.Fault = &faultdisk.State{Pulled: s.pulled, Hang: s.hang, Latency: s.latency}
 		}
+		_, err := os.Stat(locate.LabFile(filepath.Join(n.stateDir(), labHealthDir), s.name))
+		d.Lamp = err == nil
 		st.Disks = append(st.Disks, d)
 	}
 	if n.life != nil {

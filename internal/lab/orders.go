@@ -41,6 +41,7 @@ func (l *Lab) handler() http.Handler {
 		"disk-slow":     l.diskSlow,
 		"disk-hang":     l.diskDo(func(s *diskState) { s.hang = true }),
 		"disk-corrupt":  l.diskCorrupt,
+		"disk-health":   l.diskHealth,
 		"power-cut":     l.powerCut,
 		"power-restore": l.powerRestore,
 		"service-stop":  l.service("stop"),

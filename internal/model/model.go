@@ -122,7 +122,7 @@ const (
 	DiskActive  DiskState = "active"  // claimed and serving
 	DiskFailed  DiskState = "failed"  // claimed; I/O or checksum errors ended it
 	DiskMissing DiskState = "missing" // claimed; not found at its node
-	DiskRetired DiskState = "retired"
+	DiskRetired DiskState = "retired" // serving, but being emptied, or empty: see Reason
 )
 
 // Disk is a claimed disk. Disks not claimed are not objects: `disk list` asks
@@ -139,6 +139,10 @@ type DiskSpec struct {
 	Pool ids.ID     `json:"pool,omitzero"` // zero: not in a pool yet
 	Path string     `json:"path"`          // by-id path or file
 	Size size.Bytes `json:"size"`
+	// Retire: nothing new is put on it, and what it holds moves to other disks.
+	Retire bool `json:"retire,omitempty"`
+	// ReplacedBy is the disk that takes its place; zero: whichever has room.
+	ReplacedBy ids.ID `json:"replaced_by,omitzero"`
 }
 
 // DiskStatus is reported by the storage process of the disk's node.
@@ -151,7 +155,43 @@ type DiskStatus struct {
 	Used    size.Bytes `json:"used"`
 	Errors  int64      `json:"errors"`
 	Reason  string     `json:"reason,omitempty"`
+	Care    *DiskCare  `json:"care,omitempty"` // nil: not known yet
 }
+
+// DiskCare is what stands for and against a disk. It is written when something
+// changed that a person would look at.
+type DiskCare struct {
+	BadBlocks      int    `json:"bad_blocks"`                // distinct ones in the last 24 h
+	Damaged        int    `json:"damaged,omitempty"`         // of these and earlier ones, not repaired yet
+	Repaired       uint64 `json:"repaired"`                  // blocks rewritten from other copies, ever
+	Metadata       uint64 `json:"metadata,omitempty"`        // bad metadata written again, ever
+	RetireProposed bool   `json:"retire_proposed,omitempty"` // too many bad blocks
+
+	Slow        bool          `json:"slow,omitempty"` // against the disks of its class
+	SlowScore   float64       `json:"slow_score,omitempty"`
+	WriteMedian time.Duration `json:"write_median_ns,omitempty"` // while it is slow
+	Cohort      time.Duration `json:"cohort_median_ns,omitempty"`
+
+	Health       string   `json:"health,omitempty"`  // unknown, ok, warning, critical
+	Summary      string   `json:"summary,omitempty"` // one line: "ok 38C wear 3%"
+	Alarms       []string `json:"alarms,omitempty"`  // the worst first
+	Unknown      string   `json:"unknown,omitempty"` // why nothing is known of its health
+	TemperatureC *int     `json:"temperature_c,omitempty"`
+	WearPercent  *int     `json:"wear_percent,omitempty"`
+	SparePercent *int     `json:"spare_percent,omitempty"`
+	MediaErrors  *uint64  `json:"media_errors,omitempty"`
+
+	Scrubbing    bool      `json:"scrubbing,omitempty"`
+	ScrubDone    int       `json:"scrub_done,omitempty"` // extents
+	ScrubTotal   int       `json:"scrub_total,omitempty"`
+	ScrubEnded   time.Time `json:"scrub_ended,omitzero"` // of the last whole pass
+	ScrubFound   int       `json:"scrub_found"`          // bad blocks of the pass that runs, or of the last one
+	ScrubBadMeta int       `json:"scrub_bad_metadata,omitempty"`
+}
+
+// Serving reports whether a disk in this state answers: a retired one does until
+// it is taken away.
+func (s DiskState) Serving() bool { return s == DiskActive || s == DiskRetired }
 
 // Pool is a set of disks that holds volumes.
 type Pool struct {

@@ -48,6 +48,14 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// needsTime skips what takes a minute of real clusters, unless asked for.
+func needsTime(t *testing.T) {
+	t.Helper()
+	if os.Getenv("ROSEAU_E2E") == "" {
+		t.Skip("set ROSEAU_E2E=1: clusters of processes, a minute each")
+	}
+}
+
 // machine is one `roseau node` process with a root directory and a loopback
 // address of its own.
 type machine struct {

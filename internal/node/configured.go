@@ -46,7 +46,7 @@ const (
 // life is the daemon while it is a node of a cluster.
 type life struct {
 	d       *daemon
-	mu      sync.Mutex // protects conf
+	mu      sync.Mutex // protects the fields of conf that update changes; who the node is stays
 	conf    *nodeconf.Config
 	deps    Deps
 	seat    *seat.Seat
@@ -150,7 +150,7 @@ func (n *life) run(ctx context.Context, ready chan<- error) error {
 	g.Go(func() error { return n.watchRemoval(ctx) })
 	g.Go(func() error { return n.watchGeneration(ctx) })
 	g.Go(func() error { return n.awaitAnew(ctx) })
-	if n.conf.Recovering != 0 {
+	if n.config().Recovering != 0 {
 		g.Go(func() error { return n.finishRecovery(ctx) })
 	}
 	for _, a := range n.conf.ClusterAddresses() {
@@ -200,9 +200,9 @@ func (n *life) run(ctx context.Context, ready chan<- error) error {
 // node is ready. A node that was settled before is ready at once: it must adopt
 // what runs on it even while there is no quorum.
 func (n *life) settle(ctx context.Context, ready chan<- error) error {
-	joining := n.conf.Settling != nil
-	for n.conf.Settling != nil {
-		err := n.member.Settle(ctx, *n.conf.Settling)
+	joining := n.config().Settling != nil
+	for todo := n.config().Settling; todo != nil; todo = n.config().Settling {
+		err := n.member.Settle(ctx, *todo)
 		if err == nil {
 			if err = n.update(func(c *nodeconf.Config) { c.Settling = nil }); err == nil {
 				break
@@ -255,7 +255,15 @@ func (n *life) awaitSeat(ctx context.Context) {
 	}
 }
 
-// update changes this node's file.
+// config returns this node's file as it is now.
+func (n *life) config() nodeconf.Config {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return *n.conf
+}
+
+// update changes this node's file: its seat, endpoints, generation, recovery and
+// settling.
 func (n *life) update(change func(*nodeconf.Config)) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -264,7 +272,8 @@ func (n *life) update(change func(*nodeconf.Config)) error {
 	if err := c.Save(paths.NodeConfig); err != nil {
 		return err
 	}
-	*n.conf = c
+	n.conf.Seat, n.conf.Endpoints, n.conf.Settling = c.Seat, c.Endpoints, c.Settling
+	n.conf.Generation, n.conf.Recovering = c.Generation, c.Recovering
 	return nil
 }
 

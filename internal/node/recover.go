@@ -85,7 +85,7 @@ func (n *life) beginRecovery(ctx context.Context, req RecoverRequest) (*RecoverA
 	if err != nil {
 		n.deps.Log.Warn("look before the recovery", "err", err)
 	}
-	generation := max(n.conf.Generation, 1)
+	generation := max(n.config().Generation, 1)
 	ans := &RecoverAnswer{GivenUp: quorum.GivenUp(v, n.conf.Node, generation), Generation: generation + 1}
 	if req.DryRun {
 		return ans, nil
@@ -126,8 +126,8 @@ func (n *life) finishRecovery(ctx context.Context) error {
 	for {
 		err := n.recoverOnce(ctx)
 		if err == nil {
-			n.deps.Log.Warn("the cluster was recovered from this node", "generation", n.conf.Generation)
-			n.deps.Events.Emit(event.Warn, "cluster "+n.conf.ClusterName, fmt.Sprintf("recovered from node %s alone: generation %d", n.conf.Name, n.conf.Generation))
+			n.deps.Log.Warn("the cluster was recovered from this node", "generation", n.config().Generation)
+			n.deps.Events.Emit(event.Warn, "cluster "+n.conf.ClusterName, fmt.Sprintf("recovered from node %s alone: generation %d", n.conf.Name, n.config().Generation))
 			return nil
 		}
 		n.deps.Log.Info("recover", "err", err)
@@ -140,13 +140,14 @@ func (n *life) finishRecovery(ctx context.Context) error {
 }
 
 func (n *life) recoverOnce(ctx context.Context) error {
-	if err := n.member.RaiseGeneration(ctx, n.conf.Recovering); err != nil {
+	if err := n.member.RaiseGeneration(ctx, n.config().Recovering); err != nil {
 		return err
 	}
 	if err := n.update(func(c *nodeconf.Config) { c.Generation = c.Recovering }); err != nil {
 		return err
 	}
-	if err := followGeneration(ctx, n.conf); err != nil {
+	conf := n.config()
+	if err := followGeneration(ctx, &conf); err != nil {
 		return err
 	}
 	return n.update(func(c *nodeconf.Config) { c.Recovering = 0 })
@@ -196,7 +197,8 @@ func (n *life) watchGeneration(ctx context.Context) error {
 		rctx, cancel := context.WithTimeout(ctx, quorumTry)
 		c, err := member.ReadCluster(rctx, n.deps.Store)
 		cancel()
-		if err == nil && n.conf.Recovering == 0 && n.conf.Settling == nil && c.Generation != max(n.conf.Generation, 1) {
+		conf := n.config()
+		if err == nil && conf.Recovering == 0 && conf.Settling == nil && c.Generation != max(conf.Generation, 1) {
 			n.d.foreign = c.Generation
 			return errGeneration
 		}

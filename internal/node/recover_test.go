@@ -14,9 +14,7 @@ import (
 // TestRecover: two of three nodes are lost for good; the third goes on alone in a
 // new generation. A lost one that returns is kept out until it is imported.
 func TestRecover(t *testing.T) {
-	if testing.Short() {
-		t.Skip("starts processes")
-	}
+	needsTime(t)
 	ms := newMachines(t, 3)
 	n1, n2, n3 := ms[0], ms[1], ms[2]
 	cluster(t, ms)

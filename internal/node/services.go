@@ -8,8 +8,11 @@ import (
 
 	"roseau/internal/api"
 	"roseau/internal/base/paths"
+	"roseau/internal/driver/locate"
 	"roseau/internal/driver/storagectl"
+	"roseau/internal/storage"
 	"roseau/internal/svc"
+	"roseau/internal/svc/care"
 	"roseau/internal/svc/disk"
 	"roseau/internal/svc/ha"
 	"roseau/internal/svc/image"
@@ -37,9 +40,14 @@ func services(ctx context.Context, d Deps) ([]Service, error) {
 	viewer := &ha.Viewer{Self: d.Node, World: world, Sessions: d.Sessions, Beats: d.Beats, Listening: d.Clock.Now()}
 	guards := vm.NewGuards(units)
 
-	disks := disk.New(env, disk.NewStorage(control))
+	labHealth := ""
+	if storage.LabNode() {
+		labHealth = paths.LabHealth
+	}
+	disks := disk.New(env, disk.NewStorage(control), locate.Light{Lab: labHealth})
 	pools := pool.New(env)
 	volumes := volume.New(env, volume.NewWriters(units), disk.NewFreer(control))
+	disksCare := care.New(env, control, volumes, labHealth)
 	images := image.New(env, volumes, paths.Uploads)
 	networks := network.New(env)
 	vms := vm.New(env, world, viewer, volumes, images, guards)
@@ -50,6 +58,7 @@ func services(ctx context.Context, d Deps) ([]Service, error) {
 		{Name: "world", Run: world.Run},
 		{Name: "disks", Run: disks.Run, Routes: disks.Routes},
 		{Name: "pools", Routes: pools.Routes},
+		{Name: "care", Run: disksCare.Run, Routes: disksCare.Routes},
 		{Name: "volumes", Run: volumes.Run, Routes: volumes.Routes},
 		{Name: "images", Run: images.Run, Routes: images.Routes},
 		{Name: "networks", Run: networks.Run, Routes: networks.Routes},

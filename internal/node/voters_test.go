@@ -41,9 +41,7 @@ func voterSet(t *testing.T, m *machine, limit time.Duration, want ...string) {
 // authority's key with it; the one that returns is a client without the key; a
 // voter that is removed gives its place to it.
 func TestVoterReplaced(t *testing.T) {
-	if testing.Short() {
-		t.Skip("starts processes")
-	}
+	needsTime(t)
 	ms := newMachines(t, 4)
 	n1, n2, n4 := ms[0], ms[1], ms[3]
 	cluster(t, ms)
@@ -91,9 +89,7 @@ func aliveNode(m *machine, name string) error {
 // TestFiveVoters: the fourth node waits for the fifth; then both vote, and two
 // of five may be killed at once.
 func TestFiveVoters(t *testing.T) {
-	if testing.Short() {
-		t.Skip("starts processes")
-	}
+	needsTime(t)
 	ms := newMachines(t, 5)
 	cluster(t, ms)
 	st := votes(t, ms[0], 5, 30*time.Second)

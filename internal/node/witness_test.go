@@ -116,9 +116,7 @@ func cluster(t *testing.T, ms []*machine) {
 // ends in order takes its votes along; one that was put back to an older state
 // comes back under new ids; a witness of another cluster is refused.
 func TestWitness(t *testing.T) {
-	if testing.Short() {
-		t.Skip("starts processes")
-	}
+	needsTime(t)
 	ms := newMachines(t, 4)
 	n1, n2, n3, other := ms[0], ms[1], ms[2], ms[3]
 	cluster(t, ms[:3])

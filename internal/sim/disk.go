@@ -25,6 +25,7 @@ type simDisk struct {
 	syncHungTill clock.Instant
 	stuck        []func() // actions that wait for the end of a hang
 	rotten       int
+	lies         lies
 }
 
 type cached struct {
@@ -82,9 +83,12 @@ func (d *simDisk) schedule(w *world, op disk.Op, f func()) {
 }
 
 // do performs an action at its completion.
-func (d *simDisk) do(io disk.IO) error {
+func (d *simDisk) do(w *world, io disk.IO) error {
 	if d.dead {
 		return errDead
+	}
+	if io.Op == disk.OpWrite && d.lieWrite(w, io) || io.Op == disk.OpRead && d.lieRead(w, io) {
+		return nil
 	}
 	switch io.Op {
 	case disk.OpWrite:
@@ -120,6 +124,7 @@ func (d *simDisk) settle(n int) {
 }
 
 func (d *simDisk) store(offset int64, sector []byte) {
+	d.overwritten(offset)
 	p := d.durable[offset/4096]
 	if p == nil {
 		p = new([4096]byte)
@@ -160,9 +165,10 @@ func (d *simDisk) flip(rng *rand.Rand, offset int64) (at int64, ok bool) {
 
 // losePower keeps a random subset of the sectors that no fdatasync covered.
 // Writes in flight are among them.
-func (d *simDisk) losePower(rng *rand.Rand, keep float64) {
+func (d *simDisk) losePower(w *world, keep float64) {
+	rng := w.rng
 	for _, f := range d.flying {
-		d.do(f.io)
+		d.do(w, f.io)
 	}
 	d.flying, d.stuck = nil, nil
 	d.hungTill, d.syncHungTill = 0, 0

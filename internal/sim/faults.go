@@ -57,6 +57,10 @@ var allFaults = []fault{
 	{"local_disk_hang", (*world).faultLocalDiskHang},
 	{"forgetful", (*world).faultForgetful},
 	{"late_successor", (*world).faultLateSuccessor},
+	{"lost_write", (*world).faultLostWrite},
+	{"misdirected_write", (*world).faultMisdirectedWrite},
+	{"stale_read", (*world).faultStaleRead},
+	{"scrub", (*world).faultScrub},
 	{"log_rot", (*world).faultLogRot},
 	{"split_flush", (*world).faultSplitFlush},
 }
@@ -521,7 +525,7 @@ func (w *world) faultSplitFlush() {
 // rottenAlone: every in-sync copy of one of the request's blocks is on the node
 // whose disks rot, the only case in which a read may fail (C5).
 func (w *world) rottenAlone(r *request) bool {
-	if w.counts["bit_rot"]+w.counts["log_rot"] == 0 {
+	if !w.lied() {
 		return false
 	}
 	for b := r.first; b < r.first+r.count; b++ {
@@ -565,7 +569,9 @@ func (w *world) settle() {
 		w.failf("not whole %s after the last fault: %s", 10*time.Minute, w.describe())
 		return
 	}
-	w.verifyAll(limit.Add(10 * time.Minute))
+	if w.scrubAll() {
+		w.verifyAll(w.now.Add(10 * time.Minute))
+	}
 }
 
 // onlyDeadCopies reports whether every in-sync copy of a segment is on a dead
@@ -585,7 +591,7 @@ func (w *world) onlyDeadCopies() bool {
 // disks aside, is on the node whose disks rot, or has a log tail that only such a
 // copy could judge.
 func (w *world) onlyRottenCopies() bool {
-	if w.counts["bit_rot"]+w.counts["log_rot"] == 0 {
+	if !w.lied() {
 		return false
 	}
 	r := w.etcd.records(w.vm, idsOf(w.volume), w.diskIdx)

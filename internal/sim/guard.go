@@ -195,6 +195,9 @@ func (g *guard) effect(e writer.Effect) {
 	case writer.Report:
 		w.tracef("%s report %s: %s", g.name(), e.Kind, e.Text)
 		w.note("report_" + string(e.Kind))
+		if e.Kind == writer.ReportDiffer && !w.lied() {
+			w.failf("copies differ although no disk lied: %s", e.Text)
+		}
 		if e.Kind == writer.ReportBug {
 			w.failf("the writer of %s reports a bug: %s", g.node.name(), e.Text)
 		}

@@ -53,8 +53,8 @@ var Mutants = []Mutant{
 		And: "the joining disk drops sync data of blocks that live writes have changed", Scenario: "join-under-load"},
 
 	{Name: "absence-wipes-live", Rule: "a synced absence never wipes a live block [S19]", Set: func(m *Mutations) { m.Replica.AbsenceWipesLive = true }, Scenario: "join-under-discards"},
-	{Name: "keep-winner", Rule: "the winner of a reconcile is rewritten on its holder too [S19]", Set: func(m *Mutations) { m.Writer.KeepWinnerOnHolder = true }},
-	{Name: "tail-ignores-flush-mark", Rule: "the log keeps what is above the flush mark (I7)", Set: func(m *Mutations) { m.Disk.TailIgnoresFlushMark = true }},
+	{Name: "keep-winner", Rule: "the winner of a reconcile is rewritten on its holder too [S19]", Set: func(m *Mutations) { m.Writer.KeepWinnerOnHolder = true }, Scenario: "plain"},
+	{Name: "tail-ignores-flush-mark", Rule: "the log keeps what is above the flush mark (I7)", Set: func(m *Mutations) { m.Disk.TailIgnoresFlushMark = true }, Scenario: "tail-moved"},
 	{Name: "epoch-unchecked", Rule: "the epoch is checked when a record is appended [S20]", Set: func(m *Mutations) { m.Disk.EpochUnchecked, m.Replica.KeepOldHandles = true, true },
 		And: "a promise ends all older handles of the volume", Scenario: "frozen-writer"},
 	{Name: "trust-etcd", Rule: "a writer stops when the replicas know more than etcd [S7]", Set: func(m *Mutations) { m.Writer.TrustEtcd = true }, Scenario: "etcd-restored"},

@@ -57,7 +57,7 @@ func newNode(w *world, index int) *node {
 			return n
 		}
 		for _, io := range list {
-			if err := d.do(io); err != nil {
+			if err := d.do(w, io); err != nil {
 				w.failf("format: %v", err)
 			}
 		}
@@ -127,7 +127,7 @@ func (n *node) powerCut() {
 	n.guards = nil
 	n.lastRecords, n.lastOwn = repl.Records{}, repl.Own{}
 	for _, d := range n.disks {
-		d.losePower(n.w.rng, n.w.survival(n))
+		d.losePower(n.w, n.w.survival(n))
 	}
 	n.w.oracle.losePower(n.index, n.w.isrByBlock())
 	process := n.process
@@ -245,9 +245,9 @@ func (n *node) perform(d *simDisk, io disk.IO, done func(error)) {
 		}
 		d.landed(fly)
 		if n.process == process {
-			done(d.do(io))
+			done(d.do(n.w, io))
 		} else if io.Op == disk.OpWrite {
-			d.do(fly.io)
+			d.do(n.w, fly.io)
 		}
 	})
 }

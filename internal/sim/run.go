@@ -20,6 +20,7 @@ var Sometimes = []string{
 	"etcd_unknown", "etcd_lost", "etcd_answer_lost", "etcd_late_commit", "prepare_refused_live", "cold_member",
 	"power_cut", "power_blip", "power_cut_all", "storage_kill", "guard_kill", "guard_freeze", "partition", "one_way",
 	"link_reset", "etcd_down", "false_alarm", "disk_hang", "disk_dead", "bit_rot", "fenced", "forgetful", "late_successor", "power_cut_copies", "local_disk_hang",
+	"lost_write", "misdirected_write", "stale_read", "scrub", "scrub_found", "scrubbed",
 	"log_rot", "split_flush", "damaged_log",
 }
 

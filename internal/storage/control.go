@@ -35,6 +35,11 @@ func (p *process) control() http.Handler {
 		s, err := p.status(r.Context())
 		ctlsock.Reply(w, s, err)
 	})
+	mux.HandleFunc("GET /care", func(w http.ResponseWriter, r *http.Request) {
+		list, err := p.careOf(r.Context())
+		ctlsock.Reply(w, list, err)
+	})
+	post(mux, "/scrub", func(ctx context.Context, r storagectl.ScrubRequest) (any, error) { return nil, p.scrub(ctx, r) })
 	post(mux, "/claim", p.claim)
 	post(mux, "/wipe", func(ctx context.Context, r storagectl.WipeRequest) (any, error) { return nil, p.wipe(ctx, r) })
 	post(mux, "/release", func(ctx context.Context, r storagectl.DiskRequest) (any, error) { return nil, p.release(ctx, r.Disk) })
@@ -378,6 +383,8 @@ func (p *process) release(ctx context.Context, id ids.ID) error {
 	p.mu.Unlock()
 	if err := p.inLoop(ctx, func() {
 		p.core.RemoveDisk(id)
+		delete(p.care.Disks, id)
+		p.care.dirty = true
 		d.core = nil
 		p.mu.Lock()
 		p.disks = slices.DeleteFunc(p.disks, func(x *device) bool { return x == d })

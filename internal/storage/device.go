@@ -35,6 +35,7 @@ type device struct {
 	reads  workers
 	writes workers
 	syncs  workers
+	lat    latencies // of small writes
 
 	// Guarded by the process's mu:
 	cfg    diskConfig
@@ -130,7 +131,14 @@ func (d *device) start(io disk.IO) {
 }
 
 func (d *device) perform(io disk.IO) {
-	d.q.push(event{disk: d, io: io.ID, err: perform(d.file, io)})
+	if io.Op != disk.OpWrite || io.Length > latencyBytes {
+		d.q.push(event{disk: d, io: io.ID, err: perform(d.file, io)})
+		return
+	}
+	began := time.Now()
+	err := perform(d.file, io)
+	d.lat.add(time.Since(began))
+	d.q.push(event{disk: d, io: io.ID, err: err})
 }
 
 // perform does one action and waits for it.

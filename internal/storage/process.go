@@ -35,6 +35,7 @@ type Options struct {
 	Clock clock.Clock
 
 	NodeConfig, PKI, Config, BootID string // files
+	CareFile                        string // bad blocks and scrub passes of the disks
 	Socket, ControlSocket           string
 	Listen                          string          // default ":7444" on all addresses
 	Open                            blockdev.Opener // default OpenDisk
@@ -61,6 +62,7 @@ func (o *Options) defaults() {
 	def(&o.PKI, paths.PKI)
 	def(&o.Config, paths.StorageConfig)
 	def(&o.BootID, paths.BootID)
+	def(&o.CareFile, paths.DiskCare)
 	def(&o.Socket, paths.StorageSocket)
 	def(&o.ControlSocket, paths.StorageControlSocket)
 	def(&o.Listen, ":"+strconv.Itoa(paths.PortStorage))
@@ -106,6 +108,7 @@ type process struct {
 	conns map[replica.Conn]*conn
 	dirty []*conn
 	drops map[uint64]chan<- wire.Status
+	care  *care
 	nextN uint64
 
 	// mu guards the disks and what control requests change. Lock order: claims,
@@ -132,6 +135,7 @@ func Run(ctx context.Context, o Options) error {
 	if p.cfg, err = loadConfig(o.Config); err != nil {
 		return err
 	}
+	p.care = loadCare(o.CareFile, p.log)
 	p.core = replica.New(replica.Options{
 		Node: p.node.Node, Cluster: p.node.Cluster, Generation: p.node.Generation, Session: p.session, Boot: p.boot, Lease: o.Lease, Pool: p.pool,
 	})
@@ -140,6 +144,7 @@ func Run(ctx context.Context, o Options) error {
 	p.reopen = func(d *device) { p.spawn(func() { p.keepOpen(ctx, d, true, func() {}) }) }
 	fail := make(chan error, 4)
 	p.spawn(func() { p.loop(ctx) })
+	p.spawn(func() { p.keepCare(ctx) })
 	defer p.shutdown(cancel)
 
 	control, err := listenUnix(ctx, o.ControlSocket)
@@ -437,6 +442,8 @@ func (p *process) event(e replica.Event) {
 			delete(p.drops, e.Token)
 			ch <- e.Status
 		}
+	case replica.BlockBad, replica.BlockRepaired, replica.MetaRepaired, replica.ScrubEnded:
+		p.careEvent(e)
 	case replica.Promised:
 		p.log.Debug("volume opened", "disk", e.Disk, "vol", e.Volume)
 	}
@@ -560,6 +567,7 @@ func (p *process) open(ctx context.Context, d *device, lost bool) error {
 		d.core = core
 		p.core.AddDisk(p.o.Clock.Now(), core, boot)
 		p.setState(d, model.DiskActive, "")
+		p.resumeScrub(d.id)
 		p.kick()
 	})
 }

@@ -32,6 +32,20 @@ func (p *proc) serveControl(ctx context.Context, l net.Listener) {
 		}
 		w.WriteHeader(http.StatusNoContent)
 	})
+	mux.HandleFunc("POST /scrub", func(w http.ResponseWriter, r *http.Request) {
+		var req volumectl.ScrubRequest
+		if err := ctlsock.Decode(w, r, "scrub", &req); err != nil {
+			ctlsock.Refuse(w, err)
+			return
+		}
+		if req.Action != volumectl.ScrubShow {
+			if err := p.set.Scrub(r.Context(), p.cfg.Volume, req.Action == volumectl.ScrubStop); err != nil {
+				ctlsock.Refuse(w, err)
+				return
+			}
+		}
+		ctlsock.Reply(w, p.status().Scrub, nil)
+	})
 	if err := ctlsock.Serve(ctx, l, mux); err != nil {
 		p.log.Error("control socket ended", "cause", err)
 	}
@@ -48,6 +62,7 @@ func (p *proc) status() volumectl.Status {
 	}
 	v := st.Volumes[0]
 	out.Waiting = v.Waiting
+	out.Scrub = v.ScrubSummary()
 	out.State = v.Summary()
 	out.State.Writer = fmt.Sprintf("node %s, %s", p.cfg.Node.Short(), p.cfg.Purpose)
 	for _, d := range v.Disks {

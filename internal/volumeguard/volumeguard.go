@@ -220,23 +220,57 @@ func (p *proc) work(ctx context.Context) error {
 			return err
 		}
 	}
+	var scrub scrubWait
 	for pause(ctx) {
 		st := p.set.Status()
 		switch st.Phase {
 		case volume.PhaseFenced, volume.PhaseInvalid, volume.PhaseStopped:
 			return errs.New(errs.Fenced, "the writer of volume %s is %s", p.cfg.Volume, st.Phase)
 		}
-		if p.cfg.Purpose == repl.PurposeMaintenance && st.Phase == volume.PhaseServing && st.Lease && healthy(st) {
-			p.log.Info("every copy is in sync, release")
+		if p.cfg.Purpose == repl.PurposeMaintenance && st.Phase == volume.PhaseServing && st.Lease && healthy(st) && scrub.over(ctx, p, st) {
+			p.log.Info("every copy is in sync and nothing waits for repair, release")
 			return nil
 		}
 	}
 	return nil
 }
 
+// scrubLinger is how many looks a writer stays after its scrub has ended, so that
+// whoever asked for it can read the outcome: about half a minute.
+const scrubLinger = int(30 * time.Second / pace)
+
+// scrubWait holds a maintenance writer until the comparison that was asked for
+// has ended.
+type scrubWait struct {
+	asked bool
+	ended int // looks since its end
+}
+
+func (s *scrubWait) over(ctx context.Context, p *proc, st volume.Status) bool {
+	if !p.cfg.Scrub {
+		return true
+	}
+	if !s.asked {
+		if err := p.set.Scrub(ctx, p.cfg.Volume, false); err != nil {
+			p.log.Info("scrub is not begun yet", "cause", err)
+			return false
+		}
+		s.asked = true
+		return false
+	}
+	for _, v := range st.Volumes {
+		if v.Scrub.Running || v.Scrub.Runs == 0 {
+			s.ended = 0
+			return false
+		}
+	}
+	s.ended++
+	return s.ended > scrubLinger
+}
+
 func healthy(st volume.Status) bool {
 	for _, v := range st.Volumes {
-		if !v.Healthy {
+		if !v.Healthy || v.Healing > 0 {
 			return false
 		}
 	}

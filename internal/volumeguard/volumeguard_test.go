@@ -30,6 +30,8 @@ type fakeSet struct {
 	mu       sync.Mutex
 	phase    volume.Phase
 	healthy  bool
+	healing  int
+	scrub    volume.ScrubStatus
 	refusals int // rounds of PREPARE that say no
 	conflict int // takes that lose
 	calls    []string
@@ -72,13 +74,20 @@ func (f *fakeSet) Release(context.Context) error {
 }
 
 func (f *fakeSet) ReplaceDisk(context.Context, volume.Replace) error { f.log("replace"); return nil }
-func (f *fakeSet) Ping(context.Context) error                        { return nil }
-func (f *fakeSet) Events() <-chan volume.Event                       { return f.events }
+func (f *fakeSet) Scrub(_ context.Context, _ ids.ID, stop bool) error {
+	f.log("scrub")
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.scrub = volume.ScrubStatus{Running: !stop}
+	return nil
+}
+func (f *fakeSet) Ping(context.Context) error  { return nil }
+func (f *fakeSet) Events() <-chan volume.Event { return f.events }
 
 func (f *fakeSet) Status() volume.Status {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	v := volume.VolumeStatus{Volume: f.vol, Copies: 3, CopiesInSync: 3, Healthy: f.healthy}
+	v := volume.VolumeStatus{Volume: f.vol, Copies: 3, CopiesInSync: 3, Healthy: f.healthy, Healing: f.healing, Scrub: f.scrub}
 	if !f.healthy {
 		v.CopiesInSync = 2
 		v.Disks = []volume.DiskStatus{{Disk: f.vol, Reason: "lost"}}
@@ -198,6 +207,33 @@ func TestMaintenanceEndsWhenHealthy(t *testing.T) {
 	}
 	if n := len(f.calls); f.calls[n-1] != "release" {
 		t.Errorf("calls %v", f.calls)
+	}
+}
+
+// A maintenance writer stays as long as blocks wait for their repair.
+func TestMaintenanceWaitsForRepairs(t *testing.T) {
+	f := &fakeSet{healthy: true, healing: 3}
+	c, _, done := start(t, f, repl.PurposeMaintenance)
+	if st := until(t, c, volumectl.PhaseServing); st.Scrub.Healing != 3 {
+		t.Errorf("status %+v", st.Scrub)
+	}
+	if st, err := c.Scrub(context.Background(), volumectl.ScrubStart); err != nil || !st.Running || st.Healing != 3 {
+		t.Errorf("%+v %v", st, err)
+	}
+	if st, err := c.Scrub(context.Background(), volumectl.ScrubShow); err != nil || !st.Running {
+		t.Errorf("%+v %v", st, err)
+	}
+	if st, err := c.Scrub(context.Background(), volumectl.ScrubStop); err != nil || st.Running {
+		t.Errorf("%+v %v", st, err)
+	}
+	select {
+	case err := <-done:
+		t.Fatalf("ended with repairs open: %v", err)
+	default:
+	}
+	f.set(func() { f.healing = 0 })
+	if err := wait(t, done); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -32,6 +32,9 @@ var (
 	Witness              = State + "/witness"      // data of `roseau witness run`, unless told otherwise
 	StorageConfig        = State + "/storage.json" // claimed disks of this node
 	Uploads              = State + "/uploads"
+	DiskCare             = State + "/disk-care.json" // bad blocks and scrub passes of this node's disks
+	Evidence             = State + "/evidence"       // blocks of copies that differed
+	LabHealth            = State + "/lab-health"     // what a lab says of its disks
 )
 
 // Ports of a node. All speak mutual TLS.

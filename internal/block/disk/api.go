@@ -211,6 +211,7 @@ type Stats struct {
 	RelistedRecords    uint64 // re-appended because only the flush mark or a tombstone held them
 	ReadBlocks         uint64
 	UnreadableBlocks   uint64 // reads that ended in an error or a mismatch, in blocks
+	BadMetadata        uint64 // images, superblocks and tables found bad at rest by a check
 	TagCacheHits       uint64
 	TagCacheMisses     uint64
 	Volumes            int

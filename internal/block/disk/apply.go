@@ -226,7 +226,7 @@ func (c *Core) applyExtent(e *ext) {
 			k.need = max(k.need, p.r.seq)
 		}
 	}
-	if e.slot < 0 || len(a.blocks) == 0 && a.tomb == 0 && !e.baseUnknown {
+	if e.slot < 0 || len(a.blocks) == 0 && a.tomb == 0 && !e.baseUnknown && !e.rewrite {
 		c.unpin(a)
 		c.applied()
 		return
@@ -358,7 +358,7 @@ func (c *Core) freeExtent(a *apply) {
 	c.writeFreeImage(a)
 	// From here on a write to the extent takes another slot.
 	e.slot, e.imgSeq, e.durSeq, e.imgMark = -1, 0, 0, repl.Mark{}
-	e.tombPending, e.baseUnknown = false, false
+	e.tombPending, e.baseUnknown, e.rewrite = false, false, false
 	e.vol.slots--
 	e.version++
 	c.dropTags(e)
@@ -447,7 +447,7 @@ func (a *apply) install(c *Core) {
 	if e.tombPending && e.tombSeq == a.tomb {
 		e.tombPending = false
 	}
-	e.baseUnknown = false
+	e.baseUnknown, e.rewrite = false, false
 	c.dropTags(e)
 	c.setTags(e, a.img)
 }
@@ -582,7 +582,7 @@ func (c *Core) checkpointDone() {
 	}
 	kept := c.dirty[:0]
 	for _, e := range c.dirty {
-		if len(e.pend) > 0 || e.tombPending || e.baseUnknown {
+		if len(e.pend) > 0 || e.tombPending || e.baseUnknown || e.rewrite {
 			kept = append(kept, e)
 		} else {
 			e.dirty = false

@@ -95,6 +95,7 @@ type ext struct {
 	tombLSN     uint64 // of the newest tombstone record or note
 	tomb        bool   // no data: the extent is a tombstone
 	dirty       bool   // in Core.dirty
+	rewrite     bool   // an image at rest is not good: the next checkpoint writes both
 	version     uint64 // +1 at each change that a reader must notice
 
 	img    []byte // cached image (tags); nil = not cached

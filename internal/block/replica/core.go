@@ -63,6 +63,10 @@ type Disk interface {
 	Read(token uint64, r disk.ReadRequest)
 	Tags(token uint64, volume ids.ID, extent uint64, object uint32)
 	Probe(token uint64)
+	CheckMeta(token uint64)
+	CheckImages(token uint64, volume ids.ID, extent uint64)
+	Checkpoint()
+	Volumes() []ids.ID
 	Idle()
 	Volume(volume ids.ID) (disk.VolumeInfo, bool)
 	Window(volume ids.ID, from repl.Mark) []wire.WindowEntry
@@ -104,6 +108,8 @@ type Event struct {
 	Volume ids.ID
 	Token  uint64      // DropDone
 	Status wire.Status // DropDone
+	Extent uint64      // BlockBad, BlockRepaired
+	Block  int         // the same
 	Err    error       // DiskDied
 }
 
@@ -112,9 +118,13 @@ type EventKind uint8
 
 // The events.
 const (
-	DiskDied EventKind = iota + 1 // the disk answers nothing any more
-	DropDone                      // Drop ended
-	Promised                      // a volume was opened on a disk
+	DiskDied      EventKind = iota + 1 // the disk answers nothing any more
+	DropDone                           // Drop ended
+	Promised                           // a volume was opened on a disk
+	BlockBad                           // a block could not be read or verified; again each time it is met
+	BlockRepaired                      // it was rewritten from another copy
+	MetaRepaired                       // metadata at rest was bad; it is written again from memory
+	ScrubEnded                         // a pass went through the whole disk
 )
 
 // Ready is what the core wants from its owner, in order within each slice. The
@@ -171,6 +181,7 @@ type diskState struct {
 	probing    bool
 	probedAt   clock.Instant // end of the last probe
 	probeStart clock.Instant
+	scrub      scrub
 }
 
 // slot is a volume on a disk, as far as this process must remember it.
@@ -189,6 +200,7 @@ type slot struct {
 	reservedUntil clock.Instant
 	reservedFor   uint64    // epoch
 	flushMark     repl.Mark // last told to the disk
+	damage        damage    // known and not repaired
 }
 
 // handle is a right to use a slot under a promise.
@@ -328,6 +340,7 @@ func (c *Core) Tick(now clock.Instant) {
 			d.d.Idle()
 			d.touched = true
 		}
+		c.tickScrub(now, d)
 	}
 }
 
@@ -343,6 +356,9 @@ func (c *Core) Next() clock.Instant {
 		}
 		if !d.idled {
 			next = min(next, d.activeAt.Add(idleAfter))
+		}
+		if d.scrub.due() {
+			next = min(next, d.scrub.nextAt)
 		}
 	}
 	return next

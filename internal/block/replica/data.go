@@ -108,7 +108,7 @@ func (c *Core) read(now clock.Instant, cn *conn, m *wire.Read) {
 	d := h.slot.disk
 	extent, block, count := h.place(m.Offset, m.Length)
 	buf := c.o.Pool.Alloc(int(m.Length))
-	d.d.Read(c.pending.add(pending{kind: pendRead, conn: cn.id, reqID: m.ReqID, disk: d, slot: h.slot, buf: buf}),
+	d.d.Read(c.pending.add(pending{kind: pendRead, conn: cn.id, reqID: m.ReqID, disk: d, slot: h.slot, buf: buf, extent: extent, block: block}),
 		disk.ReadRequest{Volume: h.slot.volume, Extent: extent, Block: block, Count: count, Buf: buf})
 	d.active(now)
 	wire.Recycle(m)
@@ -124,10 +124,15 @@ func (c *Core) repair(now clock.Instant, cn *conn, m *wire.Repair) {
 		c.refuse(cn, m.ReqID, m.Mark, st, promised)
 		return
 	}
-	c.append(now, cn, h, m.ReqID, disk.Record{
+	d := h.slot.disk
+	d.d.Append(c.pending.add(pending{
+		kind: pendAppend, conn: cn.id, reqID: m.ReqID, disk: d, slot: h.slot, mark: m.Mark, repair: true, extent: m.Extent, block: int(m.Block),
+	}), disk.Record{
+		Volume: h.slot.volume, Writer: h.writer(),
 		Kind: disk.KindRepair, Extent: m.Extent, Object: m.Object, Mark: m.Mark, Block: int(m.Block), Count: 1,
 		Expect: m.Expect, Tag: m.Tag, Data: m.Data,
 	})
+	d.active(now)
 }
 
 // config makes what the writer tells durable. A complete one ends a takeover

@@ -70,11 +70,7 @@ func (c *Core) open(now clock.Instant, cn *conn, m *wire.Open) {
 		c.send(cn.id, ack)
 		return
 	}
-	s := d.slots[m.Volume]
-	if s == nil {
-		s = &slot{disk: d, volume: m.Volume}
-		d.slots[m.Volume] = s
-	}
+	s := d.slotOf(m.Volume)
 	info, _ := d.d.Volume(m.Volume)
 	state, until := c.grant(now, s, &info)
 	if provedDead(m, &info.Promise) {
@@ -168,4 +164,7 @@ func (c *Core) opened(now clock.Instant, p *pending, st wire.Status) {
 		c.out.Events = append(c.out.Events, Event{Kind: Promised, Disk: s.disk.id, Volume: s.volume})
 	}
 	c.send(p.conn, ack)
+	if ack.Status == wire.OK {
+		c.tellDamage(s)
+	}
 }

@@ -22,6 +22,7 @@ const (
 	pendSimple // RELEASE, SYNC_END
 	pendProbe
 	pendDrop
+	pendScrub
 )
 
 // pending is a request that a disk has not completed.
@@ -36,7 +37,10 @@ type pending struct {
 	open     *wire.Open // pendOpen
 	mark     repl.Mark
 	volume   ids.ID // pendDrop
-	buf      []byte // pendRead
+	buf      []byte // pendRead, pendScrub
+	extent   uint64 // pendRead, pendAppend of a repair
+	block    int    // the same: the first one
+	repair   bool   // pendAppend: a REPAIR
 }
 
 // pendings gives out tokens: index and use count of a place in a list, so that
@@ -101,6 +105,9 @@ func (c *Core) answer(now clock.Instant, p *pending, done *disk.Completion) {
 			c.opened(now, p, done.Status)
 		}
 	case pendAppend:
+		if p.repair {
+			c.repaired(p, done.Status)
+		}
 		a := wire.NewAck()
 		a.ReqID, a.Status, a.Mark = p.reqID, done.Status, p.mark
 		if done.Status == wire.StaleEpoch || done.Status == wire.OtherNonce || done.Status == wire.Released {
@@ -123,6 +130,8 @@ func (c *Core) answer(now clock.Instant, p *pending, done *disk.Completion) {
 		if done.Status == wire.OK {
 			p.disk.probedAt = now
 		}
+	case pendScrub:
+		c.scrubDone(now, p, done)
 	case pendDrop:
 		c.out.Events = append(c.out.Events, Event{Kind: DropDone, Disk: p.disk.id, Volume: p.volume, Token: p.reqID, Status: done.Status})
 	}
@@ -130,8 +139,15 @@ func (c *Core) answer(now clock.Instant, p *pending, done *disk.Completion) {
 
 func (c *Core) readDone(p *pending, done *disk.Completion) {
 	r := &wire.ReadReply{ReqID: p.reqID, Status: done.Status}
-	if done.Status == wire.OK {
+	if done.Status == wire.OK || done.Status == wire.Unreadable {
 		r.Tags, r.Marks, r.Data = done.Tags, []repl.Mark{done.Mark}, done.Data
+	}
+	if len(done.Bad) > 0 {
+		// The reader repairs them; they are kept for the next one in case it cannot.
+		for _, i := range done.Bad {
+			r.Bad = append(r.Bad, uint16(i))
+			c.foundBad(p.disk, p.slot, p.extent, p.block+i, done.Tags[i])
+		}
 	}
 	if r.Data == nil {
 		c.free(p.buf)

@@ -117,6 +117,13 @@ func (f *fakeDisk) Read(token uint64, r disk.ReadRequest) {
 func (f *fakeDisk) Tags(token uint64, v ids.ID, extent uint64, object uint32) {
 	f.finish(disk.Completion{Token: token})
 }
+func (f *fakeDisk) CheckMeta(token uint64) { f.finish(disk.Completion{Token: token}) }
+func (f *fakeDisk) CheckImages(token uint64, v ids.ID, extent uint64) {
+	f.finish(disk.Completion{Token: token})
+}
+func (f *fakeDisk) Checkpoint()       {}
+func (f *fakeDisk) Volumes() []ids.ID { return nil }
+
 func (f *fakeDisk) Probe(token uint64) { f.finish(disk.Completion{Token: token}) }
 func (f *fakeDisk) Idle()              {}
 func (f *fakeDisk) Volume(v ids.ID) (disk.VolumeInfo, bool) {

@@ -25,6 +25,9 @@ func (l *liveSet) has(k objectKey, block int) bool {
 
 // wrote notes a live write while a sync session is open.
 func (h *handle) wrote(extent uint64, object uint32, block, count int) {
+	if len(h.slot.damage) > 0 {
+		h.slot.overwritten(extent, block, count)
+	}
 	if h.live == nil {
 		return
 	}

@@ -71,6 +71,10 @@ type Config struct {
 	Clock         clock.Clock // nil: the machine's
 	Log           *slog.Logger
 
+	// Evidence is a directory for blocks that a scrub overwrites although they were
+	// sound; empty: paths.Evidence.
+	Evidence string
+
 	// Timing of the core; zero fields mean its defaults.
 	Timing writer.Timing
 	// SegmentBytes is for tests; 0 means repl.SegmentBytes.
@@ -128,6 +132,9 @@ const (
 	EventStalled EventKind = "stalled"
 	// EventRepaired: a block was rewritten from another copy.
 	EventRepaired EventKind = "repaired"
+	// EventDiffer: in-sync copies of a block differed although each was sound, a
+	// replication bug; what was overwritten is kept under Config.Evidence.
+	EventDiffer EventKind = "differ"
 	// EventBug: a replica answered against the protocol.
 	EventBug EventKind = "bug"
 	// EventDamaged: blocks of which no verified copy is left (an EIO was given).
@@ -267,12 +274,26 @@ type VolumeStatus struct {
 	Stalled      time.Duration `json:"stalled_ns"`
 	Waiting      int           `json:"waiting"` // client requests not answered yet
 	Disks        []DiskStatus  `json:"disks"`
+	Healing      int           `json:"healing,omitempty"` // blocks that are being repaired
+	Scrub        ScrubStatus   `json:"scrub"`
 	// The client I/O since the volume was opened.
 	Reads      uint64 `json:"reads"`
 	Writes     uint64 `json:"writes"`
 	Flushes    uint64 `json:"flushes"`
 	ReadBytes  uint64 `json:"read_bytes"`
 	WriteBytes uint64 `json:"write_bytes"`
+}
+
+// ScrubStatus tells how the comparison of the copies goes on, or how the last one
+// of this writer went.
+type ScrubStatus struct {
+	Running  bool `json:"running"`
+	Runs     int  `json:"runs"` // ended ones
+	Done     int  `json:"done"` // extents compared
+	Total    int  `json:"total"`
+	Skipped  int  `json:"skipped,omitempty"`  // fewer than two copies answered
+	Differ   int  `json:"differ,omitempty"`   // blocks that differed although each copy was sound
+	Repaired int  `json:"repaired,omitempty"` // blocks rewritten
 }
 
 // DiskStatus is a copy of a volume.
@@ -336,6 +357,9 @@ type Handle interface {
 	// process) segments that lie on old, and starts the copying. Conflict: another
 	// change of the volume is under way, or it cannot be.
 	ReplaceDisk(ctx context.Context, r Replace) error
+	// Scrub starts the comparison of a volume's copies, or stops it where it is;
+	// Status tells how it goes on.
+	Scrub(ctx context.Context, vol ids.ID, stop bool) error
 	// MoveRefused ends the wait that EventAskMove announced: no other node can
 	// take the VM, so the set goes on with the copy that it has.
 	MoveRefused() error

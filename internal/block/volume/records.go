@@ -73,8 +73,8 @@ func (s *Set) records(ctx context.Context) (repl.Records, error) {
 		if r.OwnRev == 0 || r.CfgRev == 0 || r.SegRev == 0 {
 			return out, errs.New(errs.NotFound, "read records of volume %s: it does not exist", v)
 		}
-		if err := r.Supported(); err != nil {
-			return out, err
+		if err := errors.Join(r.Supported(), r.Seg.Check()); err != nil {
+			return out, fmt.Errorf("read records of volume %s: %w", v, err)
 		}
 		out.Volumes = append(out.Volumes, r)
 	}
@@ -176,7 +176,7 @@ func (s *Set) loadCache() (repl.Records, bool) {
 		return repl.Records{}, false
 	}
 	for i, v := range s.cfg.Volumes {
-		if r.Volumes[i].ID != v {
+		if r.Volumes[i].ID != v || r.Volumes[i].Seg.Check() != nil || r.Volumes[i].Supported() != nil {
 			return repl.Records{}, false
 		}
 	}

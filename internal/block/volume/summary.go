@@ -5,6 +5,7 @@ import (
 
 	"roseau/internal/base/size"
 	"roseau/internal/core/repl"
+	"roseau/internal/driver/volumectl"
 	"roseau/internal/model"
 )
 
@@ -37,4 +38,11 @@ func (v VolumeStatus) Summary() model.VolumeStatus {
 		out.Health = model.HealthOne
 	}
 	return out
+}
+
+// ScrubSummary is the comparison of a volume's copies as control sockets tell it.
+func (v VolumeStatus) ScrubSummary() volumectl.ScrubStatus {
+	s := v.Scrub
+	return volumectl.ScrubStatus{Running: s.Running, Runs: s.Runs, Done: s.Done, Total: s.Total, Skipped: s.Skipped,
+		Differ: s.Differ, Repaired: s.Repaired, Healing: v.Healing}
 }

@@ -178,9 +178,17 @@ func (m *ReadReply) code(c *coder) {
 	c.hdrStatus(&m.Status)
 	slice(c, &m.Tags, 8, (*coder).tag)
 	slice(c, &m.Marks, 16, (*coder).mark)
+	slice(c, &m.Bad, 2, (*coder).u16)
 	c.payload(&m.Data)
 	if len(m.Tags) > repl.ExtentBlocks || len(m.Marks) > 1 {
 		c.fail("read reply of %d tags and %d marks", len(m.Tags), len(m.Marks))
+	}
+	last := -1
+	for _, i := range m.Bad {
+		if int(i) <= last || int(i) >= len(m.Tags) {
+			c.fail("bad block %d of %d after %d", i, len(m.Tags), last)
+		}
+		last = int(i)
 	}
 }
 
@@ -333,4 +341,22 @@ func (*Release) kind() kind { return kindRelease }
 func (m *Release) code(c *coder) {
 	c.hdrReq(&m.ReqID)
 	c.hdrHandle(&m.Handle)
+}
+
+func (*Damage) kind() kind { return kindDamage }
+func (m *Damage) code(c *coder) {
+	c.hdrHandle(&m.Handle)
+	swap(c, &m.Extent, &c.h.offset)
+	swap(c, &m.Object, &c.h.length)
+	slice(c, &m.Blocks, 10, func(c *coder, b *SyncBlock) {
+		c.u16(&b.Block)
+		c.tag(&b.Tag)
+	})
+	last := -1
+	for _, b := range m.Blocks {
+		if int(b.Block) <= last || b.Block >= repl.ExtentBlocks {
+			c.fail("damaged block %d after %d", b.Block, last)
+		}
+		last = int(b.Block)
+	}
 }

@@ -94,6 +94,12 @@ func repair(m Message, rng *rand.Rand) {
 		m.Offset, m.Length = off, int64(blocks)*repl.BlockBytes
 	case *ReadReply:
 		m.Marks, m.Data = m.Marks[:min(1, len(m.Marks))], data(rng.IntN(3))
+		m.Bad = nil
+		for i := range m.Tags {
+			if rng.IntN(2) == 0 {
+				m.Bad = append(m.Bad, uint16(i))
+			}
+		}
 	case *Heartbeat:
 		m.SendTime, m.Stalled = m.SendTime&(1<<62-1), dur(m.Stalled)
 	case *HeartbeatAck:
@@ -119,6 +125,10 @@ func repair(m Message, rng *rand.Rand) {
 			m.Blocks = append(m.Blocks, b)
 		}
 		m.Data = data(n)
+	case *Damage:
+		for i := range m.Blocks {
+			m.Blocks[i].Block = uint16(i * 11)
+		}
 	case *Repair:
 		m.Block %= repl.ExtentBlocks
 		m.Tag = Tag{1, 2}

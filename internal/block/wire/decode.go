@@ -249,4 +249,5 @@ var constructors = [kindEnd]func() coded{
 	kindSimpleAck:    func() coded { return new(SimpleAck) },
 	kindRepair:       func() coded { return new(Repair) },
 	kindRelease:      func() coded { return new(Release) },
+	kindDamage:       func() coded { return new(Damage) },
 }

@@ -83,6 +83,7 @@ const (
 	kindSimpleAck
 	kindRepair
 	kindRelease
+	kindDamage
 	kindEnd // one past the last
 )
 

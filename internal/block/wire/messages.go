@@ -264,13 +264,26 @@ type Tag struct {
 	Stamp uint32
 }
 
-// ReadReply answers Read. Status Unreadable: no byte of Data may be used.
+// ReadReply answers Read. Status Unreadable: no byte of the blocks in Bad may be
+// used; the others are as good as with OK.
 type ReadReply struct {
 	ReqID  uint64
 	Status Status
 	Tags   []Tag       // one a block
 	Marks  []repl.Mark // ext mark of the extent, len 1; for resync
-	Data   []byte      // nil if every block is absent or zero
+	Bad    []uint16    // rising indexes into Tags of blocks that cannot be read or verified
+	Data   []byte      // nil if every block is absent, zero or bad
+}
+
+// Damage is sent by a replica on its own, after OPEN_ACK and whenever it finds
+// blocks of the handle's volume that cannot be read or verified. Blocks has them
+// with their tags as they were found; a lost tag is {CRC: 0xffffffff, Stamp: 0}.
+// There is no answer: the writer sends REPAIR.
+type Damage struct {
+	Handle Handle
+	Extent uint64
+	Object uint32
+	Blocks []SyncBlock // rising
 }
 
 // Heartbeat is sent every 500 ms, at the head of the queue.
@@ -449,3 +462,4 @@ func (*SyncEnd) isMessage()      {}
 func (*SimpleAck) isMessage()    {}
 func (*Repair) isMessage()       {}
 func (*Release) isMessage()      {}
+func (*Damage) isMessage()       {}

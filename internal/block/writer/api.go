@@ -156,6 +156,8 @@ type (
 		Predecessor wire.PredecessorID
 		// Replace of ReplaceDisk.
 		Replace Replace
+		// Volume of Scrub and StopScrub: index in Config.Volumes.
+		Volume int
 	}
 )
 
@@ -211,6 +213,11 @@ const (
 	Abort
 	// Stop ends the core at once, without a release.
 	Stop
+	// Scrub compares the tags of a volume's in-sync copies, extent by extent, and
+	// repairs what differs; Health tells how it goes on. Not served now: nothing.
+	Scrub
+	// StopScrub ends Scrub where it is.
+	StopScrub
 )
 
 // Claim parametrizes DoClaim and Reclaim.
@@ -329,6 +336,17 @@ type (
 	// RecordsKnown: the records as decided; a shell that wants to be reopened
 	// without etcd keeps them.
 	RecordsKnown struct{ Records repl.Records }
+	// Evidence is a block as a copy held it before it was overwritten because the
+	// copies differed although each was sound.
+	Evidence struct {
+		Volume ids.ID
+		Disk   ids.ID
+		Extent uint64
+		Block  int
+		Tag    wire.Tag
+		Mark   repl.Mark
+		Data   []byte // nil: it read as zeros, or could not be read
+	}
 	// Report is something that an operator would read.
 	Report struct {
 		Kind   ReportKind
@@ -353,6 +371,7 @@ func (GuestInvalid) isEffect() {}
 func (AskMove) isEffect()      {}
 func (RecordsKnown) isEffect() {}
 func (Report) isEffect()       {}
+func (Evidence) isEffect()     {}
 
 // ClaimOutcome is what is known of a claim.
 type ClaimOutcome uint8
@@ -385,6 +404,7 @@ const (
 	ReportWaiting   ReportKind = "waiting"     // for copies, at takeover
 	ReportStalled   ReportKind = "stalled"     // acks are frozen and cannot be released yet
 	ReportBug       ReportKind = "bug"         // a replica answered against the protocol
+	ReportDiffer    ReportKind = "differ"      // in-sync copies of a block differ, and each is sound: a replication bug
 )
 
 // State is where a group stands.
@@ -432,7 +452,21 @@ type VolumeHealth struct {
 	Stalled    time.Duration // how long acks or the lease have been frozen
 	Inflight   int           // requests begun or waiting
 	DirtyBytes int64         // acked and not flushed
+	Healing    int           // blocks that are being repaired, or wait for it
+	Scrub      ScrubHealth
 	Members    []MemberHealth
+}
+
+// ScrubHealth tells how the comparison of the copies goes on, or how the last
+// one under this epoch went.
+type ScrubHealth struct {
+	Running  bool
+	Runs     int // ended ones
+	Done     int // extents compared
+	Total    int
+	Skipped  int // compared with nothing: fewer than two copies answered
+	Differ   int // blocks that differed although each copy was sound
+	Repaired int // blocks rewritten, of those and of lost ones
 }
 
 // MemberHealth describes one copy.

@@ -34,9 +34,19 @@ func (c *Core) received(n *node, msg wire.Message) {
 	case *wire.ConfigAck:
 		c.configAck(n, a)
 	case *wire.ExtList:
+		if c.kindOf(a.ReqID) == slotScrub {
+			c.scrubList(n, a)
+			return
+		}
 		c.syncAnswer(n, a.ReqID, a)
 	case *wire.ExtTags:
+		if c.kindOf(a.ReqID) == slotScrub {
+			c.scrubTags(n, a)
+			return
+		}
 		c.syncAnswer(n, a.ReqID, a)
+	case *wire.Damage:
+		c.damaged(n, a)
 	case *wire.SimpleAck:
 		if c.kindOf(a.ReqID) == slotRelease {
 			c.releaseAck(n, a)
@@ -85,6 +95,10 @@ func (c *Core) command(ev Command) {
 		c.doClaim(ev.Claim, true)
 	case ReplaceDisk:
 		c.replaceDisk(ev.Replace)
+	case Scrub:
+		c.beginScrub(ev.Volume)
+	case StopScrub:
+		c.stopScrub(ev.Volume)
 	case AcceptUnverified:
 		c.acceptTail = true
 	case MoveRefused:
@@ -283,6 +297,7 @@ func (c *Core) Health() Health {
 				vh.Inflight++
 			}
 		}
+		vh.Scrub, vh.Healing = v.scrubHealth(), v.healing()
 		for _, m := range v.members {
 			_, out := v.rec.Own.Out[m.disk]
 			mh := MemberHealth{Disk: m.disk, Node: m.node.id, InSync: !out, Connected: m.node.up && m.node.lostAt == 0, Reason: v.rec.Own.Out[m.disk].Reason}

@@ -61,6 +61,8 @@ type fakeVol struct {
 	live       map[int64]bool
 	syncing    bool
 	rot        map[int64]bool // blocks that cannot be read
+	lost       map[int64]bool // blocks whose tag is gone
+	damaged    bool           // part of the durable log is gone
 	fua        int            // writes that were written through
 	reserved   clock.Instant
 	promisedAt clock.Instant // a fresh promise counts as live in PREPARE, before its first grant
@@ -123,6 +125,13 @@ func (v *fakeVol) losePower(rng *rand.Rand) {
 	for _, r := range log {
 		v.apply(r)
 	}
+}
+
+func (v *fakeVol) tag(block int64) wire.Tag {
+	if v.lost[block] {
+		return lostTag
+	}
+	return v.blocks[block].tag
 }
 
 func (v *fakeVol) makeDurable() {
@@ -244,11 +253,16 @@ func (n *fakeNode) serve(msg wire.Message) []wire.Message {
 	case *wire.Repair:
 		v := n.byHandle(m.Handle)
 		b := int64(m.Extent)*repl.ExtentBlocks + int64(m.Block)
-		if v == nil || v.blocks[b].tag != m.Expect {
+		if v == nil || v.tag(b) != m.Expect {
 			return one(&wire.Ack{ReqID: m.ReqID, Status: wire.TagChanged})
 		}
 		delete(v.rot, b)
-		v.blocks[b] = fakeBlock{stampOf(m.Data), m.Tag, v.blocks[b].mark}
+		delete(v.lost, b)
+		if m.Tag == (wire.Tag{}) {
+			delete(v.blocks, b)
+		} else {
+			v.blocks[b] = fakeBlock{stampOf(m.Data), m.Tag, v.blocks[b].mark}
+		}
 		return one(&wire.Ack{ReqID: m.ReqID})
 	case *wire.Release:
 		v := n.byHandle(m.Handle)
@@ -318,6 +332,7 @@ func (n *fakeNode) serveOpen(m *wire.Open) wire.Message {
 			a.MaxMark = r.mark
 		}
 	}
+	a.Damaged = v.damaged
 	p, q := v.promise, m.Promise
 	a.Cold = p.Epoch > 0 && v.boot != n.boot
 	end := n.leaseEnd(v)
@@ -409,8 +424,11 @@ func (n *fakeNode) serveRead(m *wire.Read) wire.Message {
 	a := &wire.ReadReply{ReqID: m.ReqID}
 	first := m.Offset / repl.BlockBytes
 	for i := range m.Length / repl.BlockBytes {
-		if v.rot[first+i] {
-			return &wire.ReadReply{ReqID: m.ReqID, Status: wire.Unreadable}
+		if v.rot[first+i] || v.lost[first+i] {
+			a.Status = wire.Unreadable
+			a.Bad = append(a.Bad, uint16(i))
+			a.Tags = append(a.Tags, v.tag(first+i))
+			continue
 		}
 		b, ok := v.blocks[first+i]
 		if ok && a.Data == nil {
@@ -473,8 +491,8 @@ func (n *fakeNode) serveSync(msg wire.Message) []wire.Message {
 		tags := make([]wire.Tag, repl.ExtentBlocks)
 		some := false
 		for i := range tags {
-			if b, ok := v.blocks[int64(m.Extent)*repl.ExtentBlocks+int64(i)]; ok {
-				tags[i], some = b.tag, true
+			if t := v.tag(int64(m.Extent)*repl.ExtentBlocks + int64(i)); t != (wire.Tag{}) {
+				tags[i], some = t, true
 			}
 		}
 		if some {
@@ -498,7 +516,7 @@ func (n *fakeNode) serveSync(msg wire.Message) []wire.Message {
 		}
 		v.makeDurable()
 		v.boot = n.boot
-		v.syncing, v.live = false, nil
+		v.syncing, v.live, v.damaged = false, nil, false
 		return one(&wire.SimpleAck{ReqID: m.ReqID})
 	}
 	return nil

@@ -12,7 +12,8 @@ const (
 	opRead opKind = iota + 1
 	opWrite
 	opZero
-	opSync // a resync chunk reads the source under the lock
+	opSync  // a resync chunk reads the source under the lock
+	opScrub // the tags of an extent are compared under the lock
 )
 
 // opState is where an op stands.
@@ -35,6 +36,7 @@ type op struct {
 	refused  bool // a write: some member had no space for it
 	req      *Request
 	job      *syncJob  // opSync
+	cmp      *scrubExt // opScrub
 	arg      int       // opSync: index of the object
 	unlocked int       // opSync, mutation NoSyncLock: blocks to read without holding them
 	rc       bool      // a write of reconcile

@@ -40,6 +40,8 @@ func (v *volume) lostSlot(m *member, s slot) {
 		s.op.unsent(m)
 	case slotWindow:
 		v.rc.restart = true
+	case slotScrub:
+		v.scrubLost(s)
 	case slotSync:
 		if j := s.job; j.m.sync == j && j.m != m {
 			j.orphan = true

@@ -1,6 +1,7 @@
 package writer
 
 import (
+	"fmt"
 	"hash/crc32"
 
 	"roseau/internal/base/ids"
@@ -19,10 +20,60 @@ func checksums(data []byte) []uint32 {
 	return crc
 }
 
-// readTask remembers which copies could not be read.
+// readTask is the history of a read that met unreadable blocks. The copies are
+// asked one after another, and what is good of each is kept: it ends with an
+// error only if one block is bad on all of them (C5).
 type readTask struct {
-	unreadable []*member
+	unreadable []*member // asked already
+	bad        []badBlock
+	have       []bool // blocks that are known
+	tags       []wire.Tag
+	data       []byte // nil as long as the known ones are zeros
+	mark       repl.Mark
 	rc         *rcRun // a read of reconcile's winner
+	heal       *heal  // a repair that no client asked for
+}
+
+// badBlock is a block of a copy that has to be rewritten, if its tag is still
+// that.
+type badBlock struct {
+	m   *member
+	i   int // in the range of the read
+	tag wire.Tag
+}
+
+// add takes what one copy answered and reports whether every block is known.
+func (t *readTask) add(m *member, n int, a *wire.ReadReply) bool {
+	if t.have == nil {
+		t.have, t.tags = make([]bool, n), make([]wire.Tag, n)
+	}
+	sound := len(a.Tags) == n && (a.Data == nil || len(a.Data) == n*repl.BlockBytes)
+	if len(a.Marks) > 0 && t.mark.Less(a.Marks[0]) {
+		t.mark = a.Marks[0]
+	}
+	all, next := true, 0
+	for i := range n {
+		bad := next < len(a.Bad) && int(a.Bad[next]) == i
+		if bad {
+			next++
+		}
+		switch {
+		case !sound:
+		case bad:
+			t.bad = append(t.bad, badBlock{m, i, a.Tags[i]})
+		case t.have[i]:
+		default:
+			t.have[i], t.tags[i] = true, a.Tags[i]
+			if a.Data != nil && a.Tags[i] != (wire.Tag{}) {
+				if t.data == nil {
+					t.data = make([]byte, n*repl.BlockBytes)
+				}
+				copy(t.data[i*repl.BlockBytes:(i+1)*repl.BlockBytes], a.Data[i*repl.BlockBytes:])
+			}
+		}
+		all = all && t.have[i]
+	}
+	return all
 }
 
 func (t *readTask) has(m *member) bool {
@@ -45,8 +96,8 @@ func (v *volume) startRead(o *op) {
 			v.failRead(o)
 			return
 		}
-		o.state, o.from = opWaiting, nil
-		v.reads.push(o)
+		o.from = nil
+		v.waitRead(o)
 		return
 	}
 	o.from = m
@@ -61,6 +112,9 @@ func (v *volume) reader(o *op) *member {
 			return m
 		}
 		return nil
+	}
+	if o.rep != nil && o.rep.heal != nil {
+		return o.rep.heal.reader(o)
 	}
 	var best *member
 	for i := range o.seg.members {
@@ -81,12 +135,15 @@ func (v *volume) reader(o *op) *member {
 
 // allUnreadable reports whether every in-sync copy has been tried (C5).
 func (v *volume) allUnreadable(o *op) bool {
+	if o.rep == nil {
+		return false
+	}
 	for _, m := range o.seg.members {
-		if m.counted && !v.isOut(m) && !o.seg.lacks(m) && !o.rep.has(m) {
+		if m.counted && !v.isOut(m) && !o.seg.lacks(m) && !o.rep.has(m) && o.rep.heal.source(m) {
 			return false
 		}
 	}
-	return o.rep != nil
+	return o.rep.rc == nil
 }
 
 // readLost: the member that was asked is gone.
@@ -96,8 +153,7 @@ func (v *volume) readLost(o *op, m *member) {
 		return
 	}
 	o.from = nil
-	o.state = opWaiting
-	v.reads.push(o)
+	v.waitRead(o)
 	v.c.wake = true
 	v.dirty = true
 }
@@ -136,32 +192,52 @@ func (c *Core) readReply(n *node, a *wire.ReadReply) {
 	switch {
 	case o.kind == opSync:
 		o.job.sourceRead(o, m, a)
-	case a.Status == wire.Unreadable:
-		if o.rep == nil {
-			o.rep = &readTask{}
-		}
-		o.rep.unreadable = append(o.rep.unreadable, m)
-		if o.rep.rc != nil {
-			v.rcUnreadable(o)
-			return
-		}
-		v.startRead(o)
-	case a.Status != wire.OK:
-		o.state = opWaiting
-		v.reads.push(o)
+	case a.Status != wire.OK && a.Status != wire.Unreadable:
+		v.waitRead(o)
 		c.refused(m, a.Status, repl.Promise{})
 		m.open, m.retryAt = closed, c.now.Add(c.t.OpenRetry)
 		v.dirty = true
+	case o.rep != nil && o.rep.rc != nil && a.Status == wire.Unreadable:
+		o.rep.unreadable = append(o.rep.unreadable, m)
+		v.rcUnreadable(o)
 	case o.rep != nil && o.rep.rc != nil:
 		v.rcRead(o, a)
 	case !c.leased() || (!m.counted || v.isOut(m) || !o.seg.holds(m)) && !c.mut.ReadAnyMember:
 		// The lease is checked after the disk was read, right before the reply
 		// (C3); what was read without it proves nothing.
-		o.state = opWaiting
-		v.reads.push(o)
+		v.waitRead(o)
+	case o.rep != nil && o.rep.evidence(v, m):
+		v.evidence(o, m, a)
+	case a.Status == wire.Unreadable || o.rep != nil:
+		v.collect(o, m, a)
 	default:
 		v.endRead(o, a)
 	}
+}
+
+// waitRead asks again later.
+func (v *volume) waitRead(o *op) {
+	o.state = opWaiting
+	v.reads.push(o)
+}
+
+// collect takes what is good of one copy and goes on to the next, if a block is
+// still missing.
+func (v *volume) collect(o *op, m *member, a *wire.ReadReply) {
+	if o.rep == nil {
+		o.rep = &readTask{}
+	}
+	t := o.rep
+	all := t.add(m, o.count, a)
+	if !all && a.Status == wire.OK {
+		v.c.report(ReportBug, v.id, m.disk, "read reply of a wrong length")
+	}
+	if all {
+		v.endRead(o, &wire.ReadReply{Tags: t.tags, Marks: []repl.Mark{t.mark}, Data: t.data})
+		return
+	}
+	t.unreadable = append(t.unreadable, m)
+	v.startRead(o)
 }
 
 func (v *volume) endRead(o *op, a *wire.ReadReply) {
@@ -173,7 +249,11 @@ func (v *volume) endRead(o *op, a *wire.ReadReply) {
 		return
 	}
 	if o.rep != nil {
-		v.repair(o, a)
+		v.repair(o)
+		if o.rep.heal != nil {
+			v.endHeal(o)
+			return
+		}
 	}
 	r := o.req
 	switch {
@@ -198,36 +278,48 @@ func (v *volume) endRead(o *op, a *wire.ReadReply) {
 
 // failRead answers EIO: every in-sync copy is provably unreadable.
 func (v *volume) failRead(o *op) {
+	if h := o.rep.heal; h != nil && h.sources != nil && len(o.rep.unreadable) == len(h.bad) {
+		v.endHeal(o) // its sources have left the in-sync set: nothing was tried
+		return
+	}
+	v.c.report(ReportDamaged, v.id, o.rep.unreadable[0].disk, fmt.Sprintf("extent %d, blocks %d to %d: a block is readable on no copy", o.ext, o.block, o.block+o.count-1))
+	if o.rep.heal != nil {
+		v.endHeal(o)
+		return
+	}
 	r := o.req
-	v.c.report(ReportDamaged, v.id, o.rep.unreadable[0].disk, "no readable copy of some blocks")
 	r.state.failed = true
 	v.unlock(o)
 	v.c.recycle(o)
 	v.c.endPart(r)
 }
 
-// repair rewrites what the copies tried before could not read, guarded by the
-// tag that all copies share. The read still holds its range, and messages of a
-// connection stay in order, so no newer write is overwritten.
-func (v *volume) repair(o *op, a *wire.ReadReply) {
-	if a.Data == nil || len(a.Tags) != o.count || len(a.Marks) == 0 {
-		return
-	}
-	for _, m := range o.rep.unreadable {
-		if !m.usable() || !m.counted {
+// repair rewrites what the copies could not read, guarded by the tag that they
+// have there. The read still holds its range, and messages of a connection stay
+// in order, so no newer write is overwritten.
+func (v *volume) repair(o *op) {
+	t := o.rep
+	told := map[*member]int{}
+	var order []*member
+	for _, b := range t.bad {
+		if !v.readable(o.seg, b.m) || b.tag == t.tags[b.i] && b.tag == (wire.Tag{}) {
 			continue
 		}
-		for i := range a.Tags {
-			if a.Tags[i] == (wire.Tag{}) {
-				continue
-			}
-			id := v.c.newSlot(slotRepair, m, nil, 0)
-			v.c.send(m.node, &wire.Repair{
-				ReqID: id, Handle: m.handle, Extent: uint64(o.ext), Block: uint16(o.block + i),
-				Expect: a.Tags[i], Tag: a.Tags[i], Mark: a.Marks[0],
-				Data: a.Data[i*repl.BlockBytes : (i+1)*repl.BlockBytes],
-			})
+		w := &wire.Repair{
+			ReqID: v.c.newSlot(slotRepair, b.m, nil, 0), Handle: b.m.handle, Extent: uint64(o.ext), Block: uint16(o.block + b.i),
+			Expect: b.tag, Tag: t.tags[b.i], Mark: t.mark,
 		}
-		v.c.report(ReportRepaired, v.id, m.disk, "blocks rewritten from another copy")
+		if w.Tag != (wire.Tag{}) {
+			if w.Data = make([]byte, repl.BlockBytes); t.data != nil {
+				copy(w.Data, t.data[b.i*repl.BlockBytes:])
+			}
+		}
+		v.c.send(b.m.node, w)
+		if told[b.m]++; told[b.m] == 1 {
+			order = append(order, b.m)
+		}
+	}
+	for _, m := range order {
+		v.c.report(ReportRepaired, v.id, m.disk, fmt.Sprintf("extent %d: %d blocks rewritten from another copy", o.ext, told[m]))
 	}
 }

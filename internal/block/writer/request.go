@@ -151,6 +151,8 @@ func (v *volume) start(o *op) {
 		v.startWrite(o)
 	case opSync:
 		o.job.readSource(o)
+	case opScrub:
+		v.askTags(o)
 	}
 }
 

@@ -70,6 +70,10 @@ type syncObject struct {
 	tried  []*member
 }
 
+// unreadableWait is how long a join waits that met a block which no source can
+// read: for its repair, for a write over it, or for another copy's return.
+const unreadableWait = 10 * time.Second
+
 // chunkBlocks is 128 KiB: how much is read from the source under the lock.
 const chunkBlocks = 32
 
@@ -493,10 +497,12 @@ func (j *syncJob) sourceRead(p *op, from *member, a *wire.ReadReply) {
 		n = p.unlocked
 	}
 	if a.Status != wire.OK || len(a.Tags) != n || len(a.Marks) == 0 || a.Data != nil && len(a.Data) != n*repl.BlockBytes {
+		v.unreadableSource(p, from, a)
 		o.tried = append(o.tried, from)
 		if v.source(v.segment(o.ext), o.tried) == nil {
 			v.c.report(ReportDamaged, v.id, from.disk, fmt.Sprintf("extent %d: no source is readable", o.ext))
 			j.fail("a block is readable on no source")
+			j.m.rejoinAt = v.c.now.Add(unreadableWait)
 			return
 		}
 		o.src = v.source(v.segment(o.ext), o.tried)

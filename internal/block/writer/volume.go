@@ -113,6 +113,9 @@ type volume struct {
 	windowLimit                         int64         // WindowBytes of the tightest member
 	frozenSince                         clock.Instant // since when a member is leaving
 
+	scrub *scrubJob
+	heals healQueue
+
 	rc    reconcile
 	sick  bool // the sick-link rule holds a shrink back
 	dirty bool // something changed that settle must look at
@@ -257,6 +260,8 @@ func (v *volume) settle() {
 	v.settleNoSpace()
 	v.settleReconcile()
 	v.settleSync()
+	v.settleScrub()
+	v.settleHeals()
 	v.settleFlush()
 	v.settleRelease()
 }
@@ -282,6 +287,9 @@ func (v *volume) deadlines(d *deadline) {
 		if m.sync != nil && len(m.sync.waiting) > 0 {
 			d.later(m.sync.again)
 		}
+	}
+	if j := v.scrub; j != nil && j.health.Running {
+		d.later(j.retryAt)
 	}
 	v.flushDeadlines(d)
 	v.changeDeadlines(d)

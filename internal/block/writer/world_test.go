@@ -209,20 +209,22 @@ type fakeConn struct {
 
 // fakeGuard is a process with a writer core.
 type fakeGuard struct {
-	w       *world
-	node    *fakeNode
-	core    *Core
-	run     ids.ID
-	alive   bool
-	frozen  bool
-	missed  []func()
-	conns   map[ids.ID]*fakeConn // looked up only
-	blocked map[ids.ID]bool      // links that do not work
-	tick    uint64
-	cached  repl.Records
-	take    bool // go through prepare, claim, activate
-	stopped string
-	serving bool
+	w        *world
+	node     *fakeNode
+	core     *Core
+	run      ids.ID
+	alive    bool
+	frozen   bool
+	missed   []func()
+	conns    map[ids.ID]*fakeConn // looked up only
+	blocked  map[ids.ID]bool      // links that do not work
+	tick     uint64
+	cached   repl.Records
+	take     bool // go through prepare, claim, activate
+	reports  []Report
+	evidence []Evidence
+	stopped  string
+	serving  bool
 }
 
 func (w *world) newGuard(n *fakeNode, run ids.ID, alive bool, mut Mutations) *fakeGuard {
@@ -411,7 +413,10 @@ func (g *fakeGuard) effect(e Effect) {
 		}
 	case RecordsKnown:
 		g.cached = e.Records
+	case Evidence:
+		g.evidence = append(g.evidence, e)
 	case Report:
+		g.reports = append(g.reports, e)
 		w.seen("report " + string(e.Kind))
 		if e.Kind == ReportBug {
 			w.fail("guard reports a bug: %s", e.Text)

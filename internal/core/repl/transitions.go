@@ -21,6 +21,19 @@ const (
 	OutMoving     OutReason = "moving" // it is given segments that others hold
 )
 
+// Check returns nil if every row names disks that there are, each once;
+// errs.Corrupt otherwise.
+func (s Segments) Check() error {
+	for i, row := range s.Map {
+		for j, d := range row {
+			if int(d) >= len(s.Disks) || slices.Contains(row[:j], d) {
+				return errs.New(errs.Corrupt, "read segment %d: it names disk %d of %d", i, d, len(s.Disks))
+			}
+		}
+	}
+	return nil
+}
+
 // Row returns the disks of a segment, in placement order.
 func (s Segments) Row(segment int) []ids.ID {
 	row := make([]ids.ID, len(s.Map[segment]))

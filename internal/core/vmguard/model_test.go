@@ -9,7 +9,7 @@ import (
 	"roseau/internal/base/explore"
 )
 
-var modelLimit = flag.Int("model.limit", 20_000, "states of a world that TestModel visits; 0 = all")
+var modelLimit = flag.Int("model.limit", 5_000, "states of a world that TestModel visits; 0 = all")
 
 // first is a guest that runs at the source under epoch 5, a destination that is
 // ready, and a migration that was just asked for.
@@ -125,6 +125,9 @@ func TestModelSeesMissingRules(t *testing.T) {
 		{"the destination's claim compares no epoch", mbudget{links: 1, longs: 1}, mrules{claimIgnoresEpoch: true}},
 	} {
 		t.Run(x.name, func(t *testing.T) {
+			if x.r.takeComparesNoEpoch && *modelLimit > 0 && *modelLimit < 1_000_000 {
+				t.Skip("160000 states: make model")
+			}
 			m := mmodel{budget: x.b, rules: x.r}
 			r := explore.Search(m, []mstate{m.first()}, 1_000_000)
 			if r.Broken == "" {

@@ -209,6 +209,11 @@ func (k *Cluster) DeleteVolume(ctx context.Context, name string) error {
 	return k.change(ctx, http.MethodDelete, "/v1/volumes/"+url.PathEscape(name), nil)
 }
 
+// ReplaceNode lets a node take the place of another.
+func (k *Cluster) ReplaceNode(ctx context.Context, old, with string) error {
+	return k.change(ctx, http.MethodPost, "/v1/nodes/"+url.PathEscape(old)+"/replace", volume.ReplaceNodeRequest{With: with})
+}
+
 // ReturnDisk waits until a disk that was put back serves again.
 func (k *Cluster) ReturnDisk(ctx context.Context, d model.Disk) error {
 	tick := time.NewTicker(200 * time.Millisecond)

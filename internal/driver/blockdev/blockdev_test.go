@@ -187,7 +187,7 @@ func TestIdentifyTools(t *testing.T) {
 			if _, err := exec.LookPath(c.cmd[0]); err != nil {
 				t.Skip(err)
 			}
-			path := newFile(t, 16*mib)
+			path := newFile(t, 320*mib) // sparse; XFS takes no less
 			args := slices.Clone(c.cmd)
 			args[len(args)-1] = path
 			cmd := exec.Command(args[0], args[1:]...)

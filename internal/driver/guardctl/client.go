@@ -10,6 +10,7 @@ import (
 	"roseau/internal/base/ids"
 	"roseau/internal/base/paths"
 	"roseau/internal/driver/ctlsock"
+	"roseau/internal/driver/volumectl"
 )
 
 // Client speaks to one guard over its control socket. It is safe for concurrent
@@ -75,6 +76,12 @@ func (c *Client) CancelMigration(ctx context.Context) error {
 // ReplaceDisk starts a rebuild; progress is in Status.Volumes.
 func (c *Client) ReplaceDisk(ctx context.Context, r ReplaceDiskRequest) error {
 	return c.sock.Call(ctx, http.MethodPost, "/replace-disk", r, nil)
+}
+
+// Scrub starts or stops the comparison of a volume's copies, and tells how it is.
+func (c *Client) Scrub(ctx context.Context, r volumectl.ScrubRequest) (volumectl.ScrubStatus, error) {
+	var s volumectl.ScrubStatus
+	return s, c.sock.Call(ctx, http.MethodPost, "/scrub", r, &s)
 }
 
 // Console attaches to the serial console: first the kept log, then the live

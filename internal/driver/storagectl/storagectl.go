@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
+	"time"
 
 	"roseau/internal/base/ids"
 	"roseau/internal/base/size"
@@ -56,6 +57,47 @@ type DiskStatus struct {
 	RingUsed   float64 `json:"ring_used"` // 0 to 1
 	Batches    uint64  `json:"batches"`
 	Syncs      uint64  `json:"syncs"`
+}
+
+// Care is what the process knows of the state of a claimed disk's blocks: GET
+// /care.
+type Care struct {
+	Disk          ids.ID   `json:"disk"`
+	BadBlocks     int      `json:"bad_blocks"`                // distinct ones in the last 24 h
+	RetirePropose bool     `json:"retire_proposed,omitempty"` // more than are believed to be chance
+	Repaired      uint64   `json:"repaired"`                  // blocks rewritten from other copies, ever
+	Metadata      uint64   `json:"metadata"`                  // bad metadata written again, ever
+	Damage        []Damage `json:"damage,omitempty"`          // known and not repaired yet
+	Scrub         Scrub    `json:"scrub"`
+	// Of the last whole window of 10 s:
+	WriteMedian time.Duration `json:"write_median_ns"`
+	Writes      int           `json:"writes"`
+}
+
+// Damage is how many blocks of a volume are known to be bad on a disk.
+type Damage struct {
+	Volume ids.ID `json:"volume"`
+	Blocks int    `json:"blocks"`
+}
+
+// Scrub is the pass over a disk that runs, or the last one.
+type Scrub struct {
+	Running     bool      `json:"running"`
+	DutyPercent int       `json:"duty_percent,omitempty"`
+	Started     time.Time `json:"started,omitzero"`
+	Ended       time.Time `json:"ended,omitzero"` // of the last pass that saw the whole disk; zero: none
+	Extents     int       `json:"extents"`        // looked at
+	Total       int       `json:"total"`
+	Bytes       int64     `json:"bytes"`
+	BadBlocks   int       `json:"bad_blocks"`
+	BadMetadata int       `json:"bad_metadata"`
+}
+
+// ScrubRequest is the body of POST /scrub.
+type ScrubRequest struct {
+	Disk        ids.ID `json:"disk"`
+	Stop        bool   `json:"stop,omitempty"`         // where it is; a later start goes on there
+	DutyPercent int    `json:"duty_percent,omitempty"` // share of the time, 1 to 100; 0 = 5
 }
 
 // ClaimRequest is the body of POST /claim.
@@ -146,6 +188,17 @@ func (c *Client) Retry(ctx context.Context, disk ids.ID) error {
 func (c *Client) Status(ctx context.Context) (Status, error) {
 	var s Status
 	return s, c.sock.Call(ctx, http.MethodGet, "/status", nil, &s)
+}
+
+// Care tells what is known of the blocks of the claimed disks.
+func (c *Client) Care(ctx context.Context) ([]Care, error) {
+	var list []Care
+	return list, c.sock.Call(ctx, http.MethodGet, "/care", nil, &list)
+}
+
+// Scrub starts or stops a pass over a disk; a running one takes the new duty.
+func (c *Client) Scrub(ctx context.Context, r ScrubRequest) error {
+	return c.sock.Call(ctx, http.MethodPost, "/scrub", r, nil)
 }
 
 // Copies lists what the disks hold of volumes.

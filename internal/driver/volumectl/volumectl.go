@@ -43,8 +43,11 @@ type Config struct {
 	Socket string `json:"socket,omitempty"`
 	// Replace lists disks to be replaced; maintenance only.
 	Replace []Replace `json:"replace,omitempty"`
-	Nodes   []Peer    `json:"nodes"` // all nodes of the cluster, this one included
-	Etcd    []string  `json:"etcd"`  // client endpoints of all members, "https://10.0.0.1:7379"
+	// Scrub: the copies are compared before the writer has nothing left to do;
+	// maintenance only. It stays for a while then, so that its status can be read.
+	Scrub bool     `json:"scrub,omitempty"`
+	Nodes []Peer   `json:"nodes"` // all nodes of the cluster, this one included
+	Etcd  []string `json:"etcd"`  // client endpoints of all members, "https://10.0.0.1:7379"
 }
 
 // Replace names a disk and its successor.
@@ -89,6 +92,35 @@ type Status struct {
 	State   model.VolumeStatus `json:"state"`
 	Disks   []DiskStatus       `json:"disks,omitempty"`
 	Waiting int                `json:"waiting"` // client requests not answered yet
+	Scrub   ScrubStatus        `json:"scrub"`
+}
+
+// ScrubAction is what to do about the comparison of a volume's copies.
+type ScrubAction string
+
+// The actions; ScrubShow changes nothing.
+const (
+	ScrubShow  ScrubAction = "show"
+	ScrubStart ScrubAction = "start"
+	ScrubStop  ScrubAction = "stop"
+)
+
+// ScrubRequest is the body of POST /scrub, of a volume's writer and of a guard.
+type ScrubRequest struct {
+	Volume ids.ID      `json:"volume,omitzero"` // of a guard's: which one
+	Action ScrubAction `json:"action" enum:"show,start,stop"`
+}
+
+// ScrubStatus tells how the comparison goes on, or how the writer's last one went.
+type ScrubStatus struct {
+	Running  bool `json:"running"`
+	Runs     int  `json:"runs"` // ended ones of this writer
+	Done     int  `json:"done"` // extents
+	Total    int  `json:"total"`
+	Skipped  int  `json:"skipped,omitempty"`  // extents of which fewer than two copies answered
+	Differ   int  `json:"differ,omitempty"`   // blocks that differed although each copy was sound
+	Repaired int  `json:"repaired,omitempty"` // blocks rewritten
+	Healing  int  `json:"healing,omitempty"`  // blocks still to be rewritten, of all findings
 }
 
 // DiskStatus is one copy.
@@ -124,6 +156,8 @@ func (c *Config) Validate() error {
 		return bad("etcd is empty")
 	case len(c.Replace) > 0 && c.Purpose != repl.PurposeMaintenance:
 		return bad("replace is for maintenance only")
+	case c.Scrub && c.Purpose != repl.PurposeMaintenance:
+		return bad("scrub is for maintenance only")
 	}
 	for _, p := range c.Nodes {
 		for role, list := range p.Addresses {
@@ -210,4 +244,10 @@ func (c *Client) Release(ctx context.Context) error {
 // ReplaceDisk starts a rebuild; progress is in Status.Disks.
 func (c *Client) ReplaceDisk(ctx context.Context, r Replace) error {
 	return c.sock.Call(ctx, http.MethodPost, "/replace-disk", r, nil)
+}
+
+// Scrub starts or stops the comparison of the copies, and tells how it is.
+func (c *Client) Scrub(ctx context.Context, a ScrubAction) (ScrubStatus, error) {
+	var s ScrubStatus
+	return s, c.sock.Call(ctx, http.MethodPost, "/scrub", ScrubRequest{Action: a}, &s)
 }

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"roseau/internal/core/diskcare"
 	"roseau/internal/driver/ctlsock"
 )
 
@@ -98,6 +99,11 @@ func (c *Client) DiskInsert(ctx context.Context, node, disk string) error {
 // DiskSlow adds latency to every operation of a disk; 0 ends it.
 func (c *Client) DiskSlow(ctx context.Context, node, disk string, latency time.Duration) error {
 	return c.orderErr(ctx, "disk-slow", Request{Node: node, Disk: disk, Latency: latency})
+}
+
+// DiskHealth sets what a disk says of its own health; nil: nothing.
+func (c *Client) DiskHealth(ctx context.Context, node, disk string, h *diskcare.Health) error {
+	return c.orderErr(ctx, "disk-health", Request{Node: node, Disk: disk, Health: h})
 }
 
 // DiskHang makes operations of a disk wait until DiskInsert.

@@ -10,6 +10,7 @@ import (
 
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
+	"roseau/internal/core/diskcare"
 	"roseau/internal/driver/blockdev/faultdisk"
 	"roseau/internal/unit"
 )
@@ -130,6 +131,7 @@ type Disk struct {
 	SizeBytes      int64            `json:"size_bytes"`
 	AllocatedBytes int64            `json:"allocated_bytes"`
 	Fault          *faultdisk.State `json:"fault,omitempty"` // nil without the fault layer, or without power
+	Lamp           bool             `json:"lamp,omitempty"`  // `disk locate` has switched it on
 }
 
 // Spec is how a lab is made.
@@ -158,6 +160,8 @@ type Request struct {
 	From    int64         `json:"from,omitempty"`
 	To      int64         `json:"to,omitempty"`
 	Seed    uint64        `json:"seed,omitempty"` // 0 = drawn
+	// Health is what the disk says of itself from now on; nil: nothing.
+	Health *diskcare.Health `json:"health,omitempty"`
 }
 
 // Answer is what an order did.

@@ -69,12 +69,13 @@ type Storage interface {
 type Service struct {
 	env     *svc.Env
 	storage Storage
+	light   Light
 	missing map[ids.ID]clock.Instant // since when disks are missing; of Run's goroutine
 }
 
 // New returns the service of a node.
-func New(env *svc.Env, storage Storage) *Service {
-	return &Service{env: env, storage: storage, missing: map[ids.ID]clock.Instant{}}
+func New(env *svc.Env, storage Storage, light Light) *Service {
+	return &Service{env: env, storage: storage, light: light, missing: map[ids.ID]clock.Instant{}}
 }
 
 // Info is a row of `disk list`.
@@ -83,6 +84,7 @@ type Info struct {
 	Name string `json:"name,omitempty"` // of the object, if claimed
 	Pool string `json:"pool,omitempty"`
 	Device
+	Care *model.DiskCare `json:"care,omitempty"` // of claimed disks
 }
 
 // List is the answer of `disk list`.
@@ -112,6 +114,8 @@ func (s *Service) Routes(r *api.Router) {
 	huma.Register(r, on(api.Op("list-node-disks", "GET", "/v1/nodes/{node}/disks", "List the disks of a node")), func(ctx context.Context, _ *NodeRef) (*api.Body[[]Device], error) {
 		return api.OK(s.storage.Devices(ctx))
 	})
+	s.retireRoutes(r)
+	s.locateRoutes(r, on)
 	huma.Register(r, on(api.Op("claim-disks", "POST", "/v1/nodes/{node}/disks/claim", "Claim blank disks of a node")), func(ctx context.Context, in *struct {
 		NodeRef
 		Body ClaimRequest
@@ -162,7 +166,10 @@ func (s *Service) List(ctx context.Context) (*List, error) {
 		for _, d := range devs {
 			i := Info{Node: n.Name, Device: d}
 			if o := byID[d.ID]; o != nil {
-				i.Name, i.Pool = o.Name, poolName[o.Spec.Pool]
+				i.Name, i.Pool, i.Care = o.Name, poolName[o.Spec.Pool], o.Status.Care
+				if o.Spec.Retire && i.State == model.DiskActive {
+					i.State, i.Reason = model.DiskRetired, o.Status.Reason
+				}
 			}
 			out.Disks = append(out.Disks, i)
 		}
@@ -413,10 +420,20 @@ func (s *Service) justMissing(d Device) bool {
 
 func (s *Service) update(ctx context.Context, o *model.Disk, st model.DiskStatus) error {
 	was := o.Status
+	if o.Spec.Retire && st.State == model.DiskActive {
+		st.State, st.Reason = model.DiskRetired, was.Reason
+		if was.State != model.DiskRetired {
+			st.Reason = retiring
+		}
+	}
 	if d := st.Used - was.Used; st.State == was.State && st.Errors == was.Errors && st.Reason == was.Reason && st.Data == was.Data && d < usedStep && d > -usedStep {
 		return nil
 	}
-	if _, err := store.Update(ctx, s.env.Store, o.ID, func(d *model.Disk) error { d.Status = st; return nil }); err != nil {
+	if _, err := store.Update(ctx, s.env.Store, o.ID, func(d *model.Disk) error {
+		st.Care = d.Status.Care // the office's
+		d.Status = st
+		return nil
+	}); err != nil {
 		return err
 	}
 	if st.State != was.State {

@@ -44,6 +44,8 @@ type Info struct {
 	Copies  string   `json:"copies"`
 	Members []Member `json:"members"`
 	Volumes int      `json:"volumes"`
+	// Scrub is the last one, or the one that runs; nil: the first is still to come.
+	Scrub *records.PoolScrub `json:"scrub,omitempty"`
 }
 
 // Member is a disk of a pool.
@@ -282,8 +284,16 @@ func (s *Service) List(ctx context.Context) ([]Info, error) {
 		return nil, err
 	}
 	out := make([]Info, 0, len(v.Pools))
+	scrubs, err := store.ListRecords[records.PoolScrub](ctx, s.env.Store.Relaxed(), records.PoolScrubPrefix)
+	if err != nil {
+		return nil, err
+	}
 	for _, p := range v.Pools {
-		out = append(out, v.info(p, volumes))
+		i := v.info(p, volumes)
+		if r, ok := scrubs[records.PoolScrubKey(p.ID)]; ok {
+			i.Scrub = &r.Value
+		}
+		out = append(out, i)
 	}
 	return out, nil
 }

@@ -8,6 +8,8 @@
 //	/s/disk/<id>                Disk
 //	/s/tomb/<id>                Tomb, for ever: identities are not used again
 //	/r/vm/<vm>/<node>           Report of a guard, written by its node's daemon
+//	/r/scrub/pool/<id>          PoolScrub
+//	/r/scrub/volume/<id>        VolumeScrub
 package records
 
 import (
@@ -32,6 +34,9 @@ const (
 	DiskPrefix   = "/s/disk/"
 	TombPrefix   = "/s/tomb/"
 	ReportPrefix = "/r/vm/"
+
+	PoolScrubPrefix   = "/r/scrub/pool/"
+	VolumeScrubPrefix = "/r/scrub/volume/"
 )
 
 // OwnKey, CfgKey and SegKey are the records of a volume.
@@ -136,6 +141,9 @@ func addVolumeKey(out map[ids.ID]*repl.VolumeRecord, key string, data []byte, re
 		v.CfgRev, err = rev, json.Unmarshal(data, &v.Cfg)
 	case "seg":
 		v.SegRev, err = rev, json.Unmarshal(data, &v.Seg)
+		if err == nil {
+			err = v.Seg.Check()
+		}
 	}
 	if err != nil {
 		return errs.New(errs.Corrupt, "decode record %s: %w", key, err)

@@ -264,12 +264,11 @@ func (s *Seat) Follow(ctx context.Context, members []etcd.Member) error {
 	case leave:
 		s.cfg.Log.Warn("this machine votes no more: its etcd member was removed", "member", fmt.Sprintf("%x", saved.Member))
 		return s.replace(nodeconf.Seat{}, s.cfg.Leave)
-	case begin, again:
+	case again:
+		return s.renew(s.initial(members, found.ID))
+	case begin:
 		next := nodeconf.Seat{Seated: true, Member: found.ID, Initial: s.initial(members, found.ID)}
-		if v == again && maps.Equal(next.Initial, saved.Initial) {
-			return nil
-		}
-		if v == begin && s.cfg.Enter != nil {
+		if s.cfg.Enter != nil {
 			if err := s.cfg.Enter(ctx); err != nil {
 				return fmt.Errorf("take etcd seat: %w", err)
 			}
@@ -277,6 +276,28 @@ func (s *Seat) Follow(ctx context.Context, members []etcd.Member) error {
 		s.cfg.Log.Info("this machine is to vote: its etcd member begins as a learner", "member", fmt.Sprintf("%x", found.ID))
 		return s.replace(next, nil)
 	}
+	return nil
+}
+
+// renew takes a list that grew before the first start. A member that is being
+// started is left alone, and so is one that has data by now: to clear them would
+// be to forget under the same id what it has acknowledged.
+func (s *Seat) renew(initial map[string]string) error {
+	if !s.busy.TryLock() {
+		return nil
+	}
+	defer s.busy.Unlock()
+	next := s.Saved()
+	if s.hasData() || maps.Equal(next.Initial, initial) {
+		return nil
+	}
+	next.Initial = initial
+	if err := s.save(next); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.kickLocked()
+	s.mu.Unlock()
 	return nil
 }
 

@@ -1,8 +1,13 @@
 package seat
 
 import (
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
 	"testing"
 
+	"roseau/internal/base/clock"
 	"roseau/internal/driver/etcd"
 	"roseau/internal/nodeconf"
 )
@@ -33,5 +38,36 @@ func TestJudge(t *testing.T) {
 		if got := judge(c.saved, c.found, c.hasData); got != c.want {
 			t.Errorf("%s: %d, want %d", c.says, got, c.want)
 		}
+	}
+}
+
+// TestStartingMemberKeepsItsData: the list grows while the member is being
+// started for the first time. What it writes meanwhile must not be cleared.
+func TestStartingMemberKeepsItsData(t *testing.T) {
+	dir := t.TempDir()
+	saves := 0
+	s := New(Config{Etcd: etcd.Config{Name: "me", Dir: dir}, Peer: "https://me:1", Clock: clock.System{}, Log: slog.New(slog.DiscardHandler),
+		Save: func(nodeconf.Seat) error { saves++; return nil }}, nodeconf.Seat{Seated: true, Member: 7, Initial: map[string]string{"me": "https://me:1"}})
+	list := []etcd.Member{{ID: 7, Learner: true, PeerURLs: []string{"https://me:1"}}, {ID: 8, Learner: true, PeerURLs: []string{"https://other:1"}}}
+	s.busy.Lock() // it is being started
+	if err := s.Follow(t.Context(), list); err != nil || saves != 0 {
+		t.Fatalf("while it starts: %d saves, %v", saves, err)
+	}
+	wal := filepath.Join(dir, "member", "wal")
+	if err := errors.Join(os.MkdirAll(wal, 0o700), os.WriteFile(filepath.Join(wal, "0.wal"), nil, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	s.busy.Unlock()
+	if err := s.renew(map[string]string{"me": "https://me:1", "other": "https://other:1"}); err != nil || saves != 0 {
+		t.Fatalf("with data: %d saves, %v", saves, err)
+	}
+	if _, err := os.Stat(filepath.Join(wal, "0.wal")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(filepath.Join(dir, "member")); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Follow(t.Context(), list); err != nil || saves != 1 || len(s.Saved().Initial) != 2 {
+		t.Fatalf("not started yet: %d saves, %+v, %v", saves, s.Saved(), err)
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"roseau/internal/base/size"
 	core "roseau/internal/core/ha"
 	"roseau/internal/driver/guardctl"
+	"roseau/internal/driver/volumectl"
 	"roseau/internal/model"
 	"roseau/internal/store"
 	"roseau/internal/svc"
@@ -49,6 +50,7 @@ type Control interface {
 	Migrate(ctx context.Context, r guardctl.MigrateRequest) error
 	CancelMigration(ctx context.Context) error
 	ReplaceDisk(ctx context.Context, r guardctl.ReplaceDiskRequest) error
+	Scrub(ctx context.Context, r volumectl.ScrubRequest) (volumectl.ScrubStatus, error)
 }
 
 // unitGuards runs guards as units.

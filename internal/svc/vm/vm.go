@@ -24,6 +24,7 @@ import (
 	"roseau/internal/base/ids"
 	"roseau/internal/base/size"
 	"roseau/internal/driver/guardctl"
+	"roseau/internal/driver/volumectl"
 	"roseau/internal/model"
 	"roseau/internal/store"
 	"roseau/internal/svc"
@@ -226,6 +227,16 @@ func (s *Service) nodeRoutes(r *api.Router) {
 	huma.Register(r, on("reset-guest", "POST", "/reset", "Press the reset button of a VM"), do(func(ctx context.Context, c Control) error { return c.Reset(ctx) }))
 	huma.Register(r, on("pause-guest", "POST", "/pause", "Stop the processors of a VM"), do(func(ctx context.Context, c Control) error { return c.Pause(ctx) }))
 	huma.Register(r, on("resume-guest", "POST", "/resume", "Let a paused VM go on"), do(func(ctx context.Context, c Control) error { return c.Resume(ctx) }))
+	huma.Register(r, on("scrub-guest-volume", "POST", "/scrub", "Compare the copies of a VM's volume"), func(ctx context.Context, in *struct {
+		GuardRef
+		Body volumectl.ScrubRequest
+	}) (*api.Body[volumectl.ScrubStatus], error) {
+		vm, err := ids.Parse(in.VM)
+		if err != nil {
+			return nil, err
+		}
+		return api.OK(s.guards.Control(vm).Scrub(ctx, in.Body))
+	})
 	huma.Register(r, on("replace-guest-disk", "POST", "/replace-disk", "Rebuild copies of a VM's volumes onto another disk"), func(ctx context.Context, in *struct {
 		GuardRef
 		Body guardctl.ReplaceDiskRequest

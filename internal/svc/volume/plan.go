@@ -96,7 +96,7 @@ func (w *world) rebuild(r *repair, dead ids.ID) {
 			continue
 		}
 		row = slices.DeleteFunc(row, func(d ids.ID) bool { return d == dead || w.dead[d] })
-		target, err := place.Target(pool.Rule(p), dead, row, ds)
+		target, err := w.target(p, dead, row, ds)
 		if err != nil {
 			r.stuck = err.Error()
 			continue
@@ -111,6 +111,20 @@ func (w *world) rebuild(r *repair, dead ids.ID) {
 	for _, target := range sortedKeys(to) {
 		r.replace = append(r.replace, volumectl.Replace{Old: dead, New: target, Node: w.view.Names.DiskNode[target], Segments: to[target]})
 	}
+}
+
+// target chooses the disk that is given a segment of old: the one that a person
+// named to replace it, if it may have it.
+func (w *world) target(p *model.Pool, old ids.ID, row []ids.ID, ds []place.Disk) (ids.ID, error) {
+	i := slices.IndexFunc(w.disks, func(d *model.Disk) bool { return d.ID == old })
+	if i >= 0 && !w.disks[i].Spec.ReplacedBy.IsZero() {
+		by := w.disks[i].Spec.ReplacedBy
+		few := slices.DeleteFunc(slices.Clone(ds), func(d place.Disk) bool { return d.ID != by && d.ID != old && !slices.Contains(row, d.ID) })
+		if to, err := place.Target(pool.Rule(p), old, row, few); err == nil {
+			return to, nil
+		}
+	}
+	return place.Target(pool.Rule(p), old, row, ds)
 }
 
 // leaves reports whether a disk's copy goes when a move that is under way ends.
@@ -147,7 +161,7 @@ func (w *world) moves(p *model.Pool) []repair {
 				continue
 			}
 			others := slices.DeleteFunc(slices.Clone(r.Disks), func(x ids.ID) bool { return x == d.ID })
-			if to, err := place.Target(pool.Rule(p), d.ID, others, ds); err == nil {
+			if to, err := w.target(p, d.ID, others, ds); err == nil {
 				return []repair{w.move(place.Step{Volume: r.Volume, Segment: r.Segment, Old: d.ID, New: to})}
 			}
 		}

@@ -216,7 +216,7 @@ func (s *Service) names(ctx context.Context) (records.Names, map[ids.ID]bool, er
 	up := map[ids.ID]bool{}
 	for _, d := range disks {
 		_, ok := alive[d.Spec.Node]
-		up[d.ID] = ok && d.Status.State == model.DiskActive
+		up[d.ID] = ok && d.Status.State.Serving()
 	}
 	return records.NewNames(disks, nodes), up, nil
 }

@@ -34,6 +34,8 @@ type Writers interface {
 	Stop(ctx context.Context, vol ids.ID) error
 	// ReplaceDisk asks the writer to rebuild.
 	ReplaceDisk(ctx context.Context, vol ids.ID, r volumectl.Replace) error
+	// Scrub starts, stops or shows the comparison of the copies.
+	Scrub(ctx context.Context, vol ids.ID, a volumectl.ScrubAction) (volumectl.ScrubStatus, error)
 	// Ended reports whether no process of the writer runs or will run.
 	Ended(ctx context.Context, vol ids.ID) bool
 }
@@ -90,6 +92,10 @@ func (w unitWriters) ReplaceDisk(ctx context.Context, vol ids.ID, r volumectl.Re
 	return volumectl.Dial(vol).ReplaceDisk(ctx, r)
 }
 
+func (w unitWriters) Scrub(ctx context.Context, vol ids.ID, a volumectl.ScrubAction) (volumectl.ScrubStatus, error) {
+	return volumectl.Dial(vol).Scrub(ctx, a)
+}
+
 func (w unitWriters) Ended(ctx context.Context, vol ids.ID) bool {
 	st, err := w.units.Status(ctx, unit.Volume(vol))
 	return errors.Is(err, errs.NotFound) || err == nil && (st.State == unit.Stopped || st.State == unit.Failed)
@@ -106,6 +112,8 @@ type WriterRequest struct {
 	Socket  string       `json:"socket,omitempty" doc:"path of the NBD socket on the node; default: in its run directory"`
 	// Replace lists disks to be replaced, with purpose maintenance.
 	Replace []volumectl.Replace `json:"replace,omitempty"`
+	// Scrub compares the copies first, with purpose maintenance.
+	Scrub bool `json:"scrub,omitempty"`
 }
 
 // WriterRef is the input of operations on the writer of a volume on a node.
@@ -153,6 +161,16 @@ func (s *Service) writerRoutes(r *api.Router) {
 			return nil, err
 		}
 		return nil, s.writers.ReplaceDisk(ctx, id, in.Body)
+	})
+	huma.Register(r, on(api.Op("scrub-writer-volume", "POST", path+"/scrub", "Compare the copies of a volume that is open without a VM")), func(ctx context.Context, in *struct {
+		WriterRef
+		Body volumectl.ScrubRequest
+	}) (*api.Body[volumectl.ScrubStatus], error) {
+		id, err := s.idOf(ctx, in.Volume)
+		if err != nil {
+			return nil, err
+		}
+		return api.OK(s.writers.Scrub(ctx, id, in.Body.Action))
 	})
 	huma.Register(r, api.Op("unserve-volume", "DELETE", "/v1/volumes/{ref}/writer", "Release a volume that is served, wherever"), func(ctx context.Context, in *api.Ref) (*struct{}, error) {
 		id, err := s.idOf(ctx, in.Ref)
@@ -284,7 +302,7 @@ func (s *Service) writerConfig(ctx context.Context, v *model.Volume, req WriterR
 		return nil, err
 	}
 	c := &volumectl.Config{Volume: v.ID, Name: v.Name, Cluster: s.env.Cluster, Generation: gen, Node: s.env.Node,
-		Purpose: req.Purpose, Etcd: s.env.Endpoints(), Socket: req.Socket, Replace: req.Replace}
+		Purpose: req.Purpose, Etcd: s.env.Endpoints(), Socket: req.Socket, Replace: req.Replace, Scrub: req.Scrub}
 	for _, p := range peers {
 		c.Nodes = append(c.Nodes, volumectl.Peer(p))
 	}

@@ -14,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"roseau/internal/base/size"
 )
 
 // lab is one lab and the command line that talks to it.
@@ -194,7 +196,7 @@ func TestStoppedMachinesAreRepaired(t *testing.T) {
 // One machine is a mirror of its own disks: a lost disk is rebuilt onto disks that
 // hold other segments of the same volume, and the data is what it was.
 func TestOneMachine(t *testing.T) {
-	l := up(t, "--nodes", "1", "--disks", "3", "--disk-size", "2GiB")
+	l := up(t, "--nodes", "1", "--disks", "3", "--disk-size", "4GiB")
 	l.must(time.Minute, "volume", "create", "data", "--size", "3GiB")
 	s := l.serve("data", "n1")
 	l.mustIO("n1", s, "write -P 1 0 100M", "write -P 2 1G 100M", "write -P 3 2G 100M", "flush")
@@ -206,14 +208,49 @@ func TestOneMachine(t *testing.T) {
 	l.mustIO("n1", s, "read -P 1 0 100M", "read -P 2 1G 100M", "read -P 3 2G 100M")
 }
 
+// A disk that is added fills by itself, one copy at a time, under a volume in use;
+// the old copy's space is given back.
+func TestNewDiskFills(t *testing.T) {
+	l := up(t, "--nodes", "1", "--disks", "3", "--disk-size", "4GiB")
+	l.must(time.Minute, "pool", "delete", "pool1")
+	l.must(time.Minute, "pool", "create", "p", "--copies", "2", "--domain", "disk", "--disk", "n1-d1,n1-d2")
+	for _, v := range []string{"a", "b"} {
+		l.must(time.Minute, "volume", "create", v, "--size", "1GiB", "--pool", "p")
+	}
+	s := l.serve("a", "n1")
+	l.mustIO("n1", s, "write -P 5 0 200M", "flush")
+	l.must(time.Minute, "volume", "unserve", "a")
+	s = l.serve("b", "n1")
+	l.mustIO("n1", s, "write -P 6 0 200M", "flush")
+	l.must(time.Minute, "pool", "add", "p")
+	var p poolInfo
+	l.wait(90*time.Second, "balanced over three disks", func() bool {
+		p = poolInfo{}
+		l.json(&p, "pool", "show", "p")
+		used := map[string]size.Bytes{}
+		for _, m := range p.Members {
+			used[m.Name] = m.Used
+		}
+		return p.Copies == "in sync, balanced" && used["n1-d3"] > 150*size.MiB && used["n1-d1"]+used["n1-d2"] < 700*size.MiB
+	})
+	for _, v := range []string{"a", "b"} {
+		if h := l.volume(v); h.Status.Health != "healthy" || h.Status.Copies != 2 || len(h.Copies) != 2 {
+			t.Errorf("volume %s: %+v", v, h)
+		}
+	}
+	l.mustIO("n1", s, "read -P 6 0 200M")
+	s = l.serve("a", "n1")
+	l.mustIO("n1", s, "read -P 5 0 200M")
+}
+
 type poolInfo struct {
-	Percent int    `json:"percent"`
-	Level   string `json:"level"`
-	Copies  string `json:"copies"`
-	RawUsed int64  `json:"raw_used"`
+	Percent int        `json:"percent"`
+	Level   string     `json:"level"`
+	Copies  string     `json:"copies"`
+	RawUsed size.Bytes `json:"raw_used"`
 	Members []struct {
-		Name string `json:"name"`
-		Used int64  `json:"used"`
+		Name string     `json:"name"`
+		Used size.Bytes `json:"used"`
 	} `json:"members"`
 }
 
@@ -260,7 +297,7 @@ func TestFullPool(t *testing.T) {
 	}
 	l.must(time.Minute, "volume", "unserve", "b")
 	l.must(time.Minute, "volume", "delete", "b", "--confirm", "b")
-	l.wait(time.Minute, "empty", func() bool { return l.pool().RawUsed < 64<<20 })
+	l.wait(time.Minute, "empty", func() bool { return l.pool().RawUsed < 64*size.MiB })
 }
 
 func (l *lab) pool() poolInfo {
@@ -273,7 +310,7 @@ func (l *lab) pool() poolInfo {
 // A dead node's copies are rebuilt on a new one, which takes its place; what lay
 // on the old one is read from there.
 func TestNodeReplace(t *testing.T) {
-	l := up(t, "--nodes", "4", "--disks", "1", "--disk-size", "2GiB")
+	l := up(t, "--nodes", "4", "--disks", "1", "--disk-size", "4GiB")
 	l.must(time.Minute, "volume", "create", "data", "--size", "3GiB")
 	s := l.serve("data", "n1")
 	l.mustIO("n1", s, "write -P 1 0 100M", "write -P 2 1G 100M", "write -P 3 2G 100M", "flush")

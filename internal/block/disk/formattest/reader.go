@@ -90,12 +90,28 @@ func Read(img []byte) (*Disk, error) {
 
 func (d *Disk) add(kind string, i Item) { d.Items = append(d.Items, Item{kind: i}) }
 
+// inOrder: the areas lie in their order inside the device.
+func inOrder(s bytesAt, end uint64) bool {
+	blocks, slots, image := s.u32(156), s.u64(148), 4096+uint64(up(int(8*s.u32(156))))
+	if blocks < 1 || blocks > 1024 || s.u64(84) > end || slots > end || s.u64(184) > slots {
+		return false
+	}
+	at := uint64(1 << 20)
+	for _, a := range [][2]uint64{{s.u64(100), 2 * s.u64(108)}, {s.u64(116), s.u64(124)}, {s.u64(132), slots * 2 * image}, {s.u64(140), slots * blocks * 4096}} {
+		if a[0] < at || a[0] > end || a[1] > end {
+			return false
+		}
+		at = a[0] + a[1]
+	}
+	return at <= s.u64(84)-1<<20
+}
+
 func (d *Disk) superblock() error {
 	end := len(d.img)
 	var whole []bytesAt
 	for _, at := range []int{0, 64 << 10, end - 1<<20, end - 1<<20 + 64<<10} {
 		b := d.img[at : at+4096]
-		if string(b[:8]) == "RSEAUSB1" && b.crcGood(4092) && b.u32(8) == 1 && b.u64(12) == 0 {
+		if string(b[:8]) == "RSEAUSB1" && b.crcGood(4092) && b.u32(8) == 1 && b.u64(12) == 0 && inOrder(b, uint64(end)) {
 			whole = append(whole, b)
 		}
 	}

@@ -1,0 +1,129 @@
+package replica
+
+import (
+	"cmp"
+	"slices"
+
+	"roseau/internal/base/ids"
+	"roseau/internal/block/wire"
+)
+
+// damage is what is known to be unreadable of a volume on a disk, by extent: its
+// blocks with the tags that they had, rising. It ends by a repair, or by a write
+// over it.
+type damage map[uint64][]wire.SyncBlock
+
+// maxDamage bounds the blocks that are remembered of a volume; the next pass
+// finds the rest.
+const maxDamage = 16 << 10
+
+func (d damage) blocks() (n int) {
+	for _, b := range d {
+		n += len(b)
+	}
+	return n
+}
+
+// Damage tells how many blocks of a volume on a disk are known to be unreadable
+// and not repaired yet.
+type Damage struct {
+	Volume ids.ID
+	Blocks int
+}
+
+// DamageOf lists the damaged volumes of a disk, in order.
+func (c *Core) DamageOf(diskID ids.ID) (list []Damage) {
+	if d := c.disk(diskID); d != nil && !d.dead {
+		for _, v := range sortedVolumes(d.slots) {
+			if n := d.slots[v].damage.blocks(); n > 0 {
+				list = append(list, Damage{v, n})
+			}
+		}
+	}
+	return list
+}
+
+func (d *diskState) slotOf(volume ids.ID) *slot {
+	s := d.slots[volume]
+	if s == nil {
+		s = &slot{disk: d, volume: volume}
+		d.slots[volume] = s
+	}
+	return s
+}
+
+func searchBlock(list []wire.SyncBlock, block int) (int, bool) {
+	return slices.BinarySearchFunc(list, block, func(b wire.SyncBlock, n int) int { return int(b.Block) - n })
+}
+
+// foundBad notes a bad block.
+func (c *Core) foundBad(d *diskState, s *slot, extent uint64, block int, tag wire.Tag) {
+	c.out.Events = append(c.out.Events, Event{Kind: BlockBad, Disk: d.id, Volume: s.volume, Extent: extent, Block: block})
+	list := s.damage[extent]
+	i, found := searchBlock(list, block)
+	if found {
+		list[i].Tag = tag
+		return
+	}
+	if s.damage.blocks() >= maxDamage {
+		return
+	}
+	if s.damage == nil {
+		s.damage = damage{}
+	}
+	s.damage[extent] = slices.Insert(list, i, wire.SyncBlock{Block: uint16(block), Tag: tag})
+}
+
+// repaired takes the end of a REPAIR: done, or the block has changed since.
+func (c *Core) repaired(p *pending, st wire.Status) {
+	if st != wire.OK && st != wire.TagChanged {
+		return
+	}
+	p.slot.overwritten(p.extent, p.block, 1)
+	if st == wire.OK {
+		c.out.Events = append(c.out.Events, Event{Kind: BlockRepaired, Disk: p.disk.id, Volume: p.slot.volume, Extent: p.extent, Block: p.block})
+	}
+}
+
+// overwritten forgets damage that something newer has replaced.
+func (s *slot) overwritten(extent uint64, block, count int) {
+	list, ok := s.damage[extent]
+	if !ok {
+		return
+	}
+	list = slices.DeleteFunc(list, func(b wire.SyncBlock) bool { return int(b.Block) >= block && int(b.Block) < block+count })
+	if len(list) == 0 {
+		delete(s.damage, extent)
+		return
+	}
+	s.damage[extent] = list
+}
+
+// forget drops the damage of extents that the disk does not hold any more.
+func (s *slot) forget(held []wire.ExtEntry) {
+	for e := range s.damage { // order does not show
+		if _, found := slices.BinarySearchFunc(held, e, func(x wire.ExtEntry, e uint64) int { return cmp.Compare(x.Extent, e) }); !found {
+			delete(s.damage, e)
+		}
+	}
+}
+
+// tellDamage tells the volume's writer, if it has one, all that is known.
+func (c *Core) tellDamage(s *slot) {
+	extents := make([]uint64, 0, len(s.damage))
+	for e := range s.damage {
+		extents = append(extents, e)
+	}
+	slices.Sort(extents)
+	for _, e := range extents {
+		c.tellExtent(s, e, s.damage[e])
+	}
+}
+
+func (c *Core) tellExtent(s *slot, extent uint64, blocks []wire.SyncBlock) {
+	h := s.handle
+	if h == nil || h.ended || h.guard == nil || h.guard.conn == nil || len(blocks) == 0 {
+		return
+	}
+	c.send(h.guard.conn.id, &wire.Damage{Handle: h.id, Extent: extent, Blocks: slices.Clone(blocks)})
+}

@@ -1,0 +1,311 @@
+package sim
+
+import (
+	"slices"
+	"time"
+
+	"roseau/internal/base/ids"
+	"roseau/internal/block/disk"
+	"roseau/internal/block/replica"
+	"roseau/internal/block/wire"
+	"roseau/internal/block/writer"
+	"roseau/internal/core/repl"
+)
+
+// lies are what a disk does wrong without a word, once each, the next time that
+// it fits. Only disks of the node that may rot lie, and only about extents: a
+// write of the log that was lost and never followed by another looks like a torn
+// tail, which docs/design/disk.md states as a limit.
+type lies struct {
+	area      [2]int64                        // where images begin, where data begins
+	lose      int                             // writes that are reported and not made
+	misdirect int                             // writes that land elsewhere in their area
+	stale     int                             // reads that do not see the newest write
+	older     map[int64][disk.BlockBytes]byte // pages as they were before it
+	images    int                             // images lost so far: one a run, see mayLose
+}
+
+// tailBytes at the end of a disk have superblocks.
+const tailBytes = 1 << 20
+
+// mayLose reports whether a write may be lost. Of images one in a run: both of an
+// extent lost in one checkpoint leave the state before, which nothing but the
+// comparison of the copies can tell.
+func (l *lies) mayLose(io disk.IO) bool {
+	if io.Op != disk.OpWrite || io.Offset < l.area[0] || l.area[0] == 0 || io.Offset >= diskBytes-tailBytes {
+		return false
+	}
+	if io.Offset < l.area[1] {
+		l.images++
+		return l.images == 1
+	}
+	return true
+}
+
+// lieWrite does a write wrong if it is its turn; false: the disk does it right.
+func (d *simDisk) lieWrite(w *world, io disk.IO) bool {
+	l := &d.lies
+	switch {
+	case l.lose+l.misdirect == 0 || !l.mayLose(io):
+		return false
+	case l.lose > 0:
+		l.lose--
+		w.note("lost_write")
+		d.rotten++
+		w.tracef("disk %s loses a write of %d at %d", d.id.Short(), io.Length, io.Offset)
+		return true
+	}
+	l.misdirect--
+	w.note("misdirected_write")
+	d.rotten++
+	w.tracef("disk %s writes %d for %d elsewhere", d.id.Short(), io.Length, io.Offset)
+	// Elsewhere in the same area, at the same alignment, at most 16 MiB away.
+	lo, hi := l.area[0], l.area[1]
+	if io.Offset >= l.area[1] {
+		lo, hi = l.area[1], l.area[1]+16<<20
+	}
+	at := lo + int64(w.rng.IntN(int((hi-lo)/disk.BlockBytes)))*disk.BlockBytes
+	if at+io.Length > hi {
+		at = lo
+	}
+	for _, b := range io.Bufs {
+		d.cache = append(d.cache, cached{at, slices.Clone(b)})
+		at += int64(len(b))
+	}
+	return true
+}
+
+// overwritten keeps what a page held before a write became durable, as long as a
+// stale read is to come.
+func (d *simDisk) overwritten(offset int64) {
+	l := &d.lies
+	page := offset / disk.BlockBytes
+	if l.stale == 0 || offset < l.area[0] || offset >= diskBytes-tailBytes {
+		return
+	}
+	if l.older == nil {
+		l.older = map[int64][disk.BlockBytes]byte{}
+	}
+	if _, ok := l.older[page]; !ok {
+		var was [disk.BlockBytes]byte
+		if p := d.durable[page]; p != nil {
+			was = *p
+		}
+		l.older[page] = was
+	}
+}
+
+// lieRead serves a read with one page as it was before its last write.
+func (d *simDisk) lieRead(w *world, io disk.IO) bool {
+	l := &d.lies
+	if l.stale == 0 || len(io.Bufs) != 1 {
+		return false
+	}
+	for at := int64(0); at < io.Length; at += disk.BlockBytes {
+		page := (io.Offset + at) / disk.BlockBytes
+		was, ok := l.older[page]
+		if !ok {
+			continue
+		}
+		l.stale--
+		w.note("stale_read")
+		d.rotten++
+		w.tracef("disk %s reads page %d stale", d.id.Short(), page)
+		d.read(io.Bufs[0], io.Offset)
+		copy(io.Bufs[0][at:], was[:])
+		delete(l.older, page)
+		return true
+	}
+	return false
+}
+
+// liar picks a disk that may lie.
+func (w *world) liar() *simDisk {
+	n := w.nodes[w.profile.rotNode]
+	if w.profile.rotNode == w.profile.failingNode || !n.serving() {
+		return nil
+	}
+	d := n.disks[w.rng.IntN(len(n.disks))]
+	if d.dead || d.lies.lose+d.lies.misdirect+d.lies.stale > 4 {
+		return nil
+	}
+	if d.lies.area[0] == 0 {
+		rep, err := disk.Fsck(d, diskBytes)
+		if err != nil {
+			return nil
+		}
+		d.lies.area = [2]int64{rep.Superblock.MetaOffset, rep.Superblock.DataOffset}
+	}
+	return d
+}
+
+// ReadAt makes a simDisk what Fsck reads.
+func (d *simDisk) ReadAt(p []byte, off int64) (int, error) {
+	d.read(p, off)
+	return len(p), nil
+}
+
+func (w *world) faultLostWrite() {
+	if d := w.liar(); d != nil {
+		w.note("lost_write_armed")
+		d.lies.lose++
+	}
+}
+
+func (w *world) faultMisdirectedWrite() {
+	if d := w.liar(); d != nil {
+		w.note("misdirected_write_armed")
+		d.lies.misdirect++
+	}
+}
+
+func (w *world) faultStaleRead() {
+	if d := w.liar(); d != nil {
+		w.note("stale_read_armed")
+		d.lies.stale++
+	}
+}
+
+// lied reports whether a disk may hold anything wrong.
+func (w *world) lied() bool {
+	return w.counts["bit_rot"]+w.counts["log_rot"]+w.counts["lost_write"]+w.counts["misdirected_write"]+w.counts["stale_read"] > 0
+}
+
+// faultScrub is none, but work that races with everything else: passes over all
+// disks, and a comparison of the copies.
+func (w *world) faultScrub() {
+	w.note("scrub")
+	w.startScrub(1 + w.rng.IntN(100))
+}
+
+func (w *world) startScrub(duty int) {
+	for _, n := range w.nodes {
+		if n.serving() {
+			for _, d := range n.disks {
+				n.core.StartScrub(w.now, d.id, replica.ScrubOptions{DutyPercent: duty})
+			}
+			n.pump()
+		}
+	}
+	if g := w.manager.active; g != nil && !g.ended() {
+		g.step(writer.Command{Kind: writer.Scrub})
+	}
+}
+
+// scrubAll lets passes and comparisons run until one finds nothing, and then
+// demands that every in-sync copy is readable in full and the same as the others.
+func (w *world) scrubAll() bool {
+	for _, n := range w.nodes {
+		for _, d := range n.disks {
+			d.lies.lose, d.lies.misdirect, d.lies.stale, d.lies.older = 0, 0, 0, nil
+		}
+	}
+	for try := 0; ; try++ {
+		if try == 20 {
+			w.failf("scrubs find damage again and again; %s", w.describe())
+			return false
+		}
+		before := w.scrubRuns()
+		w.startScrub(100)
+		limit := w.now.Add(10 * time.Minute)
+		if !w.run(limit, func() bool { return w.whole() && w.scrubIdle() && w.scrubRuns() != before }) {
+			if w.err == nil {
+				w.failf("a scrub does not end: %s", w.describe())
+			}
+			return false
+		}
+		if w.scrubClean() {
+			break
+		}
+	}
+	w.note("scrubbed")
+	w.demandClean()
+	return w.err == nil
+}
+
+// scrubRuns names the guard and counts its comparisons.
+func (w *world) scrubRuns() (r struct {
+	guard ids.ID
+	runs  int
+}) {
+	if g := w.manager.active; g != nil {
+		r.guard, r.runs = g.id, g.core.Health().Volumes[0].Scrub.Runs
+	}
+	return r
+}
+
+func (w *world) scrubIdle() bool {
+	for _, n := range w.nodes {
+		for _, d := range n.disks {
+			if n.core != nil && n.core.Scrub(d.id).Running {
+				return false
+			}
+		}
+	}
+	h := w.manager.active.core.Health().Volumes[0]
+	return !h.Scrub.Running && h.Healing == 0
+}
+
+// scrubClean reports whether the last round found nothing.
+func (w *world) scrubClean() bool {
+	for _, n := range w.nodes {
+		for _, d := range n.disks {
+			st := n.core.Scrub(d.id)
+			if st.BadBlocks+st.BadMetadata > 0 || len(n.core.DamageOf(d.id)) > 0 {
+				w.note("scrub_found")
+				w.tracef("%s disk %s: %+v, damage %v", n.name(), d.id.Short(), st, n.core.DamageOf(d.id))
+				return false
+			}
+		}
+	}
+	h := w.manager.active.core.Health().Volumes[0].Scrub
+	if h.Differ+h.Repaired > 0 {
+		w.note("scrub_repaired")
+		w.tracef("comparison: %+v", h)
+		return false
+	}
+	return true
+}
+
+// demandClean reads every block of every in-sync copy from its disk.
+func (w *world) demandClean() {
+	r := w.etcd.records(w.vm, idsOf(w.volume), w.diskIdx)
+	for e := range uint64(extentCount) {
+		var want []wire.Tag
+		for _, d := range r.Volumes[0].ISR(int(e) * repl.ExtentBytes / segmentBytes) {
+			n := w.nodeOfDisk(d)
+			if n.diskByID(d).dead || n.engines[d] == nil {
+				continue
+			}
+			got, bad := n.readExtent(d, w.volume, e)
+			if len(bad) > 0 {
+				w.failf("extent %d on %s is not readable after a scrub: blocks %v", e, n.name(), bad)
+				return
+			}
+			if want == nil {
+				want = got
+				continue
+			}
+			for b := range want {
+				if !sameContent(want[b], got[b]) {
+					w.failf("extent %d block %d differs after a scrub: %v and, on %s, %v", e, b, want[b], n.name(), got[b])
+					return
+				}
+			}
+		}
+	}
+}
+
+// readExtent reads an extent from the engine of a disk.
+func (n *node) readExtent(d, volume ids.ID, extent uint64) ([]wire.Tag, []int) {
+	c, err := n.ask(d, func(eng *disk.Core, token uint64) {
+		eng.Read(token, disk.ReadRequest{Volume: volume, Extent: extent, Count: repl.ExtentBlocks, Buf: make([]byte, repl.ExtentBytes)})
+	})
+	if err != nil {
+		return nil, []int{-1}
+	}
+	if c.Tags == nil {
+		c.Tags = make([]wire.Tag, repl.ExtentBlocks)
+	}
+	return c.Tags, c.Bad
+}
