@@ -47,7 +47,7 @@ func TestMigrationIsCalledOff(t *testing.T) {
 	must(t, 2*time.Minute, "vm", "create", "stays", "--memory", "64MiB", "--disk", "size=64MiB", "--start")
 	defer func() {
 		must(t, time.Minute, "vm", "stop", "stays", "--force")
-		must(t, time.Minute, "vm", "delete", "stays")
+		must(t, time.Minute, "vm", "delete", "stays", "--confirm", "stays")
 	}()
 	before := waitVM(t, "stays", "running", func(v vmSheet) bool { return v.Status.State == "running" })
 	if out := must(t, time.Minute, "vm", "migrate", "stays", "--dry-run"); !strings.Contains(out, "would move from "+before.Status.Node) {
