@@ -94,6 +94,11 @@ func (s *snapshots) act() {
 		s.order(g, writer.SnapshotOrder{Volumes: []int{0}, Delete: n})
 		return
 	}
+	s.take(g)
+}
+
+// take orders a snapshot of the volume.
+func (s *snapshots) take(g *guard) {
 	a := &attempt{id: s.newID(), by: g, allowed: make([][]value, volumeBlocks)}
 	for b := range a.allowed {
 		a.allowed[b] = slices.Clone(s.w.oracle.blocks[b].now)

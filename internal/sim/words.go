@@ -49,6 +49,7 @@ func init() {
 		"unhang":     (*player).unhang,
 		"disk":       (*player).diskWord,
 		"rot-log":    (*player).rotLog,
+		"snapshot":   (*player).snapshot,
 	}
 }
 
@@ -519,4 +520,33 @@ func (p *player) rotLog(a []string) error {
 	p.w.profile.rotNode = n.index
 	p.w.rotLogs(n)
 	return nil
+}
+
+// snapshot take | read NUMBER BLOCK: the operator orders one, and does not wait
+// for it; or he reads a block of one, and it must succeed.
+func (p *player) snapshot(a []string) error {
+	s, g := p.w.snaps, p.w.manager.active
+	if g == nil || g.ended() || g.state != writer.Serving {
+		return errors.New("no guard serves")
+	}
+	switch {
+	case len(a) == 1 && a[0] == "take":
+		s.take(g)
+		return nil
+	case len(a) == 3 && a[0] == "read":
+		n, err := strconv.ParseUint(a[1], 10, 32)
+		if err != nil {
+			return err
+		}
+		block, err := p.block(a[2])
+		if err != nil {
+			return err
+		}
+		if s.exist[uint32(n)] == nil {
+			return fmt.Errorf("snapshot %d does not exist", n)
+		}
+		s.read(g, uint32(n), block, 1, true)
+		return p.await("the answer", 2*time.Minute, func() bool { return len(s.reads) == 0 })
+	}
+	return errors.New("want take, or read NUMBER BLOCK")
 }
