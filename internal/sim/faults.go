@@ -522,7 +522,11 @@ func (w *world) faultSplitFlush() {
 	for _, d := range n.disks {
 		d.syncHungTill = w.now.Add(2 * time.Second)
 	}
-	w.after(w.between(50*time.Millisecond, 900*time.Millisecond), w.faultPowerCutAll)
+	w.after(w.between(50*time.Millisecond, 900*time.Millisecond), func() {
+		if !w.calm { // the verifier reads disks by then
+			w.faultPowerCutAll()
+		}
+	})
 }
 
 // rottenAlone: every in-sync copy of one of the request's blocks is on the node
