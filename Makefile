@@ -52,7 +52,7 @@ e2e: setup build ## clusters of daemons, then the lab, under go test
 	ROSEAU_E2E=1 $(GO) test -p 1 -count=1 -timeout 40m -v ./test/e2e/...
 
 soak: setup build ## random faults on a lab for MINUTES (restartable: goes on after the last round)
-	@scripts/soak.sh soak --minutes $(MINUTES) --database
+	@scripts/soak.sh soak --minutes $(MINUTES)
 
 faults: setup build ## RUNS rounds of random faults, and as many of the control plane alone (restartable)
 	@scripts/soak.sh faults --rounds $(RUNS)
