@@ -208,9 +208,35 @@ func find(devs []Device, path string) (Device, error) {
 	return Device{}, errs.New(errs.NotFound, "find disk %s: this node has no such disk", path).WithHint("`roseau disk list` shows the paths")
 }
 
+// startTime is how long an order to claim or wipe waits for a storage process
+// that does not answer: it starts beside the node's daemon, and is restarted.
+const startTime = 10 * time.Second
+
+// present lists the devices of this node, and gives a storage process that is
+// about to start the time to do so.
+func (s *Service) present(ctx context.Context) ([]Device, error) {
+	limit := time.NewTimer(startTime)
+	defer limit.Stop()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		devs, err := s.storage.Devices(ctx)
+		if !errors.Is(err, errs.Unavailable) {
+			return devs, err
+		}
+		select {
+		case <-tick.C:
+		case <-limit.C:
+			return nil, err
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
+}
+
 // check returns the devices of all paths, or refuses before anything is done.
 func (s *Service) check(ctx context.Context, verb string, paths []string) ([]Device, error) {
-	devs, err := s.storage.Devices(ctx)
+	devs, err := s.present(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -250,6 +276,10 @@ func (s *Service) Claim(ctx context.Context, paths []string) (*model.Task, error
 			}
 			o, err := s.adopt(ctx, c)
 			if err != nil {
+				return "", err
+			}
+			// The pool that is made next takes what is active.
+			if err := s.update(ctx, o, status(c)); err != nil {
 				return "", err
 			}
 			h.Logf("%s is disk %s, %s for data", d.Path, o.Name, c.Data)
@@ -383,7 +413,7 @@ func (s *Service) report(ctx context.Context) error {
 		}
 		o := byID[d.ID]
 		delete(byID, d.ID)
-		if o != nil && s.justMissing(d) {
+		if s.justMissing(d) { // a claim that formats it is about to make its object
 			continue
 		}
 		if o == nil {

@@ -1,0 +1,49 @@
+package disk
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"roseau/internal/base/errs"
+)
+
+// late is a storage process that does not answer its first questions.
+type late struct {
+	Storage
+	unanswered int
+	err        error
+	asked      int
+}
+
+func (l *late) Devices(context.Context) ([]Device, error) {
+	if l.asked++; l.asked <= l.unanswered {
+		return nil, l.err
+	}
+	return []Device{{Path: "/dev/x"}}, nil
+}
+
+func TestPresentWaitsForAStartingProcess(t *testing.T) {
+	l := &late{unanswered: 2, err: errs.New(errs.Unavailable, "dial: no such file")}
+	devs, err := (&Service{storage: l}).present(t.Context())
+	if err != nil || len(devs) != 1 || l.asked != 3 {
+		t.Fatalf("got %v, %v after %d questions, want one device at the third", devs, err, l.asked)
+	}
+}
+
+func TestPresentGivesAnAnswerAtOnce(t *testing.T) {
+	broken := errors.New("read sysfs")
+	l := &late{unanswered: 1, err: broken}
+	if _, err := (&Service{storage: l}).present(t.Context()); !errors.Is(err, broken) || l.asked != 1 {
+		t.Fatalf("got %v after %d questions, want the process' own error at the first", err, l.asked)
+	}
+}
+
+func TestPresentEndsWithItsCaller(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	l := &late{unanswered: 1 << 30, err: errs.New(errs.Unavailable, "dial: no such file")}
+	if _, err := (&Service{storage: l}).present(ctx); !errors.Is(err, errs.Unavailable) {
+		t.Fatalf("got %v, want that it is unavailable", err)
+	}
+}
