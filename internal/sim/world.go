@@ -82,9 +82,11 @@ type world struct {
 	player  *player // while a scenario's script runs
 
 	counts map[string]int
-	ops    int
-	err    error
-	calm   bool // faults have ended
+	// givenUp are blocks that a join gave up, and that were not written since.
+	givenUp map[int]bool
+	ops     int
+	err     error
+	calm    bool // faults have ended
 }
 
 // event is something that happens at a time.
@@ -177,7 +179,7 @@ func Run(opt Options) Result {
 }
 
 func newWorld(opt Options) *world {
-	w := &world{opt: opt, rng: rand.New(rand.NewPCG(opt.Seed, 0x526f73656175)), now: clock.Instant(time.Hour), counts: map[string]int{}, etcd: newEtcd(), codec: newCodec()}
+	w := &world{opt: opt, rng: rand.New(rand.NewPCG(opt.Seed, 0x526f73656175)), now: clock.Instant(time.Hour), counts: map[string]int{}, givenUp: map[int]bool{}, etcd: newEtcd(), codec: newCodec()}
 	w.cluster, w.vm, w.volume = w.newID(), w.newID(), w.newID()
 	w.oracle = newOracle(volumeBlocks)
 	w.etcd.free = opt.Mutations.NoOwnCompare
