@@ -38,8 +38,8 @@ test: ## everything CI runs: unit tests, simulator seeds, one lab with each dril
 unit: ## the unit tests alone
 	$(GO) test ./...
 
-sim: ## the simulator: make sim SEEDS=1000000 (restartable, prints progress)
-	$(GO) run ./cmd/roseau sim run --seeds $(SEEDS)
+sim: build ## the simulator: make sim SEEDS=1000000 (goes on after an interruption, prints progress)
+	bin/roseau sim run --seeds $(SEEDS) --state bin/sim-$(VERSION).json
 
 mutants: ## break the engine one switch at a time and show that the simulator sees each
 	$(GO) run ./cmd/roseau sim mutants
