@@ -110,6 +110,7 @@ type Node struct {
 	Networks   []string
 	Labels     []string // its own and those of its place
 	CPUFlags   []string // sorted; nil: not known
+	Pressure   int      // of the CPU, percent of the last minute; < 0: not known
 }
 
 // VM is a machine as the manager sees it.

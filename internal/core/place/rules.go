@@ -52,9 +52,9 @@ func (p Placed) settled() ids.ID {
 	return p.Node
 }
 
-// broken returns why n would break r for the machine, or "". where tells where
+// Broken returns why n would break r for the machine, or "". where tells where
 // the others are.
-func (r VMRule) broken(vm string, n Node, all []Node, where map[string]Placed) string {
+func (r VMRule) Broken(vm string, n Node, all []Node, where map[string]Placed) string {
 	switch r.Kind {
 	case model.RuleOn:
 		if !r.names(n) {
@@ -105,18 +105,24 @@ func (req Request) brokenRule(n Node, all []Node, soft bool) string {
 		if r.Soft != soft || !r.concerns(req.VM) {
 			continue
 		}
-		if why := r.broken(req.VM, n, all, req.Where); why != "" {
+		if why := r.Broken(req.VM, n, all, req.Where); why != "" {
 			return why
 		}
 	}
 	return ""
 }
 
+// Refuses returns why n cannot take the machine, or "": the filters of ChooseNode.
+func Refuses(req Request, n Node, all []Node) string { return refuse(req, n, all) }
+
+// SoftBroken counts the soft rules that the machine would break on n.
+func SoftBroken(req Request, n Node, all []Node) int { return req.softBroken(n, all) }
+
 // softBroken counts the soft rules that n would break.
 func (req Request) softBroken(n Node, all []Node) int {
 	count := 0
 	for _, r := range req.Rules {
-		if r.Soft && r.concerns(req.VM) && r.broken(req.VM, n, all, req.Where) != "" {
+		if r.Soft && r.concerns(req.VM) && r.Broken(req.VM, n, all, req.Where) != "" {
 			count++
 		}
 	}
@@ -141,7 +147,7 @@ func Violations(rules []VMRule, nodes []Node, where map[string]Placed) []Violati
 			if i < 0 {
 				continue
 			}
-			if why := r.broken(vm, nodes[i], nodes, where); why != "" {
+			if why := r.Broken(vm, nodes[i], nodes, where); why != "" {
 				out = append(out, Violation{Rule: r.Name, Soft: r.Soft, VM: vm, Why: why})
 				break
 			}
