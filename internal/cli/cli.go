@@ -42,6 +42,7 @@ func root() *cobra.Command {
 		newNetworkCmd(a),
 		newNodeCmd(a),
 		newPoolCmd(a),
+		newSecretCmd(a),
 		newSimCmd(),
 		newStorageCmd(a),
 		newTaskCmd(a),

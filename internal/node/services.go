@@ -19,6 +19,7 @@ import (
 	"roseau/internal/svc/network"
 	"roseau/internal/svc/pool"
 	"roseau/internal/svc/records"
+	"roseau/internal/svc/secret"
 	"roseau/internal/svc/vm"
 	"roseau/internal/svc/volume"
 	"roseau/internal/unit"
@@ -52,6 +53,10 @@ func services(ctx context.Context, d Deps) ([]Service, error) {
 	networks := network.New(env)
 	vms := vm.New(env, world, viewer, volumes, images, guards)
 	reconciler := vm.NewReconciler(env, world, guards, volumes.Yield, volumes.Peers)
+	secrets, err := secret.New(env, d.Identity, d.Leading, d.Nodes.Changed)
+	if err != nil {
+		return nil, err
+	}
 	manager := ha.NewManager(env, viewer, d.Leading, d.LeaderSince)
 
 	return []Service{
@@ -64,6 +69,7 @@ func services(ctx context.Context, d Deps) ([]Service, error) {
 		{Name: "networks", Run: networks.Run, Routes: networks.Routes},
 		{Name: "vms", Run: reconciler.Run, Routes: vms.Routes},
 		{Name: "ha", Run: manager.Run},
+		{Name: "secrets", Run: secrets.Run, Routes: secrets.Routes},
 		{Name: "self", Routes: selfRoutes(d)},
 		{Name: "units", Run: func(ctx context.Context) error {
 			<-ctx.Done()
