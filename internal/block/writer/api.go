@@ -76,6 +76,7 @@ type Mutations struct {
 	KeepCold               bool // a living writer keeps cold copies that lost acked writes
 	AdoptCold              bool // a successor adopts a guest although only cold copies answer
 	FlushWhileReconciling  bool // the flush mark moves before a takeover has rewritten every window
+	PrepareNeverLonger     bool // a round of PREPARE never waits longer than the first
 	LostWithoutAsking      bool // a join gives a block up although an in-sync copy was not asked
 	LostAsAbsent           bool // a join makes a block that no copy can read absent
 	KeepSyncOnReplace      bool // a disk that is given more segments goes on joining as it was
