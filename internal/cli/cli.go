@@ -44,6 +44,7 @@ func root() *cobra.Command {
 		newBalanceCmd(a),
 		newNodeCmd(a),
 		newPoolCmd(a),
+		newSecretCmd(a),
 		newSimCmd(),
 		newStorageCmd(a),
 		newTaskCmd(a),

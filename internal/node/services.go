@@ -21,6 +21,7 @@ import (
 	"roseau/internal/svc/pool"
 	"roseau/internal/svc/records"
 	"roseau/internal/svc/rule"
+	"roseau/internal/svc/secret"
 	"roseau/internal/svc/vm"
 	"roseau/internal/svc/volume"
 	"roseau/internal/unit"
@@ -56,6 +57,10 @@ func services(ctx context.Context, d Deps) ([]Service, error) {
 	reconciler := vm.NewReconciler(env, world, guards, volumes.Yield, volumes.Peers)
 	rules := rule.New(env, viewer)
 	balancer := balance.New(env, viewer, vms, d.Leading)
+	secrets, err := secret.New(env, d.Identity, d.Leading, d.Nodes.Changed)
+	if err != nil {
+		return nil, err
+	}
 	manager := ha.NewManager(env, viewer, d.Leading, d.LeaderSince)
 
 	return []Service{
@@ -70,6 +75,7 @@ func services(ctx context.Context, d Deps) ([]Service, error) {
 		{Name: "ha", Run: manager.Run},
 		{Name: "rules", Routes: rules.Routes},
 		{Name: "balance", Run: balancer.Run, Routes: balancer.Routes},
+		{Name: "secrets", Run: secrets.Run, Routes: secrets.Routes},
 		{Name: "self", Routes: selfRoutes(d)},
 		{Name: "units", Run: func(ctx context.Context) error {
 			<-ctx.Done()

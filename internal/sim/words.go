@@ -50,6 +50,7 @@ func init() {
 		"disk":       (*player).diskWord,
 		"rot-log":    (*player).rotLog,
 		"snapshot":   (*player).snapshot,
+		"scrub":      (*player).scrub,
 	}
 }
 
@@ -373,7 +374,7 @@ func (p *player) guardWord(a []string) error {
 	case "thaw":
 		g.thaw()
 	case "accept":
-		w.manager.challenger.step(writer.Command{Kind: writer.AcceptUnverified})
+		w.manager.accept(w.manager.challenger)
 	default:
 		return fmt.Errorf("%q is nothing that a guard does", a[0])
 	}
@@ -509,6 +510,13 @@ func (p *player) diskWord(a []string) error {
 	}
 	p.w.killDisk(n, n.disks[k])
 	return nil
+}
+
+// scrub DUTY: passes over all disks begin, and a comparison of the copies.
+func (p *player) scrub(a []string) error {
+	duty, err := strconv.Atoi(a[0])
+	p.w.startScrub(duty)
+	return err
 }
 
 // rot-log nX: a bit of what the log of each disk holds durably flips.

@@ -497,6 +497,7 @@ func (c *Core) startRepair(r *rec, e *ext, expect wire.Tag) {
 			if e.mark.Less(r.Mark) && e.mark != (repl.Mark{}) {
 				r.Mark = e.mark // the reader's extent may be newer than this object
 			}
+			r.vol.mergeScan = true // one may wait for this repair
 			c.enqueue(r, e)
 		}
 	})

@@ -140,8 +140,9 @@ type (
 		Msg  wire.Message
 	}
 	// Liveness lists the nodes that may still come: session in etcd, or direct
-	// beats. Sent at the start and at every change.
-	Liveness struct{ Alive []ids.ID }
+	// beats. Sent at the start and at every change. Broken lists those of them
+	// that say themselves that their storage process does not answer.
+	Liveness struct{ Alive, Broken []ids.ID }
 	// RecordsRead answers ReadRecords. Cached records are those that RecordsKnown
 	// last told a predecessor on this node, used when etcd does not answer.
 	RecordsRead struct {

@@ -75,6 +75,8 @@ type wnode struct {
 	up, session bool
 	diedAt      clock.Instant
 	failStarts  string
+	noStorage   bool
+	sickLink    bool
 }
 
 type wvm struct {
@@ -205,6 +207,18 @@ func (w *world) command(f []string) {
 		for _, n := range strings.Split(f[2], ",") {
 			v.copies = append(v.copies, w.node(n).ID)
 		}
+	case "sick": // sick VM on|off: its guard asks to be moved, or does not any more
+		g := w.vm(f[1]).guards[w.vm(f[1]).Placement.Node]
+		g.r.WantsMove, g.r.Stalled, g.r.Seen = "", 0, w.now
+		if f[2] == "on" {
+			g.r.WantsMove, w.vm(f[1]).writerGone = "connections to living nodes are lost", w.now
+		} else {
+			w.vm(f[1]).writerGone = 0
+		}
+	case "storage": // storage NODE off: its storage process is dead
+		w.node(f[1]).noStorage = f[2] == "off"
+	case "link": // link NODE sick: whoever takes over there asks to be moved
+		w.node(f[1]).sickLink = f[2] == "sick"
 	case "deaf": // deaf on|off: the manager hears no beats
 		w.deaf = f[1] == "on"
 	case "falls": // falls VM why: its guard ends with an error
@@ -346,8 +360,10 @@ func (w *world) guards(start clock.Instant) {
 			if v.writer.IsZero() || v.writerGone != 0 && w.now.Sub(v.writerGone) >= 3300*time.Millisecond {
 				g.r.Phase, g.r.Since = "opening", w.now
 			}
+		case g.r.Phase == "opening" && n.sickLink && !p.Stay:
+			g.r.WantsMove = "connections to living nodes are lost"
 		case g.r.Phase == "opening" && w.now.Sub(g.r.Since) >= 200*time.Millisecond:
-			g.r.Phase, g.r.State = "running", model.VMRunning
+			g.r.Phase, g.r.State, g.r.WantsMove = "running", model.VMRunning, ""
 			for id := range v.guards {
 				if id != p.Node {
 					delete(v.guards, id)
@@ -374,7 +390,7 @@ func (w *world) show() {
 		} else if w.now.Sub(n.diedAt) > 2500*time.Millisecond {
 			n.session = false
 		}
-		n.Storage = n.up
+		n.Storage = n.up && !n.noStorage
 		n.Session = n.session
 		if n.Session {
 			n.SessionLost = 0

@@ -19,7 +19,7 @@ import (
 func (m *step) vm(vm VM) {
 	mem, known := m.out.VMs[vm.ID]
 	mem.Failures = slices.DeleteFunc(slices.Clone(mem.Failures), func(t clock.Instant) bool { return m.now.Sub(t) > m.p.Window })
-	mem.Blame = maps.Clone(mem.Blame)
+	mem.Blame, mem.Sick = maps.Clone(mem.Blame), maps.Clone(mem.Sick)
 	old := mem
 	m.out.VMs[vm.ID] = mem
 	var state model.VMState
@@ -164,6 +164,8 @@ func (m *step) starting1(vm VM, mem *VMMemory) (model.VMState, string) {
 		return m.attemptFailed(vm, mem, r.Reason)
 	case r.Phase == "stopped":
 		return m.guestStopped(vm, p, r)
+	case r.WantsMove != "":
+		return m.leave(vm, mem, r)
 	case r.Waiting != "":
 		m.say(vm, mem, "warn", "waits for "+r.Waiting)
 		return model.VMWaitingForCopy, "waits for " + r.Waiting
@@ -212,6 +214,8 @@ func (m *step) recovering(vm VM, mem *VMMemory) (model.VMState, string) {
 		return m.attemptFailed(vm, mem, r.Reason)
 	case r.Phase == "stopped":
 		return m.guestStopped(vm, p, r)
+	case r.WantsMove != "":
+		return m.leave(vm, mem, r)
 	case r.Phase == "preparing" && r.Waiting != "":
 		m.say(vm, mem, "warn", "waits for "+r.Waiting)
 		return model.VMWaitingForCopy, "waits for " + r.Waiting
@@ -299,6 +303,10 @@ func (m *step) running(vm VM, mem *VMMemory) (model.VMState, string) {
 	switch {
 	case why == "" && ok && r.Phase == "running" && m.silent(m.node[p.Node]) == "":
 		m.settle(p, mem)
+		if p.Stay { // it does not ask any more
+			p.Stay = false
+			m.setPlacement(vm, p, "its storage link works again, or it goes on with one copy")
+		}
 		return m.runningState(r)
 	case why == "":
 		return model.VMRunning, ""
@@ -337,7 +345,7 @@ func (m *step) settle(p repl.Placement, mem *VMMemory) {
 	if !m.node[p.Node].Session {
 		return
 	}
-	mem.Blame, mem.Said, mem.HeldSince = nil, "", 0
+	mem.Blame, mem.Sick, mem.Said, mem.HeldSince = nil, nil, "", 0
 	if mem.NotUntil <= m.now {
 		mem.Probes = 0
 	}
@@ -368,7 +376,10 @@ func (m *step) recover(vm VM, mem *VMMemory, why string, onlySession bool) (mode
 	p := vm.Placement
 	mem.Restarts++
 	exclude := map[ids.ID]string{}
-	if r, ok := report(vm, p.Node, 0); onlySession || ok && (r.WantsMove != "" || r.Phase == "running") {
+	if r, ok := report(vm, p.Node, 0); ok && r.WantsMove != "" && m.silent(m.node[p.Node]) == "" {
+		mem.Restarts--
+		return m.leave(vm, mem, r)
+	} else if onlySession || ok && r.Phase == "running" {
 		exclude[p.Node] = why // it lives there or cannot go on there: elsewhere or not at all
 	} else {
 		mem.Blame = map[ids.ID]string{p.Node: why}
@@ -385,6 +396,41 @@ func (m *step) recover(vm VM, mem *VMMemory, why string, onlySession bool) (mode
 	}
 	mem.Restarts--
 	return state, reason
+}
+
+// leave places a VM whose guard asks to be moved, for it reaches no copy but one
+// of living nodes [S13], on a node that it has not asked to leave yet. If none can
+// take it, its writer is told to stay: it goes on with the one copy.
+func (m *step) leave(vm VM, mem *VMMemory, r Report) (model.VMState, string) {
+	p := vm.Placement
+	state := model.VMRecovering
+	if p.State == PlaceRunning {
+		state = model.VMPausedLease
+	}
+	if p.Stay {
+		return state, "stays on " + m.nodeName(p.Node) + " with one copy: " + r.WantsMove
+	}
+	if mem.Sick == nil {
+		mem.Sick = map[ids.ID]string{}
+	}
+	mem.Sick[p.Node] = "its storage link is sick"
+	d, err := m.choose(vm, mem.Sick)
+	if err != nil {
+		stay := p
+		stay.Stay = true
+		m.setPlacement(vm, stay, "no other node can take it: "+err.Error())
+		m.event("warn", "vm "+vm.Name, "stays on %s although %s; no other node can take it: %v", m.nodeName(p.Node), r.WantsMove, err)
+		return state, r.WantsMove
+	}
+	run := p.Run
+	if run.IsZero() {
+		run = ids.ID{15: 1}
+	}
+	mem.Restarts++
+	why := fmt.Sprintf("asks to leave %s: %s", m.nodeName(p.Node), r.WantsMove)
+	m.setPlacement(vm, repl.Placement{Node: d.Node, Attempt: p.Attempt + 1, State: PlaceStarting, Run: run}, why+"; "+d.Why)
+	m.event("warn", "vm "+vm.Name, "recovers from %s: %s", m.nodeName(p.Node), why)
+	return model.VMRecovering, why
 }
 
 // hint returns why a recovery of a running VM should begin, or "".

@@ -169,11 +169,12 @@ type VMMemory struct {
 	Restarts int
 	Failures []clock.Instant // failed attempts within the window
 	Blame    map[ids.ID]string
-	NotUntil clock.Instant // no attempt before
-	Probes   int           // PREPAREs in a row that met a live writer
-	Cause    string        // of failed
-	World    string        // what the cluster looked like when it failed
-	Said     string        // last refusal told as an event
+	Sick     map[ids.ID]string // nodes that it asked to leave, until it runs well
+	NotUntil clock.Instant     // no attempt before
+	Probes   int               // PREPAREs in a row that met a live writer
+	Cause    string            // of failed
+	World    string            // what the cluster looked like when it failed
+	Said     string            // last refusal told as an event
 	// HeldSince is when its start began to wait for other VMs; zero: it does not.
 	HeldSince clock.Instant
 }

@@ -51,6 +51,7 @@ type Control interface {
 	Resume(ctx context.Context) error
 	Migrate(ctx context.Context, r guardctl.MigrateRequest) error
 	CancelMigration(ctx context.Context) error
+	Stay(ctx context.Context) error
 	ReplaceDisk(ctx context.Context, r guardctl.ReplaceDiskRequest) error
 	Snapshot(ctx context.Context, o repl.SnapshotOrder) error
 	Scrub(ctx context.Context, r volumectl.ScrubRequest) (volumectl.ScrubStatus, error)
@@ -277,6 +278,9 @@ func (w *worker) ensure(ctx context.Context, attempt uint64, p records.Placed, s
 	}
 	if p.State == core.PlaceMigrating && !incoming {
 		return w.migrate(ctx, vm, p, st)
+	}
+	if p.Stay && st.WantsMove != "" {
+		return w.r.guards.Control(w.vm).Stay(ctx)
 	}
 	if st.Migration != nil && st.Migration.Active && p.State == core.PlaceRunning && p.Node == w.r.env.Node {
 		return w.r.guards.Control(w.vm).CancelMigration(ctx)
