@@ -12,6 +12,7 @@ import (
 	"roseau/internal/driver/storagectl"
 	"roseau/internal/storage"
 	"roseau/internal/svc"
+	"roseau/internal/svc/bmc"
 	"roseau/internal/svc/care"
 	"roseau/internal/svc/disk"
 	"roseau/internal/svc/ha"
@@ -41,9 +42,9 @@ func services(ctx context.Context, d Deps) ([]Service, error) {
 	viewer := &ha.Viewer{Self: d.Node, World: world, Sessions: d.Sessions, Beats: d.Beats, Listening: d.Clock.Now()}
 	guards := vm.NewGuards(units)
 
-	labHealth := ""
+	labHealth, uuidFile := "", "/sys/class/dmi/id/product_uuid"
 	if storage.LabNode() {
-		labHealth = paths.LabHealth
+		labHealth, uuidFile = paths.LabHealth, paths.LabMachine
 	}
 	disks := disk.New(env, disk.NewStorage(control), locate.Light{Lab: labHealth})
 	pools := pool.New(env)
@@ -57,6 +58,7 @@ func services(ctx context.Context, d Deps) ([]Service, error) {
 	if err != nil {
 		return nil, err
 	}
+	bmcs := bmc.New(env, secrets, d.Sessions, d.Nodes.List, d.Leading, uuidFile)
 	manager := ha.NewManager(env, viewer, d.Leading, d.LeaderSince)
 
 	return []Service{
@@ -69,6 +71,7 @@ func services(ctx context.Context, d Deps) ([]Service, error) {
 		{Name: "networks", Run: networks.Run, Routes: networks.Routes},
 		{Name: "vms", Run: reconciler.Run, Routes: vms.Routes},
 		{Name: "ha", Run: manager.Run},
+		{Name: "bmc", Run: bmcs.Run, Routes: bmcs.Routes},
 		{Name: "secrets", Run: secrets.Run, Routes: secrets.Routes},
 		{Name: "self", Routes: selfRoutes(d)},
 		{Name: "units", Run: func(ctx context.Context) error {
