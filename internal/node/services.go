@@ -12,6 +12,7 @@ import (
 	"roseau/internal/driver/storagectl"
 	"roseau/internal/storage"
 	"roseau/internal/svc"
+	"roseau/internal/svc/balance"
 	"roseau/internal/svc/care"
 	"roseau/internal/svc/disk"
 	"roseau/internal/svc/ha"
@@ -19,6 +20,8 @@ import (
 	"roseau/internal/svc/network"
 	"roseau/internal/svc/pool"
 	"roseau/internal/svc/records"
+	"roseau/internal/svc/rule"
+	"roseau/internal/svc/secret"
 	"roseau/internal/svc/vm"
 	"roseau/internal/svc/volume"
 	"roseau/internal/unit"
@@ -52,6 +55,12 @@ func services(ctx context.Context, d Deps) ([]Service, error) {
 	networks := network.New(env)
 	vms := vm.New(env, world, viewer, volumes, images, guards)
 	reconciler := vm.NewReconciler(env, world, guards, volumes.Yield, volumes.Peers)
+	rules := rule.New(env, viewer)
+	balancer := balance.New(env, viewer, vms, d.Leading)
+	secrets, err := secret.New(env, d.Identity, d.Leading, d.Nodes.Changed)
+	if err != nil {
+		return nil, err
+	}
 	manager := ha.NewManager(env, viewer, d.Leading, d.LeaderSince)
 
 	return []Service{
@@ -64,6 +73,9 @@ func services(ctx context.Context, d Deps) ([]Service, error) {
 		{Name: "networks", Run: networks.Run, Routes: networks.Routes},
 		{Name: "vms", Run: reconciler.Run, Routes: vms.Routes},
 		{Name: "ha", Run: manager.Run},
+		{Name: "rules", Routes: rules.Routes},
+		{Name: "balance", Run: balancer.Run, Routes: balancer.Routes},
+		{Name: "secrets", Run: secrets.Run, Routes: secrets.Routes},
 		{Name: "self", Routes: selfRoutes(d)},
 		{Name: "units", Run: func(ctx context.Context) error {
 			<-ctx.Done()

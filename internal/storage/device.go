@@ -34,6 +34,8 @@ type device struct {
 	ended    func(d *device, io uint64, err error)
 	inflight int // actions under way; owned by the turn
 
+	ring   *blockdev.Ring // nil: the kernel or the disk has none
+	queued bool           // the ring has actions that are not begun; owned by the turn
 	reads  workers
 	writes workers
 	syncs  workers
@@ -120,8 +122,58 @@ func newDevice(cfg diskConfig, ended func(*device, uint64, error), log *slog.Log
 	return d
 }
 
-// start hands an action of the engine to a worker.
+// openRing lets reads and writes go to the kernel many at a time, if it can.
+func (d *device) openRing(p *process) {
+	var events []event
+	ring, err := blockdev.NewRing(d.file, func(list []blockdev.RingResult) {
+		events = events[:0]
+		for i := range list {
+			if t := &list[i]; t.Again {
+				d.toWorker(disk.IO{ID: t.Token, Op: ringKind(t.Write), Offset: t.Offset, Bufs: t.Bufs, Length: int64(t.Bytes)})
+			} else {
+				if t.Write && t.Bytes <= latencyBytes {
+					d.lat.add(t.Took)
+				}
+				events = append(events, event{disk: d, io: t.Token, err: t.Err})
+			}
+		}
+		p.push(nil, events...)
+		clear(events)
+	})
+	if err != nil {
+		d.log.Info("disk I/O by threads", "cause", err)
+		return
+	}
+	d.ring = ring
+}
+
+func ringKind(write bool) disk.Op {
+	if write {
+		return disk.OpWrite
+	}
+	return disk.OpRead
+}
+
+// start begins an action of the engine: the ring's at the next submit.
 func (d *device) start(io disk.IO) {
+	if d.ring != nil && (io.Op == disk.OpRead || io.Op == disk.OpWrite) &&
+		d.ring.Add(blockdev.RingOp{Token: io.ID, Write: io.Op == disk.OpWrite, Offset: io.Offset, Bufs: io.Bufs}) {
+		d.queued = true
+		return
+	}
+	d.toWorker(io)
+}
+
+// submit begins what start has put into the ring.
+func (d *device) submit() {
+	if d.queued {
+		d.queued = false
+		d.ring.Submit()
+	}
+}
+
+// toWorker hands an action of the engine to a worker.
+func (d *device) toWorker(io disk.IO) {
 	switch io.Op {
 	case disk.OpRead:
 		d.reads.add(io)
@@ -187,6 +239,9 @@ func (d *device) stop() {
 	d.reads.close()
 	d.writes.close()
 	d.syncs.close()
+	if d.ring != nil {
+		d.ring.Close()
+	}
 	if d.file != nil {
 		if err := d.file.Close(); err != nil {
 			d.log.Warn("close disk", "err", err)
@@ -202,6 +257,9 @@ func (d *device) wait(ctx context.Context) {
 		d.reads.wg.Wait()
 		d.writes.wg.Wait()
 		d.syncs.wg.Wait()
+		if d.ring != nil {
+			<-d.ring.Ended()
+		}
 	}()
 	select {
 	case <-done:

@@ -469,6 +469,7 @@ func (p *process) open(ctx context.Context, d *device, lost bool) error {
 		return errors.Join(err, f.Close())
 	}
 	d.file = f
+	d.openRing(p)
 	d.log.Info("disk opened", "dur", p.o.Clock.Now().Sub(start), "batches", rec.Batches, "records", rec.Records,
 		"dropped_bytes", rec.DroppedBytes, "unverified", rec.Unverified, "damaged", len(rec.DamagedRanges), "superblocks", rec.Superblocks)
 	return p.inTurn(ctx, func() {

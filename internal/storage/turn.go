@@ -230,6 +230,9 @@ func (p *process) dispatch(r *replica.Ready, reader *conn) {
 			continue
 		}
 		d.start(r.IO[i].IO)
+		if d.queued && (i+1 == len(r.IO) || r.IO[i+1].Disk != r.IO[i].Disk) {
+			d.submit()
+		}
 	}
 	for i := range r.Sends {
 		c := p.conns[r.Sends[i].Conn]
