@@ -106,17 +106,18 @@ type process struct {
 	wg      sync.WaitGroup  // everything but disk workers
 
 	// Owned by the turn:
-	core  *replica.Core
-	conns map[replica.Conn]*conn
-	dirty []*conn
-	drops map[uint64]chan<- wire.Status
-	care  *care
-	nextN uint64
-	batch []event
-	ready replica.Ready
-	load  load
-	armed clock.Instant // when timer ends; 0 = it is not set
-	timer *time.Timer
+	core    *replica.Core
+	conns   map[replica.Conn]*conn
+	dirty   []*conn
+	working []*device // to be submitted
+	drops   map[uint64]chan<- wire.Status
+	care    *care
+	nextN   uint64
+	batch   []event
+	ready   replica.Ready
+	load    load
+	armed   clock.Instant // when timer ends; 0 = it is not set
+	timer   *time.Timer
 
 	// mu guards the disks and what control requests change. Lock order: claims,
 	// mu. It is never held over I/O.
