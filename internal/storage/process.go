@@ -16,6 +16,7 @@ import (
 
 	"roseau/internal/base/clock"
 	"roseau/internal/base/errs"
+	"roseau/internal/base/gc"
 	"roseau/internal/base/ids"
 	"roseau/internal/base/paths"
 	"roseau/internal/block/disk"
@@ -130,6 +131,7 @@ type process struct {
 // Run serves until ctx ends. On a machine that is in no cluster yet it waits to
 // become a node.
 func Run(ctx context.Context, o Options) error {
+	gc.Set(gc.Storage)
 	o.defaults()
 	p := &process{o: o, log: o.Log, session: ids.New(), pool: new(pool), timer: time.NewTimer(time.Hour),
 		conns: map[replica.Conn]*conn{}, drops: map[uint64]chan<- wire.Status{}}
