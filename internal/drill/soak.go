@@ -13,6 +13,7 @@ import (
 
 	"roseau/internal/base/errs"
 	"roseau/internal/base/size"
+	"roseau/internal/base/version"
 	"roseau/internal/drill/probe"
 	"roseau/internal/model"
 )
@@ -74,6 +75,7 @@ type RoundResult struct {
 	Twice      int           `json:"vms_run_twice"`
 	Healed     time.Duration `json:"healed_ns"` // from the end of the last fault until everything was whole
 	Load       string        `json:"load_average"`
+	Version    string        `json:"version"` // of the program that ran it
 }
 
 // soakProbe is a VM of the soak with what is known of its present run.
@@ -190,7 +192,7 @@ func (s *Soak) destroy(ctx context.Context) error {
 
 // round starts the load, does the faults, waits until all is whole, and audits.
 func (s *Soak) round(ctx context.Context, r Round) RoundResult {
-	res := RoundResult{Number: r.Number, Began: time.Now(), Faults: r.String(), Load: loadAverage()}
+	res := RoundResult{Number: r.Number, Began: time.Now(), Faults: r.String(), Load: loadAverage(), Version: version.String()}
 	fail := func(err error) RoundResult {
 		if err != nil {
 			res.Failed = append(res.Failed, err.Error())

@@ -89,8 +89,10 @@ func (d *databaseProbe) dbStatus(ctx context.Context) (st probe.DBStatus, err er
 func (d *databaseProbe) ready(ctx context.Context, limit time.Duration) error {
 	var st probe.DBStatus
 	err := waitUntil(ctx, limit, 500*time.Millisecond, "the database", func() (ok bool, err error) {
-		st, err = d.dbStatus(ctx)
-		return err == nil && (st.Ready || st.Error != ""), err
+		if st, err = d.dbStatus(ctx); err != nil || st.Ready || st.Error != "" {
+			return err == nil, err
+		}
+		return false, errs.New(errs.Unavailable, "the guest is %s", st.Stage)
 	})
 	if err == nil && st.Error != "" {
 		err = errs.New(errs.Corrupt, "database of VM %s, %s: %s", d.name, st.Stage, st.Error)

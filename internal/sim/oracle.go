@@ -25,6 +25,7 @@ type oracle struct {
 type blockState struct {
 	now   []value // values that the block may hold, apart from pending writes
 	floor []value // values that it may hold if everything unflushed is lost
+	ever  []value // values that it may have held at any time
 	since []value // values written since floor, acknowledged or not
 	// lossy: nodes that lost power since the newest unflushed write was
 	// acknowledged. See losePower.
@@ -56,7 +57,7 @@ type floorMark struct {
 func newOracle(blockCount int) *oracle {
 	o := &oracle{blocks: make([]blockState, blockCount), writes: map[uint64]*pendingWrite{}, reads: map[uint64]*pendingRead{}, flush: map[uint64][]floorMark{}}
 	for i := range o.blocks {
-		o.blocks[i] = blockState{now: []value{0}, floor: []value{0}, lostOn: map[int]bool{}}
+		o.blocks[i] = blockState{now: []value{0}, floor: []value{0}, ever: []value{0}, lostOn: map[int]bool{}}
 	}
 	return o
 }
@@ -89,6 +90,7 @@ func (o *oracle) issueWrite(id uint64, first int, values []value, fua bool) {
 	for i, v := range values {
 		b := &o.blocks[first+i]
 		b.since = append(b.since, v)
+		b.ever = add(b.ever, v)
 		o.touch(first+i, v)
 	}
 }
@@ -248,6 +250,28 @@ func (o *oracle) showLosses() {
 		}
 		for _, v := range b.now {
 			o.touch(i, v)
+		}
+	}
+}
+
+// accept: an operator let a takeover go on with copies whose logs nobody could
+// judge. What is above the last flush may be gone; if a log has rotted, anything
+// since it was written, because its disk cannot tell what it lost.
+func (o *oracle) accept(rotten bool) {
+	for i := range o.blocks {
+		b := &o.blocks[i]
+		old := append(slices.Clone(b.floor), b.since...)
+		if rotten {
+			old = b.ever
+		}
+		for _, v := range old {
+			if !slices.Contains(b.now, v) {
+				b.now = add(b.now, v)
+				o.touch(i, v)
+			}
+		}
+		if rotten {
+			b.floor = slices.Clone(b.now)
 		}
 	}
 }

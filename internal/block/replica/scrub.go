@@ -119,6 +119,14 @@ func (c *Core) StopScrub(diskID ids.ID) {
 	}
 }
 
+// diskGone ends the pass of a disk that died or left: no step of it may be under
+// way that would end it.
+func (c *Core) diskGone(d *diskState) {
+	if !c.o.Mutations.ScrubOutlivesDisk {
+		d.scrub.on, d.scrub.st.Running = false, false
+	}
+}
+
 // Scrub tells how the pass of a disk goes on.
 func (c *Core) Scrub(diskID ids.ID) ScrubStatus {
 	if d := c.disk(diskID); d != nil {

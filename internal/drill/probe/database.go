@@ -28,9 +28,11 @@ type DBStatus struct {
 	Load      bool          `json:"load"`
 }
 
-// DBAudit is the body of POST /db/audit, which stops the database cleanly, has
-// both checkers look at everything, and starts it again.
+// DBAudit is the body of POST /db/audit, which has amcheck look at the running
+// database, stops it cleanly, has the two other checkers look at everything, and
+// starts it again.
 type DBAudit struct {
+	Indexes   int      `json:"indexes"`   // that amcheck compared with their tables
 	Checksums string   `json:"checksums"` // last lines of pg_checksums
 	Fsck      string   `json:"fsck"`      // of e2fsck -fn
 	Problems  []string `json:"problems,omitempty"`
