@@ -6,6 +6,7 @@ import (
 	"roseau/internal/base/clock"
 	"roseau/internal/base/ids"
 	"roseau/internal/core/balance"
+	"roseau/internal/core/place"
 )
 
 // Balance shows the view to the balancer. Machines that do not simply run, and
@@ -42,4 +43,12 @@ func Balance(v View, now clock.Instant) balance.Input {
 	}
 	sort.Slice(in.Machines, func(i, j int) bool { return in.Machines[i].Request.VM < in.Machines[j].Request.VM })
 	return in
+}
+
+// Violations lists the given rules that do not hold where the machines of the view
+// are now.
+func Violations(v View, rules []place.VMRule, now clock.Instant) []place.Violation {
+	m := newStep(State{View: v}, now)
+	m.deaf = m.deafNow()
+	return place.Violations(rules, m.candidates(VM{}), m.spots)
 }
