@@ -398,6 +398,9 @@ func (j *syncJob) beginObject(i int) {
 	m := j.m
 	v := m.v
 	o.src = v.source(v.segment(o.ext), nil)
+	if j.bound() {
+		o.src = j.listSource(o.ext)
+	}
 	if o.src == nil {
 		j.fail("no source")
 		return
@@ -473,10 +476,32 @@ func (j *syncJob) endObject(i int) {
 	j.m.v.dirty = true
 }
 
+// bound reports whether everything of an extent must come from the source whose
+// list counted. With snapshots copies merge objects by themselves: where one has a
+// block in an object, another has it in an older one, and a join that took one
+// object's blocks from both would miss it. Who lists says so from SYNC_BEGIN on
+// without a change: nobody merges while a copy is out.
+func (j *syncJob) bound() bool { return j.m.v.snap.seq > 0 && !j.m.v.c.mut.ResyncMixedSources }
+
+// listSource is the source whose list counted for an extent; nil if it cannot be
+// asked now.
+func (j *syncJob) listSource(ext uint64) *member {
+	v := j.m.v
+	k := int64(ext) * repl.ExtentBytes / v.c.cfg.SegmentBytes
+	if m := j.src[k]; m != nil && v.readable(&v.segs[k], m) {
+		return m
+	}
+	return nil
+}
+
 // readSource reads a chunk from the source; its range is locked now.
 func (j *syncJob) readSource(p *op) {
 	v := j.m.v
 	o := &j.objects[p.arg]
+	if j.bound() && p.rep == nil && (o.src == nil || o.src != j.listSource(o.ext)) {
+		p.from, j.orphan, v.c.wake = nil, true, true
+		return
+	}
 	if o.src == nil || !o.src.usable() || !o.src.counted || !p.seg.holds(o.src) || p.rep.has(o.src) {
 		var tried []*member
 		if p.rep != nil {
