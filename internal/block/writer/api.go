@@ -78,6 +78,7 @@ type Mutations struct {
 	FlushWhileReconciling  bool // the flush mark moves before a takeover has rewritten every window
 	PrepareNeverLonger     bool // a round of PREPARE never waits longer than the first
 	LostWithoutAsking      bool // a join gives a block up although an in-sync copy was not asked
+	ResyncMixedSources     bool // a join takes objects of one extent from several copies
 	LostAsAbsent           bool // a join makes a block that no copy can read absent
 	KeepSyncOnReplace      bool // a disk that is given more segments goes on joining as it was
 
