@@ -53,6 +53,9 @@ func init() {
 		"lost":       (*player).lost,
 		"snapshot":   (*player).snapshot,
 		"scrub":      (*player).scrub,
+		"bmc":        (*player).bmc,
+		"maintain":   (*player).maintain,
+		"yield":      (*player).yield,
 	}
 }
 
@@ -232,6 +235,9 @@ func (p *player) condition(a []string) (func() bool, error) {
 	case "copies":
 		want, err := strconv.Atoi(a[1])
 		return func() bool { return w.copies() >= want }, err
+	case "living": // copies on disks that are not dead
+		want, err := strconv.Atoi(a[1])
+		return func() bool { return w.livingCopies() >= want }, err
 	case "answered":
 		return func() bool { return len(w.guest.pending) == 0 }, nil
 	case "seen":
