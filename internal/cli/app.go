@@ -153,6 +153,8 @@ func destroys(cmd *cobra.Command) *cobra.Command {
 		named := args
 		if cmd.Annotations[confirmLast] != "" {
 			named = args[len(args)-1:]
+		} else if cmd.Annotations[confirmFirst] != "" {
+			named = args[:1]
 		}
 		for _, name := range named {
 			if slices.Contains(confirmed, name) {
@@ -169,6 +171,9 @@ func destroys(cmd *cobra.Command) *cobra.Command {
 
 // confirmLast annotates a command whose last argument alone is what it destroys.
 const confirmLast = "confirm-last"
+
+// confirmFirst annotates a command whose first argument alone is what it destroys.
+const confirmFirst = "confirm-first"
 
 // confirmTyped lets a person type the name again.
 func confirmTyped(cmd *cobra.Command, name string) error {

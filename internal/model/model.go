@@ -291,6 +291,9 @@ type VolumeStatus struct {
 	SyncTotal size.Bytes `json:"sync_total,omitempty"`
 	// SyncLeft is about how long the copying takes yet; 0: not known.
 	SyncLeft time.Duration `json:"sync_left_ns,omitempty"`
+	// RollingBack names the snapshot that the volume is being taken back to; it
+	// serves nobody until that is over.
+	RollingBack string `json:"rolling_back,omitempty"`
 }
 
 // Image is a read-only disk from which VMs are created.
