@@ -278,6 +278,7 @@ type VolumeStatus struct {
 	// Rollback is the number of the snapshot that the volume is being taken back
 	// to, while clients wait; 0: none.
 	Rollback uint32      `json:"rollback,omitempty"`
+	Lost     int         `json:"lost,omitempty"` // blocks found readable on no copy, and not written since
 	Scrub    ScrubStatus `json:"scrub"`
 	// The client I/O since the volume was opened.
 	Reads      uint64 `json:"reads"`

@@ -116,6 +116,7 @@ type volume struct {
 	scrub *scrubJob
 	roll  *rollbackJob
 	heals healQueue
+	lost  map[int64]bool // blocks that no copy can read, by number in the volume
 
 	rc    reconcile
 	snap  snapVolume

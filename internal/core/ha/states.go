@@ -101,6 +101,13 @@ func (m *step) start(vm VM, mem *VMMemory, from repl.Placement, why string, excl
 		m.say(vm, mem, "warn", "waits: "+copyWhy)
 		return model.VMWaitingForCopy, copyWhy
 	}
+	if why := m.held(vm, mem); why != "" {
+		m.say(vm, mem, "info", why)
+		return startState(from), why
+	}
+	if m.startAll >= m.p.StartsAll {
+		return startState(from), fmt.Sprintf("waits: %d machines are starting in the cluster", m.startAll)
+	}
 	d, err := m.choose(vm, exclude)
 	if err != nil {
 		m.say(vm, mem, "warn", err.Error())
@@ -116,6 +123,14 @@ func (m *step) start(vm VM, mem *VMMemory, from repl.Placement, why string, excl
 		return model.VMStarting, ""
 	}
 	return model.VMRecovering, why
+}
+
+// startState is what a VM does whose start has to wait.
+func startState(from repl.Placement) model.VMState {
+	if from.Run.IsZero() {
+		return model.VMStarting
+	}
+	return model.VMRecovering
 }
 
 // say tells the same refusal only once.
@@ -238,7 +253,7 @@ func (m *step) attemptFailed(vm VM, mem *VMMemory, why string) (model.VMState, s
 	}
 	mem.Blame[p.Node] = "failed there: " + why
 	stopped := repl.Placement{Attempt: p.Attempt + 1, State: PlaceStopped, Run: p.Run}
-	if len(mem.Failures) >= m.p.MaxRestarts {
+	if len(mem.Failures) >= m.maxRestarts(vm) {
 		mem.Cause, mem.World = why, m.world()
 		m.setPlacement(vm, stopped, "failed "+fmt.Sprint(len(mem.Failures))+" times")
 		m.event("error", "vm "+vm.Name, "failed %d times within %s, last on %s: %s", len(mem.Failures), short(m.p.Window), m.nodeName(p.Node), why)
@@ -249,6 +264,14 @@ func (m *step) attemptFailed(vm VM, mem *VMMemory, why string) (model.VMState, s
 	m.setPlacement(vm, stopped, fmt.Sprintf("failed on %s: %s", m.nodeName(p.Node), why))
 	m.event("warn", "vm "+vm.Name, "did not start on %s: %s; again in %s", m.nodeName(p.Node), why, short(back))
 	return model.VMStarting, "tries again: " + why
+}
+
+// maxRestarts is how many failures make vm failed.
+func (m *step) maxRestarts(vm VM) int {
+	if vm.MaxRestarts > 0 {
+		return vm.MaxRestarts
+	}
+	return m.p.MaxRestarts
 }
 
 func (m *step) failedText(vm VM, why string) string {
@@ -293,7 +316,28 @@ func (m *step) running(vm VM, mem *VMMemory) (model.VMState, string) {
 		m.say(vm, mem, "warn", why+"; not restarted: its HA is off")
 		return model.VMFailed, why + "; not restarted: its HA is off"
 	}
-	return m.recover(vm, mem, why, onlySession)
+	if !fellOver(p, r, ok) {
+		return m.recover(vm, mem, why, onlySession)
+	}
+	if len(mem.Failures)+1 >= m.maxRestarts(vm) {
+		return m.attemptFailed(vm, mem, why)
+	}
+	placed := len(m.actions)
+	state, reason := m.recover(vm, mem, why, false)
+	if m.wasPlaced(vm, placed) {
+		mem.Failures = append(mem.Failures, m.now)
+	}
+	return state, reason
+}
+
+// fellOver reports whether the VM's own guard ended with an error on its node.
+func fellOver(p repl.Placement, r Report, reported bool) bool {
+	return reported && (r.Phase == "failed" || r.Phase == "lost") && r.Attempt >= p.Attempt
+}
+
+// wasPlaced reports whether the actions from the given one on place vm.
+func (m *step) wasPlaced(vm VM, from int) bool {
+	return slices.ContainsFunc(m.actions[from:], func(a Action) bool { s, ok := a.(SetPlacement); return ok && s.VM == vm.ID })
 }
 
 // settle forgets what was held against nodes, once the VM runs well.
@@ -301,7 +345,7 @@ func (m *step) settle(p repl.Placement, mem *VMMemory) {
 	if !m.node[p.Node].Session {
 		return
 	}
-	mem.Blame, mem.Sick, mem.Said = nil, nil, ""
+	mem.Blame, mem.Sick, mem.Said, mem.HeldSince = nil, nil, "", 0
 	if mem.NotUntil <= m.now {
 		mem.Probes = 0
 	}
@@ -346,11 +390,9 @@ func (m *step) recover(vm VM, mem *VMMemory, why string, onlySession bool) (mode
 	}
 	before := len(m.actions)
 	state, reason := m.start(vm, mem, repl.Placement{Run: run}, why, exclude)
-	if len(m.actions) > before {
-		if _, placed := m.actions[len(m.actions)-1].(SetPlacement); placed {
-			m.event("warn", "vm "+vm.Name, "recovers from %s: %s", m.nodeName(p.Node), why)
-			return state, reason
-		}
+	if m.wasPlaced(vm, before) {
+		m.event("warn", "vm "+vm.Name, "recovers from %s: %s", m.nodeName(p.Node), why)
+		return state, reason
 	}
 	mem.Restarts--
 	return state, reason
@@ -505,7 +547,11 @@ func (m *step) failed(vm VM, mem *VMMemory) (model.VMState, string) {
 	if w == mem.World && m.now.Sub(mem.Since) < m.p.HealAfter {
 		return model.VMFailed, mem.Reason
 	}
-	m.event("info", "vm "+vm.Name, "is tried again: the cluster has changed since it failed")
+	if w == mem.World {
+		m.event("info", "vm "+vm.Name, "is tried again, %s after it failed", short(m.p.HealAfter))
+	} else {
+		m.event("info", "vm "+vm.Name, "is tried again: the cluster has changed since it failed")
+	}
 	mem.Cause, mem.World, mem.Failures, mem.Blame, mem.NotUntil = "", "", nil, nil, 0
 	return m.stopped(vm, mem)
 }

@@ -20,6 +20,7 @@ import (
 	"roseau/internal/model"
 	"roseau/internal/store"
 	"roseau/internal/svc"
+	"roseau/internal/svc/ha"
 	"roseau/internal/svc/records"
 	"roseau/internal/unit"
 )
@@ -362,11 +363,17 @@ func (w *worker) config(ctx context.Context, vm *model.VM, p records.Placed, inc
 	c := &guardctl.Config{VM: vm.ID, Name: vm.Name, Cluster: e.Cluster, Generation: gen, Node: e.Node, NodeName: e.NodeName,
 		Attempt: p.Attempt, Intent: guardctl.IntentStart, CPUs: vm.Spec.CPUs, Memory: vm.Spec.Memory, Accel: vm.Spec.Accel, CPUModel: vm.Spec.CPUModel,
 		State: vm.Spec.State, Nodes: peers, Etcd: e.Endpoints()}
+	if c.CPUModel == "" && c.Accel != "tcg" {
+		c.CommonCPU, _ = ha.Baseline(w.r.world.Nodes.List())
+	}
 	if incoming {
 		c.Intent, c.Source, c.Run = guardctl.IntentIncoming, p.Node, p.Run
 		// A running guest keeps its accelerator, whatever this node would choose.
 		if src, ok := w.r.world.Reports(vm.ID)[p.Node]; ok && src.Status.Accel != "" {
 			c.Accel = src.Status.Accel
+			if src.Status.CPUModel != "" {
+				c.CPUModel, c.CommonCPU = src.Status.CPUModel, ""
+			}
 		}
 	}
 	for _, d := range vm.Spec.Disks {

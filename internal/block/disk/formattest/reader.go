@@ -114,7 +114,7 @@ func (d *Disk) superblock() error {
 	var whole []bytesAt
 	for _, at := range []int{0, 64 << 10, end - 1<<20, end - 1<<20 + 64<<10} {
 		b := d.img[at : at+4096]
-		if string(b[:8]) == "RSEAUSB1" && b.crcGood(4092) && b.u32(8) == 1 && b.u64(12)&^6 == 0 && inOrder(b, uint64(end)) {
+		if string(b[:8]) == "RSEAUSB1" && b.crcGood(4092) && b.u32(8) == 1 && b.u64(12)&^14 == 0 && inOrder(b, uint64(end)) {
 			whole = append(whole, b)
 		}
 	}
@@ -544,6 +544,8 @@ func (r *record) synced(block int, k *kind, data *[]byte) {
 				*k = judge(uint64(sum(*data)) == crc)
 			case crc == 0xfffffffe:
 				*k = hole
+			case crc == 0xffffffff:
+				*k = lost // given up by a sync
 			default:
 				*k = absent
 			}
