@@ -56,7 +56,7 @@ func newSnapshots(w *world) *snapshots {
 		s.on, s.every = true, b.Snapshots
 	}
 	s.rollRng = rand.New(rand.NewPCG(w.opt.Seed, 0x726f6c6c))
-	if b := w.opt.Bias; s.rollRng.IntN(2) == 0 && (b == nil || !b.Rollbacks) {
+	if b := w.opt.Bias; b != nil && !b.Rollbacks || b == nil && s.rollRng.IntN(2) == 0 {
 		s.rollRng = nil
 	}
 	w.oracle.touched = s.touched
