@@ -41,6 +41,10 @@ unit: ## the unit tests alone
 sim: build ## the simulator: make sim SEEDS=1000000 (goes on after an interruption, prints progress)
 	bin/roseau sim run --seeds $(SEEDS) --state bin/sim-$(VERSION).json
 
+ha-sim: build ## the HA manager and the scheduler in simulated clusters: SEEDS small worlds, then 64 nodes with 2,000 machines
+	bin/roseau sim ha --seeds $(SEEDS)
+	bin/roseau sim ha --report --nodes 64 --vms 2000 --time 1m --losses 5
+
 mutants: ## break the engine one switch at a time and show that the simulator sees each
 	$(GO) run ./cmd/roseau sim mutants
 

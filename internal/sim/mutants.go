@@ -113,6 +113,10 @@ var Mutants = []Mutant{
 		m.Machines.Guard.OwnRunKills, m.Machines.NoLock = true, true
 	}, And: "a successor waits for the lock of its predecessor", Scenario: "second-guard"},
 	{Name: "resume-ignores-reasons", Rule: "a guest runs when no reason to pause is left [S21]", Set: func(m *Mutations) { m.Machines.Guard.ResumeIgnoresReasons = true }, Scenario: "paused-twice"},
+	{Name: "no-maintenance", Rule: "a writer of its own repairs a volume whose VM does not run [S14]", Set: func(m *Mutations) { m.NoMaintenance = true }, Scenario: "idle-repair"},
+	{Name: "no-yield", Rule: "a maintenance writer releases at once when a VM is to start [S14]", Set: func(m *Mutations) { m.NoYield = true }, Scenario: "idle-yield"},
+	{Name: "kernel-boot-id", Rule: "the boot identity is new at each power-on, in a lab too [S23]", Set: func(m *Mutations) { m.KernelBootID = true }, Scenario: "lab-reboot"},
+	{Name: "bmc-ends-lease", Rule: "leases are waited out, whatever a BMC says [S24]", Set: func(m *Mutations) { m.Replica.DeadEndsLease = true }, Scenario: "bmc-lies"},
 	{Name: "witness-unsteady", Rule: "the witness gets its votes when every voter is up [S17]", Set: func(m *Mutations) { m.Votes = []string{"unsteady", "permit all"} },
 		And: "no change of the members may cost what can fail now", Scenario: "witness-return"},
 }

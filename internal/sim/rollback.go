@@ -56,11 +56,11 @@ func (o *oracle) restore(allowed [][]value, or bool) {
 		b := &o.blocks[i]
 		set := slices.Clone(allowed[i])
 		if or {
-			for _, v := range slices.Concat(b.now, b.floor, b.since) {
+			for _, v := range slices.Concat(b.now, b.ever) {
 				set = add(set, v)
 			}
 		}
-		b.now, b.floor, b.since = set, slices.Clone(set), nil
+		b.now, b.floor, b.since, b.at = set, slices.Clone(set), nil, o.seq
 		b.lostOn, b.lost = map[int]bool{}, false
 		b.seen++
 	}

@@ -54,6 +54,9 @@ func init() {
 		"snapshot":   (*player).snapshot,
 		"scrub":      (*player).scrub,
 		"rollback":   (*player).rollback,
+		"bmc":        (*player).bmc,
+		"maintain":   (*player).maintain,
+		"yield":      (*player).yield,
 	}
 }
 
@@ -233,6 +236,9 @@ func (p *player) condition(a []string) (func() bool, error) {
 	case "copies":
 		want, err := strconv.Atoi(a[1])
 		return func() bool { return w.copies() >= want }, err
+	case "living": // copies on disks that are not dead
+		want, err := strconv.Atoi(a[1])
+		return func() bool { return w.livingCopies() >= want }, err
 	case "answered":
 		return func() bool { return len(w.guest.pending) == 0 }, nil
 	case "seen":

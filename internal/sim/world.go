@@ -28,7 +28,12 @@ type Mutations struct {
 	Disk    disk.Mutations
 	// NoOwnCompare: transactions do not compare the revision of own [S8].
 	NoOwnCompare bool
-	Machines     MachineMutations
+	// KernelBootID: the boot identity is the kernel's, which lab nodes share [S23].
+	KernelBootID bool
+	// NoMaintenance, NoYield: no writer repairs an idle volume, or it goes on when a
+	// VM is to start [S14].
+	NoMaintenance, NoYield bool
+	Machines               MachineMutations
 	// Votes are the rules of the quorum core that are broken; see quorum.View.Broken.
 	Votes []string
 }

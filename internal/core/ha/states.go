@@ -86,9 +86,14 @@ func (m *step) stopped(vm VM, mem *VMMemory) (model.VMState, string) {
 	if m.now.Before(mem.NotUntil) {
 		return model.VMStarting, fmt.Sprintf("tries again: %s", mem.Reason0())
 	}
-	// A run that an earlier attempt could not take over may live yet: then this
-	// is still a recovery, which leaves a live writer alone.
-	return m.start(vm, mem, repl.Placement{Run: vm.Placement.Run}, "start", nil)
+	// A run that an earlier attempt could not take over may live yet: then it is
+	// left alone if its guard says so, and else this is still a recovery, which
+	// leaves a live writer alone.
+	lives, exclude := m.ownerLives(vm)
+	if lives {
+		return m.leaveAlone(vm, mem)
+	}
+	return m.start(vm, mem, repl.Placement{Run: vm.Placement.Run}, "start", exclude)
 }
 
 // Reason0 is the last reason without the words that stopped puts before it.
@@ -200,7 +205,11 @@ func (m *step) recovering(vm VM, mem *VMMemory) (model.VMState, string) {
 		return model.VMStopping, ""
 	}
 	if why := m.gone(m.node[p.Node]); why != "" {
-		return m.start(vm, mem, p, fmt.Sprintf("recover again: %s %s", m.nodeName(p.Node), why), nil)
+		lives, exclude := m.ownerLives(vm)
+		if lives {
+			return m.leaveAlone(vm, mem)
+		}
+		return m.start(vm, mem, p, fmt.Sprintf("recover again: %s %s", m.nodeName(p.Node), why), exclude)
 	}
 	r, ok := report(vm, p.Node, p.Attempt)
 	if !ok || r.Phase == "absent" {
@@ -223,6 +232,22 @@ func (m *step) recovering(vm VM, mem *VMMemory) (model.VMState, string) {
 		return m.leaveAlone(vm, mem)
 	}
 	return model.VMRecovering, mem.Reason
+}
+
+// ownerLives reports whether the guard that holds the VM's volumes says that it
+// runs, on another node than the VM is placed on, and that node can be believed. If
+// it says so but cannot be, its node is excluded: a guard that may live is taken
+// over from elsewhere or not at all.
+func (m *step) ownerLives(vm VM) (lives bool, exclude map[ids.ID]string) {
+	r, ok := report(vm, vm.Owner, 0)
+	if !ok || vm.Owner.IsZero() || vm.Owner == vm.Placement.Node || r.Phase != "running" {
+		return false, nil
+	}
+	n := m.node[vm.Owner]
+	if r.Stalled == 0 && r.WantsMove == "" && !n.ID.IsZero() && m.usable(n) == "" {
+		return true, nil
+	}
+	return false, map[ids.ID]string{vm.Owner: "its guard there may live"}
 }
 
 // leaveAlone takes back an attempt whose PREPARE met a live writer: the VM is

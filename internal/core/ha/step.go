@@ -71,13 +71,13 @@ func newStep(s State, now clock.Instant) *step {
 	for i := range s.View.VMs {
 		vm := &s.View.VMs[i]
 		m.named[vm.Name] = vm
-		m.count(vm, vm.Placement, 1)
+		m.count(vm, vm.Placement, 1, m.takesSlot(vm.ID, vm.Placement.State))
 	}
 	return m
 }
 
-// count adds or takes away what a placement uses.
-func (m *step) count(vm *VM, p repl.Placement, sign int) {
+// count adds or takes away what a placement uses; slot: it is a start under way.
+func (m *step) count(vm *VM, p repl.Placement, sign int, slot bool) {
 	if p.State == PlaceStopped {
 		m.spots[vm.Name] = place.Placed{}
 		return
@@ -89,7 +89,7 @@ func (m *step) count(vm *VM, p repl.Placement, sign int) {
 		}
 		m.promised[n] += vm.Memory * size.Bytes(sign)
 		m.placed[n] += sign
-		if m.takesSlot(vm.ID, p.State) {
+		if slot {
 			m.starting[n] += sign
 			m.startAll += sign
 		}
@@ -193,8 +193,8 @@ func (m *step) choose(vm VM, exclude map[ids.ID]string) (place.Decision, error) 
 // setPlacement records the decision and counts it at once, so that the next VM
 // of this step sees it.
 func (m *step) setPlacement(vm VM, p repl.Placement, why string) {
-	m.count(&vm, vm.Placement, -1)
-	m.count(&vm, p, 1)
+	m.count(&vm, vm.Placement, -1, m.takesSlot(vm.ID, vm.Placement.State))
+	m.count(&vm, p, 1, p.State == PlaceStarting)
 	m.actions = append(m.actions, SetPlacement{VM: vm.ID, Name: vm.Name, NodeName: m.node[p.Node].Name, Expect: vm.PlacementRev, Placement: p, Why: why})
 }
 
