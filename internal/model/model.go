@@ -298,6 +298,9 @@ type VolumeStatus struct {
 	SyncTotal size.Bytes `json:"sync_total,omitempty"`
 	// SyncLeft is about how long the copying takes yet; 0: not known.
 	SyncLeft time.Duration `json:"sync_left_ns,omitempty"`
+	// RollingBack names the snapshot that the volume is being taken back to; it
+	// serves nobody until that is over.
+	RollingBack string `json:"rolling_back,omitempty"`
 	// LostBlocks of 4 KiB were found readable on no copy since the volume was opened,
 	// and not written since: reads of them fail.
 	LostBlocks int `json:"lost_blocks,omitempty"`

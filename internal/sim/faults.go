@@ -115,6 +115,7 @@ type Bias struct {
 	// Snapshots: the mean time between orders of the operator who takes and
 	// deletes them; 0 = as the seed draws.
 	Snapshots time.Duration
+	Rollbacks bool // he takes the volume back to one now and then
 }
 
 func (b *Bias) apply(p *profile) {
