@@ -328,7 +328,7 @@ func (w *world) faultForgetful() {
 	w.isolated(g.node)
 	n := g.node
 	w.after(w.between(100*time.Millisecond, 600*time.Millisecond), func() {
-		if to := w.manager.pick(n); to != nil && to != n {
+		if to := w.manager.pick(n); to != nil && to != n && !w.calm {
 			w.manager.challenge(to, w.newID(), 0)
 		}
 	})
@@ -375,13 +375,16 @@ func (w *world) haunt(n *node, old *guard) {
 	}
 	g.predecessor = wire.PredecessorID{Epoch: old.lastOwn.Epoch, Nonce: old.lastOwn.Nonce, Inc: old.lastOwn.Inc}
 	g.step(writer.Command{Kind: writer.Reopen, Predecessor: g.predecessor})
-	w.after(w.between(time.Second, 8*time.Second), func() {
-		if !g.ended() {
-			g.step(writer.Command{Kind: writer.Stop})
-			g.done = true
-			g.dropLinks()
-		}
-	})
+	w.after(w.between(time.Second, 8*time.Second), g.layDown)
+}
+
+// layDown ends a ghost.
+func (g *guard) layDown() {
+	if !g.ended() {
+		g.step(writer.Command{Kind: writer.Stop})
+		g.done = true
+		g.dropLinks()
+	}
 }
 
 func (w *world) heal(n *node) {
@@ -550,12 +553,15 @@ func (w *world) faultSplitFlush() {
 }
 
 // rottenAlone: every in-sync copy of one of the request's blocks is on the node
-// whose disks rot, the only case in which a read may fail (C5).
+// whose disks rot, or on a dead disk, the only cases in which a read may fail (C5).
 func (w *world) rottenAlone(r *request) bool {
-	if !w.lied() {
-		return false
-	}
 	for b := r.first; b < r.first+r.count; b++ {
+		if w.deadAlone(b) {
+			return true
+		}
+		if !w.lied() {
+			continue
+		}
 		// What the guard does not know of yet, it does not read: a grow whose answer is
 		// under way.
 		for _, set := range [][]int{w.isr(b)[0], w.knownISR(r.by, b)} {
@@ -565,6 +571,14 @@ func (w *world) rottenAlone(r *request) bool {
 		}
 	}
 	return false
+}
+
+// deadAlone: every in-sync copy of a block is on a dead disk: the others were put
+// out, for reasons of their own, before it died or before anybody knew.
+func (w *world) deadAlone(block int) bool {
+	r := w.etcd.records(w.vm, idsOf(w.volume), w.diskIdx)
+	isr := r.Volumes[0].ISR(block * repl.BlockBytes / segmentBytes)
+	return !slices.ContainsFunc(isr, func(d ids.ID) bool { return !w.nodeOfDisk(d).diskByID(d).dead })
 }
 
 // knownISR is the nodes of the in-sync set of a block's segment, as a guard knows
@@ -593,6 +607,9 @@ func (w *world) settle() {
 	for _, g := range w.guards {
 		if g.frozen {
 			g.thaw()
+		}
+		if g.ghost && w.opt.Scenario == nil {
+			g.layDown() // a fault is over with the others
 		}
 	}
 	w.repeatReplace()

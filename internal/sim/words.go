@@ -52,6 +52,7 @@ func init() {
 		"snapshot":   (*player).snapshot,
 		"scrub":      (*player).scrub,
 		"bmc":        (*player).bmc,
+		"lie-sync":   (*player).lieSync,
 		"maintain":   (*player).maintain,
 		"yield":      (*player).yield,
 	}
