@@ -23,8 +23,9 @@ import (
 
 type thingInput struct {
 	Body struct {
-		Name string `json:"name" minLength:"1"`
-		CPUs int    `json:"cpus,omitempty" minimum:"1" maximum:"64"`
+		Name     string `json:"name" minLength:"1"`
+		CPUs     int    `json:"cpus,omitempty" minimum:"1" maximum:"64"`
+		Password string `json:"password,omitempty"`
 	}
 }
 
@@ -115,6 +116,10 @@ func TestBadRequestsNameTheField(t *testing.T) {
 		if !errors.Is(err, errs.Invalid) || !strings.Contains(err.Error(), words) {
 			t.Errorf("%s: %v, want %q", body, err, words)
 		}
+	}
+	if _, err := c.Do(t.Context(), http.MethodPost, "/v1/things", json.RawMessage(`{"name":"a","password":4711}`), nil); !errors.Is(err, errs.Invalid) ||
+		!strings.Contains(err.Error(), "password") || strings.Contains(err.Error(), "4711") {
+		t.Errorf("a password of the wrong type: %v", err)
 	}
 	if err := c.Get(t.Context(), "/v1/things/x?colour=red", nil); !errors.Is(err, errs.Invalid) || !strings.Contains(err.Error(), "colour") {
 		t.Errorf("unknown query parameter: %v", err)

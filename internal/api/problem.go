@@ -121,6 +121,9 @@ func fieldProblem(d *huma.ErrorDetail) ProblemItem {
 		return ProblemItem{Field: field, Text: fmt.Sprintf("unknown field %q", field)}
 	}
 	text := fmt.Sprintf("%s: %s", field, d.Message)
+	if strings.HasSuffix(field, "password") { // its value is for nobody's screen or log
+		return ProblemItem{Field: field, Text: text}
+	}
 	switch v := d.Value.(type) {
 	case nil, map[string]any, []any:
 	default:

@@ -48,6 +48,9 @@ func newNodeCmd(a *app) *cobra.Command {
 			return a.get(cmd, "/v1/nodes/"+url.PathEscape(args[0]), n, func() *table { return nodeTable(n) })
 		}},
 		newNodeSet(a),
+		newNodePower(a),
+		newNodeBMC(a),
+		newNodeLocate(a),
 		newNodeReplace(a),
 		newNodeRemove(a),
 	)
@@ -69,6 +72,9 @@ func nodeTable(n *model.Node) *table {
 			tb.row(p[0], p[1])
 		}
 	}
+	if len(n.Spec.Labels) > 0 {
+		tb.row("labels", strings.Join(n.Spec.Labels, ", "))
+	}
 	tb.row("cpus", n.Status.CPUs).row("memory", n.Status.Memory).row("memory free", n.Status.MemoryFree).
 		row("qemu", n.Status.QEMU).row("accelerator", n.Status.Accelerator)
 	if n.Status.AccelReason != "" {
@@ -79,8 +85,9 @@ func nodeTable(n *model.Node) *table {
 
 func newNodeSet(a *app) *cobra.Command {
 	var chassis, rack, site string
-	cmd := &cobra.Command{Use: "set NODE", Short: "Say where a node stands, for pools whose failure domain is a chassis, a rack or a site", Args: cobra.ExactArgs(1),
-		Example: "  roseau node set n1 --rack R1 --site paris\n  roseau node set n1 --chassis ''",
+	var labels, removed []string
+	cmd := &cobra.Command{Use: "set NODE", Short: "Say where a node stands, for pools whose failure domain is a chassis, a rack or a site, and label it for rules", Args: cobra.ExactArgs(1),
+		Example: "  roseau node set n1 --rack R1 --site paris\n  roseau node set n1 --chassis ''\n  roseau node set n1 --label ssd --label gpu=a100",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var req member.NodeChange
 			for _, f := range []struct {
@@ -92,14 +99,17 @@ func newNodeSet(a *app) *cobra.Command {
 					*f.to = f.v
 				}
 			}
-			if req == (member.NodeChange{}) {
-				return errs.New(errs.Invalid, "set node %s: nothing to set", args[0]).WithHint("say --chassis, --rack or --site")
+			req.AddLabels, req.RemoveLabels = labels, removed
+			if req.Chassis == nil && req.Rack == nil && req.Site == nil && len(labels)+len(removed) == 0 {
+				return errs.New(errs.Invalid, "set node %s: nothing to set", args[0]).WithHint("say --chassis, --rack, --site, --label or --remove-label")
 			}
 			return a.change(cmd, http.MethodPatch, "/v1/nodes/"+url.PathEscape(args[0]), req, new(model.Node), func() string { return "node " + args[0] + " set" })
 		}}
 	cmd.Flags().StringVar(&chassis, "chassis", "", "enclosure with common power or cooling")
 	cmd.Flags().StringVar(&rack, "rack", "", "rack")
 	cmd.Flags().StringVar(&site, "site", "", "room, building or town")
+	cmd.Flags().StringArrayVar(&labels, "label", nil, "give it a label that rules can name; repeat for more")
+	cmd.Flags().StringArrayVar(&removed, "remove-label", nil, "take a label away; repeat for more")
 	return cmd
 }
 

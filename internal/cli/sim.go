@@ -15,7 +15,7 @@ import (
 // want to see for themselves before they trust it.
 func newSimCmd() *cobra.Command {
 	cmd := &cobra.Command{Use: "sim", Short: "The mirror engine in a simulated cluster: random faults, every read checked"}
-	cmd.AddCommand(newSimRunCmd(), newSimScenarioCmd(), newSimMutantsCmd())
+	cmd.AddCommand(newSimRunCmd(), newSimScenarioCmd(), newSimMutantsCmd(), newSimHACmd())
 	return cmd
 }
 

@@ -12,6 +12,8 @@ import (
 	"roseau/internal/driver/storagectl"
 	"roseau/internal/storage"
 	"roseau/internal/svc"
+	"roseau/internal/svc/balance"
+	"roseau/internal/svc/bmc"
 	"roseau/internal/svc/care"
 	"roseau/internal/svc/disk"
 	"roseau/internal/svc/ha"
@@ -19,6 +21,8 @@ import (
 	"roseau/internal/svc/network"
 	"roseau/internal/svc/pool"
 	"roseau/internal/svc/records"
+	"roseau/internal/svc/rule"
+	"roseau/internal/svc/secret"
 	"roseau/internal/svc/vm"
 	"roseau/internal/svc/volume"
 	"roseau/internal/unit"
@@ -40,9 +44,9 @@ func services(ctx context.Context, d Deps) ([]Service, error) {
 	viewer := &ha.Viewer{Self: d.Node, World: world, Sessions: d.Sessions, Beats: d.Beats, Listening: d.Clock.Now()}
 	guards := vm.NewGuards(units)
 
-	labHealth := ""
+	labHealth, uuidFile := "", "/sys/class/dmi/id/product_uuid"
 	if storage.LabNode() {
-		labHealth = paths.LabHealth
+		labHealth, uuidFile = paths.LabHealth, paths.LabMachine
 	}
 	disks := disk.New(env, disk.NewStorage(control), locate.Light{Lab: labHealth})
 	pools := pool.New(env)
@@ -52,6 +56,13 @@ func services(ctx context.Context, d Deps) ([]Service, error) {
 	networks := network.New(env)
 	vms := vm.New(env, world, viewer, volumes, images, guards)
 	reconciler := vm.NewReconciler(env, world, guards, volumes.Yield, volumes.Peers)
+	rules := rule.New(env, viewer)
+	balancer := balance.New(env, viewer, vms, d.Leading)
+	secrets, err := secret.New(env, d.Identity, d.Leading, d.Nodes.Changed)
+	if err != nil {
+		return nil, err
+	}
+	bmcs := bmc.New(env, secrets, d.Sessions, d.Nodes.List, d.Leading, uuidFile)
 	manager := ha.NewManager(env, viewer, d.Leading, d.LeaderSince)
 
 	return []Service{
@@ -64,6 +75,10 @@ func services(ctx context.Context, d Deps) ([]Service, error) {
 		{Name: "networks", Run: networks.Run, Routes: networks.Routes},
 		{Name: "vms", Run: reconciler.Run, Routes: vms.Routes},
 		{Name: "ha", Run: manager.Run},
+		{Name: "rules", Routes: rules.Routes},
+		{Name: "balance", Run: balancer.Run, Routes: balancer.Routes},
+		{Name: "bmc", Run: bmcs.Run, Routes: bmcs.Routes},
+		{Name: "secrets", Run: secrets.Run, Routes: secrets.Routes},
 		{Name: "self", Routes: selfRoutes(d)},
 		{Name: "units", Run: func(ctx context.Context) error {
 			<-ctx.Done()

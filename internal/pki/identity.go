@@ -1,6 +1,8 @@
 package pki
 
 import (
+	"crypto/ecdh"
+	"crypto/ecdsa"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
@@ -72,6 +74,45 @@ func (id *Identity) Peer() Peer { return id.peer }
 
 // Fingerprint returns the SHA-256 of the cluster authority's certificate.
 func (id *Identity) Fingerprint() string { return FingerprintOf(id.ca) }
+
+// Key returns the certificate's key as one that secrets are sealed for.
+func (id *Identity) Key() (*ecdh.PrivateKey, error) {
+	key, ok := id.cert.PrivateKey.(*ecdsa.PrivateKey)
+	if !ok {
+		return nil, errs.New(errs.Invalid, "take the certificate's key: want ECDSA, have %T", id.cert.PrivateKey)
+	}
+	return key.ECDH()
+}
+
+// CertPEM returns the certificate.
+func (id *Identity) CertPEM() []byte { return encodeCert(id.cert.Leaf.Raw) }
+
+// KeyOfNode returns the key of a node's certificate, if the cluster's authority
+// signed it for that node and it is valid; Denied otherwise.
+func (id *Identity) KeyOfNode(certPEM []byte, node ids.ID) (*ecdh.PublicKey, error) {
+	refuse := func(why any) (*ecdh.PublicKey, error) {
+		return nil, errs.New(errs.Denied, "take the key of node %s: %v", node, why)
+	}
+	cert, err := parseCert(certPEM)
+	if err != nil {
+		return refuse(err)
+	}
+	if _, err := cert.Verify(x509.VerifyOptions{Roots: id.pool, DNSName: AnyNodeName}); err != nil {
+		return refuse(err)
+	}
+	p, err := peerOfCert(cert)
+	if err != nil {
+		return refuse(err)
+	}
+	if p.Node != node || node.IsZero() {
+		return refuse("the certificate is of " + p.String())
+	}
+	key, ok := cert.PublicKey.(*ecdsa.PublicKey)
+	if !ok {
+		return refuse("no ECDSA key")
+	}
+	return key.ECDH()
+}
 
 // Files returns the paths of the identity's files, for drivers that read files
 // themselves (etcd, QEMU): authority, certificate, key.

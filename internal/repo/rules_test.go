@@ -26,6 +26,7 @@ var layers = []struct {
 	{"internal/model", false},
 	{"internal/core", true},
 	{"internal/pki", false},
+	{"internal/secret", false},
 	{"internal/nodeconf", false},
 	{"internal/client", false},
 	{"internal/driver", true},

@@ -61,7 +61,7 @@ func newGuard(w *world, n *node, run ids.ID, attempt uint64, alive bool) *guard 
 	})
 	w.guards = append(w.guards, g)
 	n.guards = append(n.guards, g)
-	g.step(writer.Liveness{Alive: w.liveNodes()})
+	g.step(w.liveness())
 	return g
 }
 

@@ -217,7 +217,30 @@ func (m *manager) guardEnded(g *guard) {
 
 // askedToMove: the guard's storage link is sick.
 func (m *manager) askedToMove(g *guard) {
-	if m.active != g || m.off {
+	if m.off {
+		return
+	}
+	if m.challenger == g {
+		// A takeover that reaches one copy only. Another node may do better, else this
+		// one goes on.
+		if n := m.pick(g.node); n != nil && n != g.node && m.w.rng.IntN(2) == 0 {
+			m.w.after(time.Millisecond, func() {
+				if m.challenger != g || g.ended() {
+					return
+				}
+				g.step(writer.Command{Kind: writer.Stop})
+				g.done = true
+				g.dropLinks()
+				m.challenger = nil
+				m.challenge(n, m.w.newID(), 0)
+			})
+			return
+		}
+		m.w.note("move_refused")
+		m.w.after(time.Millisecond, func() { g.step(writer.Command{Kind: writer.MoveRefused}) })
+		return
+	}
+	if m.active != g {
 		return
 	}
 	if n := m.pick(g.node); n != nil && n != g.node {

@@ -80,8 +80,10 @@ type world struct {
 	codec   *codec
 	player  *player // while a scenario's script runs
 
-	ops  int
-	calm bool // faults have ended
+	// givenUp are blocks that a join gave up, and that were not written since.
+	givenUp map[int]bool
+	ops     int
+	calm    bool // faults have ended
 }
 
 // Run runs one seed.
@@ -107,7 +109,7 @@ func Run(opt Options) Result {
 }
 
 func newWorld(opt Options) *world {
-	w := &world{timeline: newTimeline(opt), etcd: newEtcd(), codec: newCodec()}
+	w := &world{timeline: newTimeline(opt), givenUp: map[int]bool{}, etcd: newEtcd(), codec: newCodec()}
 	w.cluster, w.vm, w.volume = w.newID(), w.newID(), w.newID()
 	w.oracle = newOracle(volumeBlocks)
 	w.etcd.free = opt.Mutations.NoOwnCompare

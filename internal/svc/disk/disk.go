@@ -71,11 +71,12 @@ type Service struct {
 	storage Storage
 	light   Light
 	missing map[ids.ID]clock.Instant // since when disks are missing; of Run's goroutine
+	used    map[ids.ID]usage         // what is allocated on them; of Run's goroutine
 }
 
 // New returns the service of a node.
 func New(env *svc.Env, storage Storage, light Light) *Service {
-	return &Service{env: env, storage: storage, light: light, missing: map[ids.ID]clock.Instant{}}
+	return &Service{env: env, storage: storage, light: light, missing: map[ids.ID]clock.Instant{}, used: map[ids.ID]usage{}}
 }
 
 // Info is a row of `disk list`.
@@ -279,7 +280,7 @@ func (s *Service) Claim(ctx context.Context, paths []string) (*model.Task, error
 				return "", err
 			}
 			// The pool that is made next takes what is active.
-			if err := s.update(ctx, o, status(c)); err != nil {
+			if err := s.update(ctx, o, status(c), false); err != nil {
 				return "", err
 			}
 			h.Logf("%s is disk %s, %s for data", d.Path, o.Name, c.Data)
@@ -382,9 +383,40 @@ func (s *Service) reportNode(ctx context.Context, cause error) error {
 	return err
 }
 
-// usedStep is how much the allocation must change to be written again: it is for
-// people and placement, and every write is a consensus round.
-const usedStep = 64 * size.MiB
+// The allocation is for people and placement, and every report of it is a
+// consensus round: it is reported when it changed by usedStep, and when it has
+// not changed any more for usedRest.
+const (
+	usedStep = 64 * size.MiB
+	usedRest = 5 * time.Second
+)
+
+// usage is how much is allocated on a disk, and since when it is so.
+type usage struct {
+	bytes size.Bytes
+	since clock.Instant
+}
+
+// rests tells whether the allocation of d has not changed for usedRest.
+func (s *Service) rests(d Device) bool {
+	now := s.env.Clock.Now()
+	u, known := s.used[d.ID]
+	if !known || u.bytes != d.Used {
+		s.used[d.ID] = usage{d.Used, now}
+		return false
+	}
+	return now.Sub(u.since) >= usedRest
+}
+
+// worthTelling tells whether a state is reported after the last one; rests: the
+// allocation does not change at present.
+func worthTelling(was, st model.DiskStatus, rests bool) bool {
+	if st.State != was.State || st.Errors != was.Errors || st.Reason != was.Reason || st.Data != was.Data {
+		return true
+	}
+	d := st.Used - was.Used
+	return d >= usedStep || d <= -usedStep || d != 0 && rests
+}
 
 func (s *Service) report(ctx context.Context) error {
 	sctx, cancel := context.WithTimeout(ctx, answerTimeout)
@@ -421,12 +453,12 @@ func (s *Service) report(ctx context.Context) error {
 			all = errors.Join(all, err)
 			continue
 		}
-		all = errors.Join(all, s.update(ctx, o, status(d)))
+		all = errors.Join(all, s.update(ctx, o, status(d), s.rests(d)))
 	}
 	for _, o := range byID { // claimed once, and the storage process knows nothing of it
 		st := o.Status
 		st.State, st.Reason = model.DiskMissing, "not found on its node"
-		all = errors.Join(all, s.update(ctx, o, st))
+		all = errors.Join(all, s.update(ctx, o, st, false))
 	}
 	return all
 }
@@ -448,7 +480,7 @@ func (s *Service) justMissing(d Device) bool {
 	return s.env.Clock.Now().Sub(since) < missingFor
 }
 
-func (s *Service) update(ctx context.Context, o *model.Disk, st model.DiskStatus) error {
+func (s *Service) update(ctx context.Context, o *model.Disk, st model.DiskStatus, rests bool) error {
 	was := o.Status
 	if o.Spec.Retire && st.State == model.DiskActive {
 		st.State, st.Reason = model.DiskRetired, was.Reason
@@ -456,7 +488,7 @@ func (s *Service) update(ctx context.Context, o *model.Disk, st model.DiskStatus
 			st.Reason = retiring
 		}
 	}
-	if d := st.Used - was.Used; st.State == was.State && st.Errors == was.Errors && st.Reason == was.Reason && st.Data == was.Data && d < usedStep && d > -usedStep {
+	if !worthTelling(was, st, rests) {
 		return nil
 	}
 	if _, err := store.Update(ctx, s.env.Store, o.ID, func(d *model.Disk) error {

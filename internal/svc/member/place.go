@@ -3,6 +3,7 @@ package member
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"roseau/internal/base/errs"
@@ -16,6 +17,9 @@ type NodeChange struct {
 	Chassis *string `json:"chassis,omitempty" doc:"enclosure with common power or cooling"`
 	Rack    *string `json:"rack,omitempty"`
 	Site    *string `json:"site,omitempty"`
+	// AddLabels and RemoveLabels change what rules select nodes by.
+	AddLabels    []string `json:"add_labels,omitempty"`
+	RemoveLabels []string `json:"remove_labels,omitempty"`
 }
 
 // maxPlace bounds the name of a place.
@@ -37,7 +41,15 @@ func (m *Server) SetNode(ctx context.Context, ref string, c NodeChange) (*model.
 			return nil, errs.New(errs.Invalid, "node %s: %s is %q, want at most %d characters without slash and outer spaces", n.Name, f.name, *f.v, maxPlace)
 		}
 	}
+	for _, l := range c.AddLabels {
+		if err := model.CheckLabel("node "+n.Name, l); err != nil {
+			return nil, err
+		}
+	}
 	n, err = store.Update(ctx, m.Store, n.ID, func(n *model.Node) error {
+		if err := setLabels(n, c); err != nil {
+			return err
+		}
 		for _, f := range []struct{ to, from *string }{{&n.Spec.Chassis, c.Chassis}, {&n.Spec.Rack, c.Rack}, {&n.Spec.Site, c.Site}} {
 			if f.from != nil {
 				*f.to = *f.from
@@ -50,4 +62,26 @@ func (m *Server) SetNode(ctx context.Context, ref string, c NodeChange) (*model.
 	}
 	n.Status.Ready = m.Sessions.Alive(n.ID)
 	return n, nil
+}
+
+// setLabels takes labels away and adds others; what is not there to take away is
+// refused, for it is a typing error.
+func setLabels(n *model.Node, c NodeChange) error {
+	for _, l := range c.RemoveLabels {
+		i := slices.Index(n.Spec.Labels, l)
+		if i < 0 {
+			return errs.New(errs.NotFound, "node %s: has no label %s", n.Name, l).WithHint("it has: %s", strings.Join(n.Spec.Labels, ", "))
+		}
+		n.Spec.Labels = slices.Delete(n.Spec.Labels, i, i+1)
+	}
+	for _, l := range c.AddLabels {
+		if !slices.Contains(n.Spec.Labels, l) {
+			n.Spec.Labels = append(n.Spec.Labels, l)
+		}
+	}
+	if len(n.Spec.Labels) > model.MaxLabels {
+		return errs.New(errs.Invalid, "node %s: %d labels, want at most %d", n.Name, len(n.Spec.Labels), model.MaxLabels)
+	}
+	slices.Sort(n.Spec.Labels)
+	return nil
 }

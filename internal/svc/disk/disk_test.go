@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"roseau/internal/base/errs"
+	"roseau/internal/base/size"
+	"roseau/internal/model"
 )
 
 // late is a storage process that does not answer its first questions.
@@ -45,5 +47,28 @@ func TestPresentEndsWithItsCaller(t *testing.T) {
 	l := &late{unanswered: 1 << 30, err: errs.New(errs.Unavailable, "dial: no such file")}
 	if _, err := (&Service{storage: l}).present(ctx); !errors.Is(err, errs.Unavailable) {
 		t.Fatalf("got %v, want that it is unavailable", err)
+	}
+}
+
+func TestWorthTelling(t *testing.T) {
+	was := model.DiskStatus{State: model.DiskActive, Used: 100 * size.MiB}
+	for _, c := range []struct {
+		name  string
+		used  size.Bytes
+		state model.DiskState
+		rests bool
+		want  bool
+	}{
+		{"nothing changed", 100 * size.MiB, model.DiskActive, true, false},
+		{"little, and it changes", 110 * size.MiB, model.DiskActive, false, false},
+		{"little, and it rests", 110 * size.MiB, model.DiskActive, true, true},
+		{"less, and it rests", 90 * size.MiB, model.DiskActive, true, true},
+		{"much", 164 * size.MiB, model.DiskActive, false, true},
+		{"much less", 36 * size.MiB, model.DiskActive, false, true},
+		{"the state", 100 * size.MiB, model.DiskFailed, false, true},
+	} {
+		if got := worthTelling(was, model.DiskStatus{State: c.state, Used: c.used}, c.rests); got != c.want {
+			t.Errorf("%s: got %v, want %v", c.name, got, c.want)
+		}
 	}
 }
