@@ -55,6 +55,7 @@ func init() {
 		"scrub":      (*player).scrub,
 		"rollback":   (*player).rollback,
 		"bmc":        (*player).bmc,
+		"lie-sync":   (*player).lieSync,
 		"maintain":   (*player).maintain,
 		"yield":      (*player).yield,
 	}
