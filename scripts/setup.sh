@@ -10,6 +10,8 @@ needs=(
   "fio:fio:an I/O load that is not ours, for tests and benchmarks"
   "ip:iproute2:look at the lab's networks"
   "nft:nftables:look at the port guard"
+  "ipmitool:ipmitool:talk to management controllers by IPMI"
+  "ipmi_sim:openipmi:a management controller to test that with"
   "mke2fs:e2fsprogs:make the probe guest's disk"
   "sfdisk:fdisk:make the probe guest's disk"
   "grub-mkimage:grub-common:make the probe guest's disk bootable"

@@ -63,6 +63,7 @@ func startDatabase(mux *http.ServeMux) error {
 	mux.HandleFunc("POST /db/load", d.handleLoad)
 	mux.HandleFunc("GET /db/rows", d.handleRows)
 	mux.HandleFunc("POST /db/audit", d.handleAudit)
+	serveFio(mux)
 	return nil
 }
 

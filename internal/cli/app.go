@@ -142,8 +142,16 @@ func (a *app) remove(cmd *cobra.Command, path, what string) error {
 
 // destroys adds --confirm to a command that destroys data: what it destroys is
 // named twice, by argument and by flag, or typed again at a terminal.
-func destroys(cmd *cobra.Command) *cobra.Command {
-	cmd.Flags().StringArray("confirm", nil, "the same again: what this destroys is named twice; repeat for more")
+func destroys(cmd *cobra.Command) *cobra.Command { return confirmed(cmd, "it destroys data") }
+
+// confirmed is destroys for other reasons to name a thing twice.
+func confirmed(cmd *cobra.Command, why string) *cobra.Command {
+	return confirmedIf(cmd, why, func() bool { return true })
+}
+
+// confirmedIf demands it when need says so, which is asked when the flags are known.
+func confirmedIf(cmd *cobra.Command, why string, need func() bool) *cobra.Command {
+	cmd.Flags().StringArray("confirm", nil, "the same again: "+why+", so what it concerns is named twice; repeat for more")
 	run := cmd.RunE
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		confirmed, err := cmd.Flags().GetStringArray("confirm")
@@ -155,10 +163,10 @@ func destroys(cmd *cobra.Command) *cobra.Command {
 			named = args[len(args)-1:]
 		}
 		for _, name := range named {
-			if slices.Contains(confirmed, name) {
+			if !need() || slices.Contains(confirmed, name) {
 				continue
 			}
-			if err := confirmTyped(cmd, name); err != nil {
+			if err := confirmTyped(cmd, name, why); err != nil {
 				return err
 			}
 		}
@@ -171,13 +179,13 @@ func destroys(cmd *cobra.Command) *cobra.Command {
 const confirmLast = "confirm-last"
 
 // confirmTyped lets a person type the name again.
-func confirmTyped(cmd *cobra.Command, name string) error {
-	refusal := errs.New(errs.Invalid, "%s %s: it destroys data and was named once", cmd.CommandPath(), name).WithHint("name it again: --confirm %s", name)
+func confirmTyped(cmd *cobra.Command, name, why string) error {
+	refusal := errs.New(errs.Invalid, "%s %s: %s and was named once", cmd.CommandPath(), name, why).WithHint("name it again: --confirm %s", name)
 	in, ok := cmd.InOrStdin().(*os.File)
 	if !ok || !term.IsTerminal(int(in.Fd())) {
 		return refusal
 	}
-	fmt.Fprintf(cmd.ErrOrStderr(), "This destroys the data of %s. Type its name to go on: ", name)
+	fmt.Fprintf(cmd.ErrOrStderr(), "%s: %s. Type its name to go on: ", name, why)
 	line, err := bufio.NewReader(in).ReadString('\n')
 	if err != nil || strings.TrimSpace(line) != name {
 		return refusal

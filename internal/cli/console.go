@@ -21,43 +21,48 @@ const escapeKey = 0x1d
 
 func newVMConsoleCmd(a *app) *cobra.Command {
 	return &cobra.Command{Use: "console VM", Short: "Attach to the serial console (Ctrl-] leaves)", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
-		c, err := a.client()
-		if err != nil {
-			return err
-		}
-		// Asking for the VM first finds an address that answers, and says plainly
-		// that there is no such VM.
-		var ignore any
-		if err := c.Get(cmd.Context(), vmPath(args[0]), &ignore); err != nil {
-			return err
-		}
-		hc, base := c.HTTP()
-		ctx, cancel := context.WithCancel(cmd.Context())
-		defer cancel()
-		ws, resp, err := websocket.Dial(ctx, base+vmPath(args[0])+"/console", &websocket.DialOptions{HTTPClient: hc})
-		if err != nil {
-			return consoleError(args[0], resp, err)
-		}
-		conn := websocket.NetConn(ctx, ws, websocket.MessageBinary)
-		defer conn.Close()
-		restore, err := rawTerminal(cmd.ErrOrStderr())
-		if err != nil {
-			return err
-		}
-		defer restore()
-		done := make(chan error, 2)
-		go func() { _, err := io.Copy(cmd.OutOrStdout(), conn); done <- err }()
-		go func() { done <- copyKeys(conn, cmd.InOrStdin()) }()
-		select {
-		case <-ctx.Done():
-		case <-done:
-		}
-		return nil
+		return a.console(cmd, "vm "+args[0], vmPath(args[0]), vmPath(args[0])+"/console")
 	}}
 }
 
+// console connects the terminal with the websocket at path. Asking for the
+// object first finds an address that answers, and says plainly that there is no
+// such thing.
+func (a *app) console(cmd *cobra.Command, what, object, path string) error {
+	c, err := a.client()
+	if err != nil {
+		return err
+	}
+	var ignore any
+	if err := c.Get(cmd.Context(), object, &ignore); err != nil {
+		return err
+	}
+	hc, base := c.HTTP()
+	ctx, cancel := context.WithCancel(cmd.Context())
+	defer cancel()
+	ws, resp, err := websocket.Dial(ctx, base+path, &websocket.DialOptions{HTTPClient: hc})
+	if err != nil {
+		return consoleError(what, resp, err)
+	}
+	conn := websocket.NetConn(ctx, ws, websocket.MessageBinary)
+	defer conn.Close()
+	restore, err := rawTerminal(cmd.ErrOrStderr())
+	if err != nil {
+		return err
+	}
+	defer restore()
+	done := make(chan error, 2)
+	go func() { _, err := io.Copy(cmd.OutOrStdout(), conn); done <- err }()
+	go func() { done <- copyKeys(conn, cmd.InOrStdin()) }()
+	select {
+	case <-ctx.Done():
+	case <-done:
+	}
+	return nil
+}
+
 // consoleError is the node's own words if it refused, else the way's failure.
-func consoleError(vm string, resp *http.Response, err error) error {
+func consoleError(what string, resp *http.Response, err error) error {
 	if resp != nil && resp.Body != nil {
 		var p struct{ Detail, Kind, Hint string }
 		data, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<16))
@@ -68,7 +73,7 @@ func consoleError(vm string, resp *http.Response, err error) error {
 			return errors.New(p.Detail)
 		}
 	}
-	return errs.New(errs.Unavailable, "console of vm %s: %w", vm, err)
+	return errs.New(errs.Unavailable, "console of %s: %w", what, err)
 }
 
 // rawTerminal makes the terminal pass every key, if there is one.

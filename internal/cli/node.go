@@ -48,6 +48,9 @@ func newNodeCmd(a *app) *cobra.Command {
 			return a.get(cmd, "/v1/nodes/"+url.PathEscape(args[0]), n, func() *table { return nodeTable(n) })
 		}},
 		newNodeSet(a),
+		newNodePower(a),
+		newNodeBMC(a),
+		newNodeLocate(a),
 		newNodeReplace(a),
 		newNodeRemove(a),
 	)

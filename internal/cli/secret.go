@@ -1,9 +1,17 @@
 package cli
 
 import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
+
+	"roseau/internal/base/errs"
+	core "roseau/internal/secret"
 	"roseau/internal/svc/secret"
 )
 
@@ -31,4 +39,37 @@ func newSecretCmd(a *app) *cobra.Command {
 		})
 	}})
 	return cmd
+}
+
+// readSecret takes a secret from a file ("-": standard input), or from a prompt
+// that does not show it. One line end at its end is not part of it.
+func readSecret(cmd *cobra.Command, what, file, flag string) (string, error) {
+	var data []byte
+	var err error
+	in, isFile := cmd.InOrStdin().(*os.File)
+	switch {
+	case file == "-":
+		data, err = io.ReadAll(io.LimitReader(cmd.InOrStdin(), core.MaxContentBytes+2))
+	case file != "":
+		var f *os.File
+		if f, err = os.Open(file); err == nil {
+			data, err = io.ReadAll(io.LimitReader(f, core.MaxContentBytes+2))
+			f.Close()
+		}
+	case isFile && term.IsTerminal(int(in.Fd())):
+		fmt.Fprintf(cmd.ErrOrStderr(), "%s: ", what)
+		data, err = term.ReadPassword(int(in.Fd()))
+		fmt.Fprintln(cmd.ErrOrStderr())
+	default:
+		return "", errs.New(errs.Invalid, "read %s: there is no terminal to type it at", what).
+			WithHint("say %s FILE, or %s - for standard input; it is never an argument", flag, flag)
+	}
+	if err != nil {
+		return "", errs.New(errs.Invalid, "read %s: %w", what, err)
+	}
+	data = bytes.TrimSuffix(bytes.TrimSuffix(data, []byte("\n")), []byte("\r"))
+	if len(data) == 0 {
+		return "", errs.New(errs.Invalid, "read %s: it is empty", what)
+	}
+	return string(data), nil
 }

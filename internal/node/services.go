@@ -13,6 +13,7 @@ import (
 	"roseau/internal/storage"
 	"roseau/internal/svc"
 	"roseau/internal/svc/balance"
+	"roseau/internal/svc/bmc"
 	"roseau/internal/svc/care"
 	"roseau/internal/svc/disk"
 	"roseau/internal/svc/ha"
@@ -43,9 +44,9 @@ func services(ctx context.Context, d Deps) ([]Service, error) {
 	viewer := &ha.Viewer{Self: d.Node, World: world, Sessions: d.Sessions, Beats: d.Beats, Listening: d.Clock.Now()}
 	guards := vm.NewGuards(units)
 
-	labHealth := ""
+	labHealth, uuidFile := "", "/sys/class/dmi/id/product_uuid"
 	if storage.LabNode() {
-		labHealth = paths.LabHealth
+		labHealth, uuidFile = paths.LabHealth, paths.LabMachine
 	}
 	disks := disk.New(env, disk.NewStorage(control), locate.Light{Lab: labHealth})
 	pools := pool.New(env)
@@ -61,6 +62,7 @@ func services(ctx context.Context, d Deps) ([]Service, error) {
 	if err != nil {
 		return nil, err
 	}
+	bmcs := bmc.New(env, secrets, d.Sessions, d.Nodes.List, d.Leading, uuidFile)
 	manager := ha.NewManager(env, viewer, d.Leading, d.LeaderSince)
 
 	return []Service{
@@ -75,6 +77,7 @@ func services(ctx context.Context, d Deps) ([]Service, error) {
 		{Name: "ha", Run: manager.Run},
 		{Name: "rules", Routes: rules.Routes},
 		{Name: "balance", Run: balancer.Run, Routes: balancer.Routes},
+		{Name: "bmc", Run: bmcs.Run, Routes: bmcs.Routes},
 		{Name: "secrets", Run: secrets.Run, Routes: secrets.Routes},
 		{Name: "self", Routes: selfRoutes(d)},
 		{Name: "units", Run: func(ctx context.Context) error {

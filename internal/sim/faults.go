@@ -550,12 +550,16 @@ func (w *world) faultSplitFlush() {
 }
 
 // rottenAlone: every in-sync copy of one of the request's blocks is on the node
-// whose disks rot, the only case in which a read may fail (C5).
+// whose disks rot, or was when a join gave the block up: the only cases in which a
+// read may fail (C5).
 func (w *world) rottenAlone(r *request) bool {
 	if !w.lied() {
 		return false
 	}
 	for b := r.first; b < r.first+r.count; b++ {
+		if w.givenUp[b] {
+			return true
+		}
 		// What the guard does not know of yet, it does not read: a grow whose answer is
 		// under way.
 		for _, set := range [][]int{w.isr(b)[0], w.knownISR(r.by, b)} {
@@ -609,7 +613,7 @@ func (w *world) settle() {
 		w.failf("not whole %s after the last fault: %s", 10*time.Minute, w.describe())
 		return
 	}
-	if w.scrubAll() {
+	if w.healGivenUp() && w.scrubAll() {
 		w.verifyAll(w.now.Add(10 * time.Minute))
 	}
 }

@@ -38,6 +38,7 @@ type guard struct {
 	state       writer.State
 	fenced      bool
 	ghost       bool // see faultLateSuccessor
+	idle        bool // a maintenance writer: no guest
 	booted      bool // a guest of its run ran
 	buried      bool // its guest was seen dead, killed by the supervisor
 	lastBoot    ids.ID
@@ -322,6 +323,10 @@ func (g *guard) prepared(p writer.Prepared) {
 		return
 	}
 	g.claimed = true
+	if g.idle {
+		g.later(writer.Command{Kind: writer.DoClaim})
+		return
+	}
 	claim := writer.Claim{Placement: &repl.Placement{Node: g.node.id, Attempt: g.attempt, State: "running", Run: g.run}}
 	if g.adopting {
 		claim.ExpectRun = g.run

@@ -84,7 +84,10 @@ func (n *node) serving() bool { return n.powered && n.core != nil && len(n.openi
 
 // start powers the node on.
 func (n *node) start() {
-	n.powered, n.boot = true, n.w.newID()
+	n.powered = true
+	if n.boot.IsZero() || !n.w.opt.Mutations.KernelBootID {
+		n.boot = n.w.newID()
+	}
 	n.startStorage()
 	n.setSeen(true)
 }

@@ -82,9 +82,9 @@ func (p *Progress) take(r Result) {
 	}
 }
 
-// keeper takes results in any order and keeps a file of those that are without a
+// progressKeeper takes results in any order and keeps a file of those that are without a
 // gap before them.
-type keeper struct {
+type progressKeeper struct {
 	file    string
 	p       Progress
 	waiting map[uint64]Result // finished, and a seed before is not
@@ -94,12 +94,12 @@ type keeper struct {
 	err     error
 }
 
-func newKeeper(file string, p Progress) *keeper {
+func newKeeper(file string, p Progress) *progressKeeper {
 	p.Sittings++
-	return &keeper{file: file, p: p, waiting: map[uint64]Result{}, before: p.Seconds, began: time.Now(), saved: time.Now()}
+	return &progressKeeper{file: file, p: p, waiting: map[uint64]Result{}, before: p.Seconds, began: time.Now(), saved: time.Now()}
 }
 
-func (k *keeper) add(r Result) {
+func (k *progressKeeper) add(r Result) {
 	k.waiting[r.Seed] = r
 	for {
 		next, ok := k.waiting[k.p.Next]
@@ -114,7 +114,7 @@ func (k *keeper) add(r Result) {
 	}
 }
 
-func (k *keeper) flush() {
+func (k *progressKeeper) flush() {
 	k.saved = time.Now()
 	k.p.Seconds = k.before + time.Since(k.began).Seconds()
 	k.err = k.p.save(k.file)

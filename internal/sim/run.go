@@ -72,7 +72,7 @@ func RunBatch(ctx context.Context, b Batch) (Summary, error) {
 	sum := Summary{Counts: map[string]int{}}
 	var mu sync.Mutex
 	next := b.First
-	var keep *keeper
+	var keep *progressKeeper
 	if b.State != "" {
 		p, err := LoadProgress(b.State, b.Version, b.First, b.Ops)
 		if err != nil {

@@ -35,6 +35,8 @@ var (
 	DiskCare             = State + "/disk-care.json" // bad blocks and scrub passes of this node's disks
 	Evidence             = State + "/evidence"       // blocks of copies that differed
 	LabHealth            = State + "/lab-health"     // what a lab says of its disks
+	LabMachine           = State + "/lab-machine"    // UUID of a lab's machine, for its firmware's
+	LabWatchdog          = State + "/lab-watchdog"   // for /dev/watchdog in a lab node, which must not reset the host
 )
 
 // Ports of a node. All speak mutual TLS.

@@ -254,7 +254,8 @@ func (c *Core) submit(op Op, off int64, bufs [][]byte, h handler, arg int) {
 	}
 	c.nextIO++
 	c.inflight[c.nextIO] = pendingIO{h, arg}
-	c.io = append(c.io, IO{ID: c.nextIO, Op: op, Offset: off, Bufs: bufs, Length: n})
+	_, later := h.(*apply)
+	c.io = append(c.io, IO{ID: c.nextIO, Op: op, Offset: off, Bufs: bufs, Length: n, Later: later})
 }
 
 func (c *Core) complete(token uint64, s wire.Status) {

@@ -54,6 +54,7 @@ type Mutations struct {
 
 	LiveSetByBlock bool // the live set of a sync does not tell objects apart
 
+	DeadEndsLease     bool // nobody waits for the lease of a writer
 	ScrubOutlivesDisk bool // the pass over a disk that dies between two steps goes on for ever
 }
 

@@ -233,6 +233,7 @@ func (c *Core) scrubbed(p *pending, done *disk.Completion) {
 	d := p.disk
 	s := &d.scrub
 	n := len(done.Tags)
+	p.slot.overwritten(p.extent, p.block, n) // what can be read now is no damage; the rest is noted again
 	var bad []wire.SyncBlock
 	for _, i := range done.Bad {
 		s.st.BadBlocks++

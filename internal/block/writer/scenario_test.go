@@ -152,6 +152,29 @@ func TestTakeoverOverASickLink(t *testing.T) {
 	}
 }
 
+// With min_isr 2 acks stop before a single copy is left, and go on when another one
+// is back.
+func TestMinISR(t *testing.T) {
+	for _, least := range []int{1, 2} {
+		w := quiet(t, Mutations{})
+		w.etcd.recs.Volumes[0].Cfg.MinISR = least
+		g := w.served(time.Second)
+		w.isolate(g, 1, 2)
+		g.step(Liveness{Alive: []ids.ID{w.nodes[0].id}})
+		w.run(3 * time.Second)
+		_, done := w.ask(g, OpWrite, 3, 7)
+		w.run(100 * time.Millisecond)
+		if got, want := done(), least == 1; got != want || least == 2 && len(w.own().Out) > 1 {
+			t.Errorf("min_isr %d: acked %v, %d out", least, got, len(w.own().Out))
+		}
+		w.rejoin(g, 2)
+		w.run(5 * time.Second)
+		if !done() || len(w.own().Out) != 1 || w.ioErrors > 0 {
+			t.Errorf("min_isr %d: done %v, %d out, %d errors after the return", least, done(), len(w.own().Out), w.ioErrors)
+		}
+	}
+}
+
 func TestNoReadBeforeTheMissingAreOut(t *testing.T) {
 	for _, mut := range []Mutations{{}, {ReadBeforeOut: true}} {
 		w := quiet(t, mut)

@@ -52,6 +52,7 @@ type Ring struct {
 // at byte Offset.
 type RingOp struct {
 	Token  uint64 // the caller's
+	Later  bool   // the caller's
 	Write  bool
 	Offset int64
 	Bufs   [][]byte
