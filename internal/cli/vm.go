@@ -44,6 +44,7 @@ func newVMCmd(a *app) *cobra.Command {
 		}}),
 		newVMConsoleCmd(a),
 		newVMSnapshotCmd(a),
+		newVMScreenshotCmd(a),
 	)
 	return cmd
 }
