@@ -72,6 +72,9 @@ func nodeTable(n *model.Node) *table {
 			tb.row(p[0], p[1])
 		}
 	}
+	if n.Spec.Watchdog > 0 {
+		tb.row("watchdog", "on, "+n.Spec.Watchdog.String())
+	}
 	tb.row("cpus", n.Status.CPUs).row("memory", n.Status.Memory).row("memory free", n.Status.MemoryFree).
 		row("qemu", n.Status.QEMU).row("accelerator", n.Status.Accelerator)
 	if n.Status.AccelReason != "" {
@@ -81,8 +84,9 @@ func nodeTable(n *model.Node) *table {
 }
 
 func newNodeSet(a *app) *cobra.Command {
-	var chassis, rack, site string
-	cmd := &cobra.Command{Use: "set NODE", Short: "Say where a node stands, for pools whose failure domain is a chassis, a rack or a site", Args: cobra.ExactArgs(1),
+	var chassis, rack, site, dog string
+	cmd := &cobra.Command{Use: "set NODE", Short: "Say where a node stands, and whether its watchdog is fed", Args: cobra.ExactArgs(1),
+		Long:    "Chassis, rack and site are for pools whose failure domain they are. The watchdog is off unless it is asked for: Roseau fences by leases and\nresets no machine. On, the node's daemon feeds /dev/watchdog; a machine whose kernel or daemon hangs for the timeout, or that is cut off\nwhile none of its machines holds a lease, resets itself, and what is paused on it is lost.",
 		Example: "  roseau node set n1 --rack R1 --site paris\n  roseau node set n1 --chassis ''",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var req member.NodeChange
@@ -90,18 +94,19 @@ func newNodeSet(a *app) *cobra.Command {
 				name string
 				v    *string
 				to   **string
-			}{{"chassis", &chassis, &req.Chassis}, {"rack", &rack, &req.Rack}, {"site", &site, &req.Site}} {
+			}{{"chassis", &chassis, &req.Chassis}, {"rack", &rack, &req.Rack}, {"site", &site, &req.Site}, {"watchdog", &dog, &req.Watchdog}} {
 				if cmd.Flags().Changed(f.name) {
 					*f.to = f.v
 				}
 			}
 			if req == (member.NodeChange{}) {
-				return errs.New(errs.Invalid, "set node %s: nothing to set", args[0]).WithHint("say --chassis, --rack or --site")
+				return errs.New(errs.Invalid, "set node %s: nothing to set", args[0]).WithHint("say --chassis, --rack, --site or --watchdog")
 			}
 			return a.change(cmd, http.MethodPatch, "/v1/nodes/"+url.PathEscape(args[0]), req, new(model.Node), func() string { return "node " + args[0] + " set" })
 		}}
 	cmd.Flags().StringVar(&chassis, "chassis", "", "enclosure with common power or cooling")
 	cmd.Flags().StringVar(&rack, "rack", "", "rack")
+	cmd.Flags().StringVar(&dog, "watchdog", "", "on (60s), off, or a timeout: 10s to 10m")
 	cmd.Flags().StringVar(&site, "site", "", "room, building or town")
 	return cmd
 }
