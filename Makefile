@@ -38,8 +38,12 @@ test: ## everything CI runs: unit tests, simulator seeds, one lab with each dril
 unit: ## the unit tests alone
 	$(GO) test ./...
 
-sim: ## the simulator: make sim SEEDS=1000000 (restartable, prints progress)
-	$(GO) run ./cmd/roseau sim run --seeds $(SEEDS)
+sim: build ## the simulator: make sim SEEDS=1000000 (goes on after an interruption, prints progress)
+	bin/roseau sim run --seeds $(SEEDS) --state bin/sim-$(VERSION).json
+
+ha-sim: build ## the HA manager and the scheduler in simulated clusters: SEEDS small worlds, then 64 nodes with 2,000 machines
+	bin/roseau sim ha --seeds $(SEEDS)
+	bin/roseau sim ha --report --nodes 64 --vms 2000 --time 1m --losses 5
 
 mutants: ## break the engine one switch at a time and show that the simulator sees each
 	$(GO) run ./cmd/roseau sim mutants
@@ -51,8 +55,8 @@ e2e: setup build ## clusters of daemons, then the lab, under go test
 	ROSEAU_E2E=1 $(GO) test -count=1 -timeout 15m -v -run 'Witness|Voter|Recover' ./internal/node
 	ROSEAU_E2E=1 $(GO) test -p 1 -count=1 -timeout 40m -v ./test/e2e/...
 
-soak: setup build ## random faults on a lab for MINUTES (restartable: goes on after the last round)
-	@scripts/soak.sh soak --minutes $(MINUTES)
+soak: setup build ## random faults on a lab with a database for MINUTES (restartable: goes on after the last round)
+	@scripts/soak.sh soak --database --minutes $(MINUTES)
 
 faults: setup build ## RUNS rounds of random faults, and as many of the control plane alone (restartable)
 	@scripts/soak.sh faults --rounds $(RUNS)

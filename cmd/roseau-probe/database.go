@@ -63,6 +63,7 @@ func startDatabase(mux *http.ServeMux) error {
 	mux.HandleFunc("POST /db/load", d.handleLoad)
 	mux.HandleFunc("GET /db/rows", d.handleRows)
 	mux.HandleFunc("POST /db/audit", d.handleAudit)
+	serveFio(mux)
 	return nil
 }
 
@@ -260,7 +261,7 @@ func (d *database) readLog(r io.Reader) {
 }
 
 func (d *database) schema() error {
-	return d.sql.exec("CREATE TABLE IF NOT EXISTS ledger (seq bigint PRIMARY KEY, pad text NOT NULL, sum text NOT NULL);" +
+	return d.sql.exec("CREATE EXTENSION IF NOT EXISTS amcheck; CREATE TABLE IF NOT EXISTS ledger (seq bigint PRIMARY KEY, pad text NOT NULL, sum text NOT NULL);" +
 		" CREATE TABLE IF NOT EXISTS hot (n bigint); INSERT INTO hot SELECT 0 WHERE NOT EXISTS (SELECT FROM hot);")
 }
 
@@ -365,8 +366,8 @@ func (d *database) handleRows(w http.ResponseWriter, _ *http.Request) {
 	w.Write(out.Bytes())
 }
 
-// handleAudit stops the database, has pg_checksums and e2fsck look at
-// everything, and starts it again.
+// handleAudit has amcheck look at every index and at the rows, stops the
+// database, has pg_checksums and e2fsck look at everything, and starts it again.
 func (d *database) handleAudit(w http.ResponseWriter, _ *http.Request) {
 	a, err := d.audit()
 	if err != nil {
@@ -385,13 +386,15 @@ func (d *database) audit() (a probe.DBAudit, err error) {
 		return a, errors.New("the database is not ready")
 	}
 	d.stage("being audited")
-	if err := d.stop(); err != nil {
-		return a, fmt.Errorf("stop the database: %w", err)
-	}
 	problem := func(what string, err error) {
 		if err != nil {
 			a.Problems = append(a.Problems, fmt.Sprintf("%s: %v", what, err))
 		}
+	}
+	a.Indexes, err = d.amcheck()
+	problem("amcheck", err)
+	if err := d.stop(); err != nil {
+		return a, fmt.Errorf("stop the database: %w", err)
 	}
 	a.Checksums, err = tool(pgUser, pgBin+"pg_checksums", "--check", "-D", dbData+"/pg")
 	problem("pg_checksums", err)
@@ -410,6 +413,21 @@ func (d *database) audit() (a probe.DBAudit, err error) {
 	d.st.Ready, d.st.Stage = true, "serving"
 	d.mu.Unlock()
 	return a, nil
+}
+
+// amcheck compares every index with its table, and looks at the pages of the
+// rows. It returns how many indexes it saw.
+func (d *database) amcheck() (indexes int, err error) {
+	lines, err := d.sql.query("SELECT count(bt_index_parent_check(c.oid, true)) FROM pg_class c JOIN pg_index i ON i.indexrelid = c.oid JOIN pg_am a ON a.oid = c.relam" +
+		" WHERE a.amname = 'btree' AND c.relpersistence = 'p' AND i.indisready AND i.indisvalid;" +
+		" SELECT 'bad ' || blkno || ' ' || msg FROM verify_heapam('ledger') UNION ALL SELECT 'bad ' || blkno || ' ' || msg FROM verify_heapam('hot');")
+	if err != nil {
+		return 0, err
+	}
+	if len(lines) != 1 {
+		return 0, fmt.Errorf("%s", strings.Join(lines, "; "))
+	}
+	return strconv.Atoi(lines[0])
 }
 
 // session is one psql that takes statements and prints what they return.

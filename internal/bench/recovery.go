@@ -41,8 +41,10 @@ const (
 	dirtyBytes    = 1 << 30
 	scattered     = 7500 // writes of 4 KiB, about 30 MiB
 	syncPatience  = 3 * time.Minute
-	pollEvery     = 20 * time.Millisecond
-	probeRate     = "300" // writes a second of the load whose stalls are measured
+
+	settlePatience = time.Minute
+	pollEvery      = 20 * time.Millisecond
+	probeRate      = "300" // writes a second of the load whose stalls are measured
 )
 
 // recovery is a volume with its client and what was measured.
@@ -152,8 +154,11 @@ func (r *recovery) fill(ctx context.Context) error {
 
 // idle looks at what a volume costs that nobody uses.
 func (r *recovery) idle(ctx context.Context) error {
-	const span = 5 * time.Second
+	const span = 10 * time.Second
 	pids := r.c.Pids()
+	if err := r.settled(ctx, pids); err != nil {
+		return err
+	}
 	before := cpuTime(pids)
 	t := time.NewTimer(span)
 	defer t.Stop()
@@ -177,6 +182,41 @@ func (r *recovery) idle(ctx context.Context) error {
 	}
 	r.note(RecoveryFigure{Name: "memory of a storage process after a fill", Value: worst, Unit: "MiB", Aim: 400, AtMost: true, Note: fmt.Sprintf("%d MiB of volumes", recoveryBytes>>20)})
 	return nil
+}
+
+// settled waits until the storage processes have put away what was written: all
+// of them together write next to nothing for a second.
+func (r *recovery) settled(ctx context.Context, pids []int) error {
+	const nothing = 256 << 10
+	t := time.NewTicker(time.Second)
+	defer t.Stop()
+	last := int64(math.MinInt64)
+	for start := time.Now(); ; {
+		var now int64
+		for _, pid := range pids {
+			b, err := os.ReadFile(fmt.Sprintf("/proc/%d/io", pid))
+			if err != nil {
+				return err
+			}
+			var n int64
+			if _, v, ok := strings.Cut(string(b), "\nwrite_bytes: "); ok {
+				fmt.Sscan(v, &n)
+			}
+			now += n
+		}
+		if last != math.MinInt64 && now-last < nothing {
+			return nil
+		}
+		if time.Since(start) > settlePatience {
+			return errs.New(errs.Unavailable, "wait for the disks to settle: the storage processes still write after %v", settlePatience)
+		}
+		last = now
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
 }
 
 // probe runs a steady load, does harm in the midst of it, and returns the
@@ -296,8 +336,17 @@ func (r *recovery) dirtied(ctx context.Context) error {
 	return nil
 }
 
-// empty replaces a disk by a new one.
+// empty loses a disk and puts a new one in its place.
 func (r *recovery) empty(ctx context.Context) error {
+	if err := r.away(ctx); err != nil {
+		return err
+	}
+	if err := os.Remove(r.c.node(2).path("disks/d")); err != nil {
+		return err
+	}
+	if err := r.c.StartStorage(ctx, 2); err != nil {
+		return err
+	}
 	ctl := storagectl.New(r.c.node(2).path("c"))
 	d, err := ctl.Claim(ctx, storagectl.ClaimRequest{Path: r.c.node(2).path("disks/new"), SizeBytes: 2*recoveryBytes + 512<<20})
 	if err != nil {
@@ -308,9 +357,6 @@ func (r *recovery) empty(ctx context.Context) error {
 	}
 	start := time.Now()
 	if err := r.set.ReplaceDisk(ctx, volume.Replace{Volume: r.vol, Old: r.c.Disks[2], New: d.ID, Node: r.c.Nodes[2]}); err != nil {
-		return err
-	}
-	if _, err := r.copies(ctx, 2); err != nil {
 		return err
 	}
 	if _, err := r.copies(ctx, 3); err != nil {

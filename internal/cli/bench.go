@@ -14,7 +14,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"roseau/internal/base/clock"
+	"roseau/internal/base/version"
 	"roseau/internal/bench"
+	"roseau/internal/drill"
 )
 
 // newBenchCmd compares the mirror engine with QEMU's own means on one disk; it
@@ -104,15 +106,16 @@ func newBenchRecoveryCmd() *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+			load := drill.LoadAverage()
 			figs, err := bench.MeasureRecovery(cmd.Context(), dir, os.Stderr, log)
 			table := bench.RecoveryTable(figs)
 			fmt.Fprint(cmd.OutOrStdout(), table)
 			if err != nil || report == "" {
 				return err
 			}
-			page := fmt.Sprintf("# Failures and recovery\n\n%s, %d CPUs. Made by `make bench-recovery`: one volume of three copies on one disk, two of its links under TLS.\n"+
+			page := fmt.Sprintf("# Failures and recovery\n\n%s, commit %s, %d CPUs, load average at the start %s. Made by `make bench-recovery`: one volume of three copies on one disk, two of its links under TLS.\n"+
 				"How long a guest stands still when its writer is killed is measured by the drill (`process-kill`).\n\n%s",
-				clock.System{}.Wall().UTC().Format("2006-01-02 15:04 MST"), runtime.NumCPU(), table)
+				clock.System{}.Wall().UTC().Format("2006-01-02 15:04 MST"), version.String(), runtime.NumCPU(), load, table)
 			return os.WriteFile(report, []byte(page), 0o644)
 		},
 	}

@@ -40,6 +40,8 @@ func root() *cobra.Command {
 		newImageCmd(a),
 		newLabCmd(a),
 		newNetworkCmd(a),
+		newRuleCmd(a),
+		newBalanceCmd(a),
 		newNodeCmd(a),
 		newPoolCmd(a),
 		newSecretCmd(a),

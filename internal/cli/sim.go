@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"roseau/internal/base/errs"
+	"roseau/internal/base/version"
 	"roseau/internal/sim"
 )
 
@@ -14,7 +15,7 @@ import (
 // want to see for themselves before they trust it.
 func newSimCmd() *cobra.Command {
 	cmd := &cobra.Command{Use: "sim", Short: "The mirror engine in a simulated cluster: random faults, every read checked"}
-	cmd.AddCommand(newSimRunCmd(), newSimScenarioCmd(), newSimMutantsCmd())
+	cmd.AddCommand(newSimRunCmd(), newSimScenarioCmd(), newSimMutantsCmd(), newSimHACmd())
 	return cmd
 }
 
@@ -22,6 +23,7 @@ func newSimRunCmd() *cobra.Command {
 	var first, seed uint64
 	var count, ops int
 	var trace bool
+	var state string
 	cmd := &cobra.Command{Use: "run", Short: "Run seeds; a failing one prints the command that repeats it", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
 		out := cmd.OutOrStdout()
 		if cmd.Flags().Changed("seed") {
@@ -36,7 +38,10 @@ func newSimRunCmd() *cobra.Command {
 			}
 			return nil
 		}
-		s := sim.RunBatch(cmd.Context(), sim.Batch{First: first, Count: count, Ops: ops, Progress: out})
+		s, err := sim.RunBatch(cmd.Context(), sim.Batch{First: first, Count: count, Ops: ops, Progress: out, State: state, Version: version.String()})
+		if err != nil {
+			return err
+		}
 		fmt.Fprintf(out, "%d seeds, %d operations in %s; how often each thing happened:\n", s.Seeds, s.Ops, s.Took.Round(1e6))
 		s.WriteCounts(out)
 		for _, r := range s.Failed {
@@ -50,7 +55,8 @@ func newSimRunCmd() *cobra.Command {
 	f := cmd.Flags()
 	f.Uint64Var(&seed, "seed", 0, "run this seed alone")
 	f.BoolVar(&trace, "trace", false, "with --seed: print what happens")
-	f.Uint64Var(&first, "first", 1, "first seed: how an interrupted run is taken up again")
+	f.Uint64Var(&first, "first", 1, "first seed")
+	f.StringVar(&state, "state", "", "keep the progress in this file, and go on from it if it exists")
 	f.IntVar(&count, "seeds", 500, "how many seeds")
 	f.IntVar(&ops, "ops", 200, "guest operations a seed, at least")
 	return cmd

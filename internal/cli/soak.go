@@ -16,7 +16,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"roseau/internal/base/errs"
-	"roseau/internal/base/version"
 	"roseau/internal/drill"
 )
 
@@ -48,7 +47,7 @@ func newDrillSoakCmd(a *app) *cobra.Command {
 	f.Uint64Var(&o.first, "first", 0, "number of the first round, to repeat one")
 	f.StringSliceVar(&o.faults, "fault", nil, "only these kinds (default: all)")
 	f.BoolVar(&o.controlOnly, "control-plane-only", false, "only faults that no VM may notice")
-	f.BoolVar(&o.db, "database", false, "one VM more, with PostgreSQL on ext4: pg_checksums and e2fsck after each round (downloads 45 MB of packages once)")
+	f.BoolVar(&o.db, "database", false, "one VM more, with PostgreSQL on ext4: amcheck, pg_checksums and e2fsck after each round (downloads 45 MB of packages once)")
 	f.StringVar(&o.record, "record", "", "file to add each round to, one JSON object a line")
 	f.StringVar(&o.report, "report", "", "Markdown file to write in the end")
 	f.StringVar(&o.labName, "name", "", "lab (default: the lab of the current context)")
@@ -164,7 +163,7 @@ func writeSoakReport(o soakOptions, rounds []drill.RoundResult) error {
 		return nil
 	}
 	return writeFile(o.report, func(w io.Writer) error {
-		return drill.WriteSoakReport(w, rounds, drill.SoakMeta{Command: soakCommand(o), Version: version.String(), Seed: o.seed})
+		return drill.WriteSoakReport(w, rounds, drill.SoakMeta{Command: soakCommand(o), Seed: o.seed})
 	})
 }
 
@@ -175,6 +174,9 @@ func soakCommand(o soakOptions) string {
 	}
 	for _, f := range o.faults {
 		c += " --fault " + f
+	}
+	if o.db {
+		c += " --database"
 	}
 	return c
 }

@@ -147,42 +147,6 @@ func parseNIC(spec string) (vm.NIC, error) {
 	return n, nil
 }
 
-func newVMSetCmd(a *app) *cobra.Command {
-	var cpus, priority int
-	var memory, ha string
-	cmd := &cobra.Command{Use: "set VM", Short: "Change a VM; what the guest sees changes at its next start", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
-		var req vm.SetRequest
-		f := cmd.Flags()
-		if f.Changed("cpus") {
-			req.CPUs = &cpus
-		}
-		if f.Changed("priority") {
-			req.Priority = &priority
-		}
-		if f.Changed("ha") {
-			m := model.HAMode(ha)
-			req.HA = &m
-		}
-		if f.Changed("memory") {
-			b, err := size.Parse(memory)
-			if err != nil {
-				return err
-			}
-			req.Memory = &b
-		}
-		if req == (vm.SetRequest{}) {
-			return errs.New(errs.Invalid, "set vm %s: nothing to change", args[0]).WithHint("see `roseau vm set --help`")
-		}
-		v := new(model.VM)
-		return a.change(cmd, http.MethodPatch, vmPath(args[0]), req, v, func() string { return "vm " + v.Name + " changed" })
-	}}
-	cmd.Flags().IntVar(&cpus, "cpus", 0, "virtual CPUs")
-	cmd.Flags().StringVar(&memory, "memory", "", "memory")
-	cmd.Flags().StringVar(&ha, "ha", "", "on, best-effort or off")
-	cmd.Flags().IntVar(&priority, "priority", 0, "-100 to 100")
-	return cmd
-}
-
 func newVMStopCmd(a *app) *cobra.Command {
 	var req vm.StopRequest
 	cmd := &cobra.Command{Use: "stop VM", Short: "Stop a VM: its power button, then the plug after a minute", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
@@ -259,6 +223,12 @@ func vmSheet(v *vm.Info) *table {
 		t.row("paused for", strings.Join(st.Pauses, ", "))
 	}
 	t.row("cpus", v.Spec.CPUs).row("memory", v.Spec.Memory).row("ha", v.Spec.HA).row("priority", v.Spec.Priority)
+	if len(v.Spec.After) > 0 {
+		t.row("starts after", fmt.Sprintf("%s, %s later", strings.Join(v.Spec.After, ", "), v.Spec.StartDelay))
+	}
+	if st.CPUModel != "" {
+		t.row("cpu model", st.CPUModel)
+	}
 	if st.Accel != "" {
 		t.row("accelerator", st.Accel)
 	}

@@ -172,6 +172,9 @@ func volumeSheet(v *volume.Info) *table {
 	if v.Spec.Image != "" {
 		t.row("image", v.Spec.Image)
 	}
+	if n := v.Status.LostBlocks; n > 0 {
+		t.row("lost", fmt.Sprintf("%d blocks of 4 KiB are readable on no copy; they are whole again when they are written", n))
+	}
 	for _, c := range v.Copies {
 		state := "in sync"
 		if !c.InSync {

@@ -227,7 +227,7 @@ func Run(ctx context.Context, env Env, tests []Test) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	rep := &Report{Cluster: name, Started: time.Now(), Load: loadAverage()}
+	rep := &Report{Cluster: name, Started: time.Now(), Load: LoadAverage()}
 	for _, t := range tests {
 		if err := context.Cause(ctx); err != nil {
 			return rep, err
@@ -249,7 +249,7 @@ func Run(ctx context.Context, env Env, tests []Test) (*Report, error) {
 		}
 		e.say("%s after %s", verdict, tr.Took.Round(100*time.Millisecond))
 	}
-	rep.Load += " .. " + loadAverage()
+	rep.Load += " .. " + LoadAverage()
 	return rep, nil
 }
 

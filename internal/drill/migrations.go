@@ -145,7 +145,7 @@ func moveOnce(ctx context.Context, e *Env, p *probeVM, before probe.Status, done
 	if vm, err = p.settledVM(ctx, run.From); err != nil {
 		return run, err
 	}
-	run.To, run.Took, run.Load = vm.Status.Node, ms(took), loadAverage()
+	run.To, run.Took, run.Load = vm.Status.Node, ms(took), LoadAverage()
 	run.PingsSent, run.PingsLost, run.LongestGap, run.RTTMax, run.GuestGap = end.sent, end.lost, ms(end.longestGap), ms(end.rttMax), ms(after.GuestGap)
 	if m := vm.Status.Migration; m != nil {
 		run.Blackout = ms(m.Downtime)

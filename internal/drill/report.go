@@ -172,8 +172,8 @@ svg{background:#f3f6f4;width:100%;height:auto}polyline{fill:none;stroke:#1b7a43;
 </body></html>
 `))
 
-// loadAverage is the machine's, for the reader who wonders about a figure.
-func loadAverage() string {
+// LoadAverage is the machine's, for the reader who wonders about a figure.
+func LoadAverage() string {
 	b, err := os.ReadFile("/proc/loadavg")
 	if err != nil {
 		return "unknown"

@@ -13,6 +13,7 @@ import (
 
 	"roseau/internal/base/errs"
 	"roseau/internal/base/size"
+	"roseau/internal/base/version"
 	"roseau/internal/drill/probe"
 	"roseau/internal/model"
 )
@@ -70,10 +71,12 @@ type RoundResult struct {
 	LongestGap time.Duration `json:"longest_gap_ns"` // between two acknowledged writes of a VM
 	Acked      int           `json:"writes_acked"`
 	Rows       int           `json:"rows_acked,omitempty"` // of the database, in the table at the audit
+	FioPasses  int           `json:"fio_passes,omitempty"` // of writing and verifying in the database's VM, since its last boot
 	Lost       int           `json:"writes_lost"`
 	Twice      int           `json:"vms_run_twice"`
 	Healed     time.Duration `json:"healed_ns"` // from the end of the last fault until everything was whole
 	Load       string        `json:"load_average"`
+	Version    string        `json:"version"` // of the program that ran it
 }
 
 // soakProbe is a VM of the soak with what is known of its present run.
@@ -190,7 +193,7 @@ func (s *Soak) destroy(ctx context.Context) error {
 
 // round starts the load, does the faults, waits until all is whole, and audits.
 func (s *Soak) round(ctx context.Context, r Round) RoundResult {
-	res := RoundResult{Number: r.Number, Began: time.Now(), Faults: r.String(), Load: loadAverage()}
+	res := RoundResult{Number: r.Number, Began: time.Now(), Faults: r.String(), Load: LoadAverage(), Version: version.String()}
 	fail := func(err error) RoundResult {
 		if err != nil {
 			res.Failed = append(res.Failed, err.Error())
@@ -209,11 +212,12 @@ func (s *Soak) round(ctx context.Context, r Round) RoundResult {
 		ears.Go(func() error { return s.Frames.Frames(listen, p.mac, p.note) })
 	}
 	if s.db != nil {
-		if err := s.db.startRows(ctx); err != nil {
+		if err := errors.Join(s.db.startFio(ctx, r.Number+1), s.db.startRows(ctx)); err != nil {
 			return fail(err)
 		}
 	}
-	if err := s.inflict(ctx, r); err != nil {
+	err := s.inflict(ctx, r)
+	if err != nil {
 		return fail(err)
 	}
 	healed := time.Now()
@@ -228,6 +232,9 @@ func (s *Soak) round(ctx context.Context, r Round) RoundResult {
 	}
 	if s.db == nil {
 		return fail(nil)
+	}
+	if res.FioPasses, err = s.db.auditFio(ctx); err != nil {
+		fail(err)
 	}
 	rows, lost, problems, err := s.db.auditRows(ctx)
 	if res.Rows = rows; lost > 0 {

@@ -22,11 +22,12 @@ const databaseMemory = 320 * size.MiB
 // rowsChecked is how far back rows are looked for; the guest deletes older ones.
 const rowsChecked = 40_000
 
-// databaseProbe is a probe VM with PostgreSQL on ext4 on a second disk.
+// databaseProbe is a probe VM with PostgreSQL on ext4 and fio on a second disk.
 type databaseProbe struct {
 	*probeVM
 	image string
 	rows  *recorder
+	seal  uint64 // of what fio wrote before the faults
 
 	mu    sync.Mutex
 	acked map[uint64]bool
@@ -89,8 +90,10 @@ func (d *databaseProbe) dbStatus(ctx context.Context) (st probe.DBStatus, err er
 func (d *databaseProbe) ready(ctx context.Context, limit time.Duration) error {
 	var st probe.DBStatus
 	err := waitUntil(ctx, limit, 500*time.Millisecond, "the database", func() (ok bool, err error) {
-		st, err = d.dbStatus(ctx)
-		return err == nil && (st.Ready || st.Error != ""), err
+		if st, err = d.dbStatus(ctx); err != nil || st.Ready || st.Error != "" {
+			return err == nil, err
+		}
+		return false, errs.New(errs.Unavailable, "the guest is %s", st.Stage)
 	})
 	if err == nil && st.Error != "" {
 		err = errs.New(errs.Corrupt, "database of VM %s, %s: %s", d.name, st.Stage, st.Error)
@@ -115,6 +118,42 @@ func (d *databaseProbe) startRows(ctx context.Context) error {
 	return waitUntil(ctx, time.Minute, 50*time.Millisecond, "committed rows", func() (bool, error) {
 		return d.rows.count() > before+5, nil
 	})
+}
+
+// startFio writes the sealed half, and begins the passes of the other.
+func (d *databaseProbe) startFio(ctx context.Context, seed uint64) error {
+	long, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	d.seal = seed
+	if _, err := d.call(long, "POST", fmt.Sprintf("/fio/seal?seed=%d", seed)); err != nil {
+		return fmt.Errorf("write with fio: %w", err)
+	}
+	return d.post(ctx, fmt.Sprintf("/fio/loop?seed=%d", seed<<16))
+}
+
+// auditFio ends the passes, and verifies the half that was written before the
+// faults. passes are those since the guest's last boot.
+func (d *databaseProbe) auditFio(ctx context.Context) (passes int, err error) {
+	long, cancel := context.WithTimeout(ctx, 5*time.Minute)
+	defer cancel()
+	if _, err := d.call(long, "POST", "/fio/loop?stop=1"); err != nil {
+		return 0, fmt.Errorf("stop fio: %w", err)
+	}
+	body, err := d.call(long, "GET", "/fio")
+	if err != nil {
+		return 0, fmt.Errorf("ask for fio: %w", err)
+	}
+	var st probe.FioStatus
+	if err := json.Unmarshal(body, &st); err != nil {
+		return 0, err
+	}
+	if st.Error != "" {
+		return st.Passes, errs.New(errs.Corrupt, "fio that verified while the faults lasted: %s", st.Error)
+	}
+	if _, err := d.call(long, "POST", fmt.Sprintf("/fio/verify?seed=%d", d.seal)); err != nil {
+		return st.Passes, fmt.Errorf("verify with fio what it wrote before the faults: %w", err)
+	}
+	return st.Passes, nil
 }
 
 // auditRows stops the rows, looks for every acknowledged one, and has the

@@ -47,6 +47,7 @@ func (g *guard) serveControl(ctx context.Context) error {
 	handle(mux, g, "POST /reset", g.whileRunning("reset", vmguard.UserReset{}))
 	handle(mux, g, "POST /pause", g.whileRunning("pause", vmguard.UserPause{}))
 	handle(mux, g, "POST /resume", g.whileRunning("resume", vmguard.UserResume{}))
+	mux.HandleFunc("POST /stay", g.stay)
 	mux.HandleFunc("POST /replace-disk", g.replaceDisk)
 	mux.HandleFunc("POST /snapshot", g.takeSnapshot)
 	mux.HandleFunc("POST /scrub", g.scrub)
@@ -105,6 +106,20 @@ func (g *guard) held(ctx context.Context) volume.Handle {
 	case <-ctx.Done():
 		return nil
 	}
+}
+
+// stay tells the writer that no other node can take the VM [S13].
+func (g *guard) stay(w http.ResponseWriter, r *http.Request) {
+	h := g.held(r.Context())
+	if h == nil {
+		ctlsock.Refuse(w, conflict("keep vm %s here: it does not hold its volumes", g.cfg.Name))
+		return
+	}
+	if err := h.MoveRefused(); err != nil {
+		ctlsock.Refuse(w, err)
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
 }
 
 // takeSnapshot takes or deletes a snapshot of one volume, or takes one of all.

@@ -32,6 +32,7 @@ type record struct {
 	Start       uint64             `json:"start,omitempty"`
 	Predecessor volume.Predecessor `json:"predecessor"` // the promise that this guard holds
 	Accel       qemu.Accelerator   `json:"accel"`
+	CPUModel    string             `json:"cpu_model,omitempty"` // that QEMU was started with
 	PoweredOn   time.Time          `json:"powered_on,omitzero"`
 	Adoptions   int                `json:"adoptions"`
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"roseau/internal/base/clock"
+	"roseau/internal/base/gc"
 	"roseau/internal/base/ids"
 	"roseau/internal/base/paths"
 	"roseau/internal/base/size"
@@ -57,6 +58,7 @@ func Run(ctx context.Context, vm ids.ID, log *slog.Logger) error {
 		return fmt.Errorf("start guard of vm %s: %w", vm, err)
 	}
 	defer lock.Close()
+	gc.Set(gc.Writer)
 	// Spared by the OOM killer: its death is felt by the guest, too.
 	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-800"), 0o644)
 	cfg, err := guardctl.ReadConfig(vm)

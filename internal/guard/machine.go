@@ -36,6 +36,7 @@ func (g *guard) startQEMU(ctx context.Context, incoming bool) {
 			if err == nil {
 				g.proc, g.mon = p, mon
 				g.rec.PID, g.rec.Start, g.rec.Accel, g.rec.PoweredOn = p.PID, p.Start, accel, g.clock.Wall()
+				g.rec.CPUModel = vmplan.CPUModel(vmplan.Accel(accel.Name), g.cpuModel(accel))
 				g.writeRecord()
 				g.watch(ctx, p)
 				g.monitor(ctx, mon)
@@ -116,9 +117,18 @@ func (g *guard) accelerator(ctx context.Context) qemu.Accelerator {
 	return qemu.Detect(ctx, accelCache())
 }
 
+// cpuModel is the model asked for, under KVM else the cluster's common one; empty:
+// the accelerator's default.
+func (g *guard) cpuModel(accel qemu.Accelerator) string {
+	if g.cfg.CPUModel == "" && accel.Name == string(vmplan.KVM) {
+		return g.cfg.CommonCPU
+	}
+	return g.cfg.CPUModel
+}
+
 func (g *guard) spec(accel qemu.Accelerator, incoming bool) vmplan.Spec {
 	s := vmplan.Spec{Name: g.cfg.Name, UUID: g.cfg.VM.String(), CPUs: g.cfg.CPUs, Memory: g.cfg.Memory,
-		Accel: vmplan.Accel(accel.Name), CPUModel: g.cfg.CPUModel, Incoming: incoming,
+		Accel: vmplan.Accel(accel.Name), CPUModel: g.cpuModel(accel), Incoming: incoming,
 		QMPSocket: g.files.qmp(), SerialSocket: g.files.serial(), SerialLog: g.files.serialLog(), VNCSocket: g.files.vnc()}
 	for i, d := range g.cfg.Disks {
 		id := d.Volume.String()

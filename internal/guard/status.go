@@ -18,7 +18,7 @@ func (g *guard) publish() {
 	now := g.clock.Now()
 	s := guardctl.Status{VM: g.cfg.VM, Node: g.cfg.Node, Attempt: g.cfg.Attempt, Phase: guardctl.Phase(phase), Reason: reason,
 		Run: g.core.Run(), PortOpen: g.core.PortOpen(now), Instance: g.instance, Restarts: g.core.Restarts(),
-		Adoptions: g.rec.Adoptions, Accel: g.rec.Accel.Name, AccelReason: g.rec.Accel.Reason, Started: g.rec.PoweredOn,
+		Adoptions: g.rec.Adoptions, Accel: g.rec.Accel.Name, AccelReason: g.rec.Accel.Reason, CPUModel: g.rec.CPUModel, Started: g.rec.PoweredOn,
 		Confinement: g.confine}
 	for _, p := range g.core.Pauses() {
 		s.Pauses = append(s.Pauses, string(p))

@@ -84,6 +84,8 @@ type NodeSpec struct {
 	// Watchdog is the timeout of the machine's hardware watchdog, which the daemon
 	// feeds; 0: it is left alone. Whole seconds, 10 s to 10 min.
 	Watchdog time.Duration `json:"watchdog_ns,omitempty"`
+	// Labels are for rules: docs/design/placement.md.
+	Labels []string `json:"labels,omitempty"`
 }
 
 // Witness is a machine that adds votes and holds no data of VMs. A cluster has
@@ -112,7 +114,12 @@ type NodeStatus struct {
 	Accelerator string     `json:"accelerator"` // kvm | tcg
 	AccelReason string     `json:"accelerator_reason,omitempty"`
 	QEMU        string     `json:"qemu"`
-	Reported    time.Time  `json:"reported"`
+	// CPUFlags are the features of its CPU as the kernel names them, sorted.
+	CPUFlags []string `json:"cpu_flags,omitempty"`
+	// CPUPressure is the share of the last minute in which something waited for a
+	// CPU, in percent, to 5; -1: the kernel does not say.
+	CPUPressure int       `json:"cpu_pressure"`
+	Reported    time.Time `json:"reported"`
 }
 
 // DiskState is the life of a disk.
@@ -294,6 +301,9 @@ type VolumeStatus struct {
 	SyncTotal size.Bytes `json:"sync_total,omitempty"`
 	// SyncLeft is about how long the copying takes yet; 0: not known.
 	SyncLeft time.Duration `json:"sync_left_ns,omitempty"`
+	// LostBlocks of 4 KiB were found readable on no copy since the volume was opened,
+	// and not written since: reads of them fail.
+	LostBlocks int `json:"lost_blocks,omitempty"`
 }
 
 // Image is a read-only disk from which VMs are created.
@@ -355,6 +365,12 @@ type VMSpec struct {
 	Accel    string `json:"accel"`               // auto | kvm | tcg
 	CPUModel string `json:"cpu_model,omitempty"` // empty: the cluster's common model
 	Running  bool   `json:"running"`
+	// After names the VMs that must run before this one is started.
+	After []string `json:"after,omitempty"`
+	// StartDelay is how long those must have run.
+	StartDelay time.Duration `json:"start_delay_ns,omitempty"`
+	// MaxRestarts is how many failures within ten minutes make it failed; 0 = 5.
+	MaxRestarts int `json:"max_restarts,omitempty"`
 	// ResetGeneration +1 asks for a hardware reset.
 	ResetGeneration int64 `json:"reset_generation,omitempty"`
 }
@@ -397,6 +413,7 @@ type VMStatus struct {
 	PauseCount int              `json:"pause_count"`
 	PausedFor  time.Duration    `json:"paused_for_ns"`
 	Accel      string           `json:"accel,omitempty"`
+	CPUModel   string           `json:"cpu_model,omitempty"` // of this run
 	Migration  *MigrationStatus `json:"migration,omitempty"`
 }
 

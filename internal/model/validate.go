@@ -3,7 +3,9 @@ package model
 import (
 	"fmt"
 	"net"
+	"slices"
 	"strings"
+	"time"
 
 	"roseau/internal/base/errs"
 	"roseau/internal/base/size"
@@ -21,6 +23,9 @@ const (
 	MaxVMNICs    = 8
 	MaxCopies    = 3
 	MaxPriority  = 100
+	MaxAfter     = 16
+	MaxDelay     = 10 * time.Minute
+	MaxFailures  = 100
 	maxFieldShow = 60
 )
 
@@ -122,6 +127,9 @@ func (v *VM) Validate() error {
 	case s.Priority < -MaxPriority || s.Priority > MaxPriority:
 		return field(o, "priority", s.Priority, "-100 to 100", "higher starts first")
 	}
+	if err := v.validateOrder(o); err != nil {
+		return err
+	}
 	switch s.HA {
 	case HAOn, HABestEffort, HAOff:
 	default:
@@ -133,6 +141,25 @@ func (v *VM) Validate() error {
 		return field(o, "accel", s.Accel, "auto, kvm or tcg", "auto takes KVM where it works")
 	}
 	return v.validateDevices(o)
+}
+
+// validateOrder checks what concerns starts; whether the others exist and whether
+// they go in a circle is checked by who knows them.
+func (v *VM) validateOrder(o string) error {
+	s := &v.Spec
+	switch {
+	case len(s.After) > MaxAfter:
+		return field(o, "after", len(s.After), fmt.Sprintf("at most %d VMs", MaxAfter), "")
+	case slices.Contains(s.After, v.Name):
+		return field(o, "after", v.Name, "other VMs", "a VM cannot wait for itself")
+	case s.StartDelay < 0 || s.StartDelay > MaxDelay:
+		return field(o, "start_delay_ns", s.StartDelay, "0 to 10m", "")
+	case s.StartDelay > 0 && len(s.After) == 0:
+		return field(o, "start_delay_ns", s.StartDelay, "0 without --after", "the delay counts from when the VMs of --after run")
+	case s.MaxRestarts < 0 || s.MaxRestarts > MaxFailures:
+		return field(o, "max_restarts", s.MaxRestarts, "1 to 100, or 0 for 5", "")
+	}
+	return nil
 }
 
 func (v *VM) validateDevices(o string) error {

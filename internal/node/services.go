@@ -15,6 +15,7 @@ import (
 	"roseau/internal/storage"
 	"roseau/internal/store"
 	"roseau/internal/svc"
+	"roseau/internal/svc/balance"
 	"roseau/internal/svc/bmc"
 	"roseau/internal/svc/care"
 	"roseau/internal/svc/disk"
@@ -23,6 +24,7 @@ import (
 	"roseau/internal/svc/network"
 	"roseau/internal/svc/pool"
 	"roseau/internal/svc/records"
+	"roseau/internal/svc/rule"
 	"roseau/internal/svc/secret"
 	"roseau/internal/svc/vm"
 	"roseau/internal/svc/volume"
@@ -58,6 +60,8 @@ func services(ctx context.Context, d Deps) ([]Service, error) {
 	networks := network.New(env)
 	vms := vm.New(env, world, viewer, volumes, images, guards)
 	reconciler := vm.NewReconciler(env, world, guards, volumes.Yield, volumes.Peers)
+	rules := rule.New(env, viewer)
+	balancer := balance.New(env, viewer, vms, d.Leading)
 	secrets, err := secret.New(env, d.Identity, d.Leading, d.Nodes.Changed)
 	if err != nil {
 		return nil, err
@@ -76,6 +80,8 @@ func services(ctx context.Context, d Deps) ([]Service, error) {
 		{Name: "networks", Run: networks.Run, Routes: networks.Routes},
 		{Name: "vms", Run: reconciler.Run, Routes: vms.Routes},
 		{Name: "ha", Run: manager.Run},
+		{Name: "rules", Routes: rules.Routes},
+		{Name: "balance", Run: balancer.Run, Routes: balancer.Routes},
 		{Name: "bmc", Run: bmcs.Run, Routes: bmcs.Routes},
 		{Name: "secrets", Run: secrets.Run, Routes: secrets.Routes},
 		{Name: "watchdog", Run: dogs.Run},

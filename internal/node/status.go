@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -29,16 +30,20 @@ func reportStatus(ctx context.Context, d Deps, version string) error {
 	var qemu string
 	var asked, last time.Time
 	var lastFree size.Bytes
+	var lastPressure int
+	flags := cpuFlags()
 	for {
 		if time.Since(asked) > qemuEvery {
 			qemu, asked = qemuVersion(ctx), time.Now()
 		}
 		total, free := memory()
 		free -= free % memoryStep
-		if free != lastFree || time.Since(last) > reportAtMost {
+		pressure := cpuPressure("/proc/pressure/cpu")
+		if free != lastFree || pressure != lastPressure || time.Since(last) > reportAtMost {
 			_, err := store.Update(ctx, d.Store, d.Node, func(n *model.Node) error {
 				n.Status.Version, n.Status.QEMU = version, qemu
 				n.Status.CPUs, n.Status.Memory, n.Status.MemoryFree = runtime.NumCPU(), total, free
+				n.Status.CPUFlags, n.Status.CPUPressure = flags, pressure
 				n.Status.Reported = d.Clock.Wall().UTC()
 				n.Status.Ready = false // computed at reading
 				return nil
@@ -46,7 +51,7 @@ func reportStatus(ctx context.Context, d Deps, version string) error {
 			if err != nil {
 				d.Log.Debug("report node status", "err", err)
 			} else {
-				last, lastFree = time.Now(), free
+				last, lastFree, lastPressure = time.Now(), free, pressure
 			}
 		}
 		select {
@@ -78,6 +83,48 @@ func memory() (total, free size.Bytes) {
 		}
 	}
 	return total, free
+}
+
+// cpuFlags lists the features of the first CPU, sorted; nil: not known.
+func cpuFlags() []string {
+	f, err := os.Open("/proc/cpuinfo")
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	sc := bufio.NewScanner(f)
+	sc.Buffer(nil, 1<<20)
+	for sc.Scan() {
+		if name, rest, _ := strings.Cut(sc.Text(), ":"); strings.TrimSpace(name) == "flags" {
+			flags := strings.Fields(rest)
+			slices.Sort(flags)
+			return slices.Compact(flags)
+		}
+	}
+	return nil
+}
+
+// cpuPressure reads a pressure file: the share of the last minute in which some
+// task waited, in percent, rounded to 5 so that it is not written all the time; -1:
+// the kernel does not say.
+func cpuPressure(file string) int {
+	data, err := os.ReadFile(file)
+	if err != nil {
+		return -1
+	}
+	for line := range strings.Lines(string(data)) {
+		if !strings.HasPrefix(line, "some ") {
+			continue
+		}
+		for _, f := range strings.Fields(line) {
+			if v, ok := strings.CutPrefix(f, "avg60="); ok {
+				if x, err := strconv.ParseFloat(v, 64); err == nil {
+					return int(x/5+0.5) * 5
+				}
+			}
+		}
+	}
+	return -1
 }
 
 // qemuVersion asks QEMU for its version: "7.2.22", or "" if there is none.

@@ -163,6 +163,20 @@ func (d *simDisk) flip(rng *rand.Rand, offset int64) (at int64, ok bool) {
 	return offset/4096*4096 + int64(in), true
 }
 
+// rotBlock flips a bit of every durable page that holds a version of a block of
+// the volume, and returns how many there were.
+func (d *simDisk) rotBlock(block int) (pages int) {
+	for page, data := range d.durable { // order does not show
+		v, err := decodeValues(data[:], block, 1)
+		if err == nil && v[0] != 0 {
+			d.durable[page][17] ^= 1
+			d.rotten++
+			pages++
+		}
+	}
+	return pages
+}
+
 // losePower keeps a random subset of the sectors that no fdatasync covered.
 // Writes in flight are among them.
 func (d *simDisk) losePower(w *world, keep float64) {

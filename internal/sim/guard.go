@@ -38,6 +38,7 @@ type guard struct {
 	state       writer.State
 	fenced      bool
 	ghost       bool // see faultLateSuccessor
+	idle        bool // a maintenance writer: no guest
 	booted      bool // a guest of its run ran
 	buried      bool // its guest was seen dead, killed by the supervisor
 	lastBoot    ids.ID
@@ -60,7 +61,7 @@ func newGuard(w *world, n *node, run ids.ID, attempt uint64, alive bool) *guard 
 	})
 	w.guards = append(w.guards, g)
 	n.guards = append(n.guards, g)
-	g.step(writer.Liveness{Alive: w.liveNodes()})
+	g.step(w.liveness())
 	return g
 }
 
@@ -322,6 +323,10 @@ func (g *guard) prepared(p writer.Prepared) {
 		return
 	}
 	g.claimed = true
+	if g.idle {
+		g.later(writer.Command{Kind: writer.DoClaim})
+		return
+	}
 	claim := writer.Claim{Placement: &repl.Placement{Node: g.node.id, Attempt: g.attempt, State: "running", Run: g.run}}
 	if g.adopting {
 		claim.ExpectRun = g.run

@@ -226,6 +226,9 @@ func (m *guest) completed(g *guard, c writer.Completion) {
 			m.w.oracle.writes[r.id].fua = true // C7
 		}
 		m.w.oracle.ackWrite(r.id)
+		for b := r.first; b < r.first+r.count; b++ {
+			delete(m.w.givenUp, b)
+		}
 	}
 	m.w.after(m.w.between(0, m.w.profile.think), m.issue)
 }

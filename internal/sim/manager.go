@@ -61,6 +61,17 @@ func (m *manager) operator() {
 	m.accepted = g
 	m.w.note("tail_accepted")
 	m.w.tracef("the operator tells %s to go on without the dead copy", g.name())
+	m.accept(g)
+}
+
+// accept tells a takeover to go on with what answers: an operator gives up what
+// nobody can judge.
+func (m *manager) accept(g *guard) {
+	if m.w.lied() {
+		m.w.note("accepted_loss")
+	}
+	m.w.oracle.accept(m.w.lied())
+	m.w.snaps.accept(m.w.lied())
 	g.step(writer.Command{Kind: writer.AcceptUnverified})
 }
 
@@ -206,7 +217,30 @@ func (m *manager) guardEnded(g *guard) {
 
 // askedToMove: the guard's storage link is sick.
 func (m *manager) askedToMove(g *guard) {
-	if m.active != g || m.off {
+	if m.off {
+		return
+	}
+	if m.challenger == g {
+		// A takeover that reaches one copy only. Another node may do better, else this
+		// one goes on.
+		if n := m.pick(g.node); n != nil && n != g.node && m.w.rng.IntN(2) == 0 {
+			m.w.after(time.Millisecond, func() {
+				if m.challenger != g || g.ended() {
+					return
+				}
+				g.step(writer.Command{Kind: writer.Stop})
+				g.done = true
+				g.dropLinks()
+				m.challenger = nil
+				m.challenge(n, m.w.newID(), 0)
+			})
+			return
+		}
+		m.w.note("move_refused")
+		m.w.after(time.Millisecond, func() { g.step(writer.Command{Kind: writer.MoveRefused}) })
+		return
+	}
+	if m.active != g {
 		return
 	}
 	if n := m.pick(g.node); n != nil && n != g.node {

@@ -60,6 +60,8 @@ var Mutants = []Mutant{
 	{Name: "trust-etcd", Rule: "a writer stops when the replicas know more than etcd [S7]", Set: func(m *Mutations) { m.Writer.TrustEtcd = true }, Scenario: "etcd-restored"},
 	{Name: "trust-damaged", Rule: "a copy that lost a durable part of its log leaves the in-sync set", Set: func(m *Mutations) { m.Writer.TrustDamaged = true }, Scenario: "rotten-log"},
 	{Name: "keep-sync-on-replace", Rule: "a disk that is given more segments joins anew", Set: func(m *Mutations) { m.Writer.KeepSyncOnReplace = true }, Scenario: "replace-while-joining"},
+	{Name: "prepare-never-longer", Rule: "a round of PREPARE grows with the network's delay", Set: func(m *Mutations) { m.Writer.PrepareNeverLonger = true }, Scenario: "slow-prepare"},
+	{Name: "lost-as-absent", Rule: "a block that no copy can read is an error on the copy that joins", Set: func(m *Mutations) { m.Writer.LostAsAbsent = true }, Scenario: "lost-block"},
 	{Name: "early-flush-mark", Rule: "the flush mark stands still until a takeover is complete", Set: func(m *Mutations) { m.Writer.FlushWhileReconciling = true }, Scenario: "early-flush-mark"},
 
 	{Name: "resync-own-mark", Rule: "a join lists what is newer than the mark written at the exclusion, too (2.7)", Set: func(m *Mutations) { m.Writer.ResyncFromOwnMark = true }, Scenario: "divergent-return"},
@@ -89,10 +91,32 @@ var Mutants = []Mutant{
 	{Name: "snapshot-without-own", Rule: "a snapshot's transaction compares own: a takeover makes a late one fail", Set: func(m *Mutations) { m.Writer.SnapshotWithoutOwn = true }, Bias: &Bias{Faults: []string{"guard_kill", "false_alarm", "power_blip"}, Every: 500 * time.Millisecond, Unknown: 0.5, Snapshots: 200 * time.Millisecond}},
 	{Name: "snapshot-without-drain", Rule: "the boundary waits for writes under way, and a flush", Set: func(m *Mutations) { m.Writer.SnapshotWithoutDrain = true }, Scenario: "snapshot-boundary"},
 	{Name: "live-set-by-block", Rule: "the live set of a sync tells objects apart", Set: func(m *Mutations) { m.Replica.LiveSetByBlock = true }, Bias: &Bias{Faults: []string{"storage_kill", "power_blip"}, Every: 700 * time.Millisecond, Think: time.Millisecond, Snapshots: 150 * time.Millisecond}},
+	{Name: "scrub-outlives-disk", Rule: "the pass over a disk ends when the disk dies", Set: func(m *Mutations) { m.Replica.ScrubOutlivesDisk = true }, Scenario: "scrub-dead-disk"},
 	{Name: "zero-above-absent", Rule: "a zero in a newer object hides the older ones", Set: func(m *Mutations) { m.Disk.ZeroAboveIsAbsent = true }, Bias: &Bias{Snapshots: 200 * time.Millisecond}},
 	{Name: "free-before-copy", Rule: "an object is freed after what it had was copied", Set: func(m *Mutations) { m.Disk.FreeBeforeCopy = true }, Bias: &Bias{Snapshots: 200 * time.Millisecond}},
 	{Name: "merge-ignores-told", Rule: "objects that a snapshot tells apart are not merged", Set: func(m *Mutations) { m.Disk.MergeIgnoresTold = true }, Bias: &Bias{Snapshots: 200 * time.Millisecond}},
 	{Name: "forget-holes", Rule: "a tombstone above older objects is kept until an image has its holes", Set: func(m *Mutations) { m.Disk.ForgetHoles = true }, Bias: &Bias{Faults: []string{"storage_kill", "power_blip", "power_cut_all"}, Every: 500 * time.Millisecond, Snapshots: 300 * time.Millisecond}},
+
+	{Name: "port-without-timer", Rule: "a port is open to the lease's end less 0.5 s, by the kernel's timer [S2]", Set: func(m *Mutations) { m.Machines.Guard.PortWithoutTimer = true }, Scenario: "dead-guard"},
+	{Name: "stop-before-port", Rule: "the port is shut before QEMU is asked to stop, and nobody waits for its answer [S2]", Set: func(m *Mutations) {
+		m.Machines.Guard.StopBeforePort, m.Machines.Guard.PortWithoutTimer = true, true
+	}, And: "the kernel's timer shuts the port by itself", Scenario: "dead-monitor"},
+	{Name: "resume-on-unknown", Rule: "a source that does not know the outcome stays silent [S3]", Set: func(m *Mutations) { m.Machines.Guard.ResumeOnUnknown = true }, Scenario: "handover-unanswered"},
+	{Name: "unknown-is-made", Rule: "a destination goes on only after its claim is known to be made [S3]", Set: func(m *Mutations) { m.Machines.Guard.UnknownIsMade = true }, Scenario: "handover-lost"},
+	{Name: "release-before-commit", Rule: "the source releases after the destination's claim is known [S3]", Set: func(m *Mutations) { m.Machines.Guard.ReleaseBeforeCommit = true }, Scenario: "handover-refused"},
+	{Name: "take-one-by-one", Rule: "all volumes of a VM are taken in one transaction [S10]", Set: func(m *Mutations) { m.Machines.TakeOneByOne = true }, Scenario: "rival-takers"},
+	{Name: "only-session", Rule: "a stall is a hint, too [S11]", Set: func(m *Mutations) { m.Machines.OnlySession = true }, Scenario: "storage-cut"},
+	{Name: "only-session-absent", Rule: "an absent guard is a hint, too [S11]", Set: func(m *Mutations) { m.Machines.OnlySession = true }, Scenario: "absent-guard"},
+	{Name: "own-run-kills", Rule: "a guard that its own successor fenced exits and leaves QEMU alone [S18]", Set: func(m *Mutations) {
+		m.Machines.Guard.OwnRunKills, m.Machines.NoLock = true, true
+	}, And: "a successor waits for the lock of its predecessor", Scenario: "second-guard"},
+	{Name: "resume-ignores-reasons", Rule: "a guest runs when no reason to pause is left [S21]", Set: func(m *Mutations) { m.Machines.Guard.ResumeIgnoresReasons = true }, Scenario: "paused-twice"},
+	{Name: "no-maintenance", Rule: "a writer of its own repairs a volume whose VM does not run [S14]", Set: func(m *Mutations) { m.NoMaintenance = true }, Scenario: "idle-repair"},
+	{Name: "no-yield", Rule: "a maintenance writer releases at once when a VM is to start [S14]", Set: func(m *Mutations) { m.NoYield = true }, Scenario: "idle-yield"},
+	{Name: "kernel-boot-id", Rule: "the boot identity is new at each power-on, in a lab too [S23]", Set: func(m *Mutations) { m.KernelBootID = true }, Scenario: "lab-reboot"},
+	{Name: "bmc-ends-lease", Rule: "leases are waited out, whatever a BMC says [S24]", Set: func(m *Mutations) { m.Replica.DeadEndsLease = true }, Scenario: "bmc-lies"},
+	{Name: "witness-unsteady", Rule: "the witness gets its votes when every voter is up [S17]", Set: func(m *Mutations) { m.Votes = []string{"unsteady", "permit all"} },
+		And: "no change of the members may cost what can fail now", Scenario: "witness-return"},
 }
 
 // FindMutant returns a mutant by name.

@@ -33,6 +33,7 @@ type node struct {
 	timer       clock.Instant
 	guards      []*guard
 	seenAlive   bool // session in etcd, or beats, as everybody sees it
+	broken      bool // its daemon says that the storage process does not answer
 	lastOwn     repl.Own
 	lastRecords repl.Records
 	onTags      map[uint64]func(disk.Completion)
@@ -83,7 +84,10 @@ func (n *node) serving() bool { return n.powered && n.core != nil && len(n.openi
 
 // start powers the node on.
 func (n *node) start() {
-	n.powered, n.boot = true, n.w.newID()
+	n.powered = true
+	if n.boot.IsZero() || !n.w.opt.Mutations.KernelBootID {
+		n.boot = n.w.newID()
+	}
 	n.startStorage()
 	n.setSeen(true)
 }
@@ -103,8 +107,30 @@ func (n *node) setSeen(alive bool) {
 		return
 	}
 	n.seenAlive = alive
-	for _, g := range n.w.guards {
-		g.step(writer.Liveness{Alive: n.w.liveNodes()})
+	n.w.tellLiveness()
+}
+
+func (w *world) tellLiveness() {
+	for _, g := range w.guards {
+		g.step(w.liveness())
+	}
+}
+
+func (w *world) liveness() writer.Liveness {
+	l := writer.Liveness{Alive: w.liveNodes()}
+	for _, n := range w.nodes {
+		if n.broken {
+			l.Broken = append(l.Broken, n.id)
+		}
+	}
+	return l
+}
+
+// setBroken changes what the node says of its storage process.
+func (n *node) setBroken(broken bool) {
+	if n.broken != broken {
+		n.broken = broken
+		n.w.tellLiveness()
 	}
 }
 
@@ -154,6 +180,13 @@ func (n *node) killStorage() {
 			l.stall()
 		}
 	}
+	// The node's daemon asks once a second whether its storage process answers.
+	process := n.process
+	n.w.after(time.Second, func() {
+		if n.powered && n.process == process {
+			n.setBroken(true)
+		}
+	})
 }
 
 func sortedConns(m map[replica.Conn]*link) []replica.Conn {
@@ -172,6 +205,7 @@ func (n *node) startStorage() {
 		return
 	}
 	n.process++
+	n.setBroken(false)
 	n.core = replica.New(replica.Options{
 		Node: n.id, Cluster: n.w.cluster, Session: n.w.newID(), Boot: n.boot, Pool: heap{}, Mutations: n.w.opt.Mutations.Replica,
 	})

@@ -19,18 +19,27 @@ type oracle struct {
 	reads   map[uint64]*pendingRead
 	flush   map[uint64][]floorMark
 	touched func(block int, v value) // nil: nobody else wants to know
+	seq     uint64                   // writes issued so far
 	alive   bool                     // a guest runs that remembers what was acknowledged: it never sees a loss [S6]
 }
 
 type blockState struct {
-	now   []value // values that the block may hold, apart from pending writes
-	floor []value // values that it may hold if everything unflushed is lost
-	since []value // values written since floor, acknowledged or not
+	now   []value   // values that the block may hold, apart from pending writes
+	floor []value   // values that it may hold if everything unflushed is lost
+	ever  []value   // values that it may have held at any time
+	since []written // values written since floor, acknowledged or not
+	at    uint64    // up to which write the floor goes
 	// lossy: nodes that lost power since the newest unflushed write was
 	// acknowledged. See losePower.
 	lostOn map[int]bool
 	lost   bool   // what is unflushed may be gone once the guest that knows it is
 	seen   uint64 // bumps at each change, to tell whether a read was alone
+}
+
+// written is a value and when it was issued: the oracle's count of writes then.
+type written struct {
+	v   value
+	seq uint64
 }
 
 type pendingWrite struct {
@@ -50,13 +59,16 @@ type pendingRead struct {
 type floorMark struct {
 	block int
 	now   []value
-	index int // length of since when the flush was issued
+	seq   uint64 // the newest write that was issued before the flush
+	// pending were not answered then: the flush does not cover them, though they may
+	// be answered, and overwritten, before it is.
+	pending []value
 }
 
 func newOracle(blockCount int) *oracle {
 	o := &oracle{blocks: make([]blockState, blockCount), writes: map[uint64]*pendingWrite{}, reads: map[uint64]*pendingRead{}, flush: map[uint64][]floorMark{}}
 	for i := range o.blocks {
-		o.blocks[i] = blockState{now: []value{0}, floor: []value{0}, lostOn: map[int]bool{}}
+		o.blocks[i] = blockState{now: []value{0}, floor: []value{0}, ever: []value{0}, lostOn: map[int]bool{}}
 	}
 	return o
 }
@@ -86,9 +98,11 @@ func (o *oracle) touch(b int, v value) {
 // issueWrite notes a write of values to consecutive blocks.
 func (o *oracle) issueWrite(id uint64, first int, values []value, fua bool) {
 	o.writes[id] = &pendingWrite{first: first, count: len(values), values: values, fua: fua, lostOn: map[int]bool{}, raced: make([]bool, len(values))}
+	o.seq++
 	for i, v := range values {
 		b := &o.blocks[first+i]
-		b.since = append(b.since, v)
+		b.since = append(b.since, written{v, o.seq})
+		b.ever = add(b.ever, v)
 		o.touch(first+i, v)
 	}
 }
@@ -114,7 +128,8 @@ func (o *oracle) ackWrite(id uint64) {
 		b.lostOn, b.lost = maps.Clone(w.lostOn), false
 		b.seen++
 		if w.fua {
-			b.floor, b.since = slices.Clone(b.now), o.pendingOn(w.first+i)
+			b.floor, b.at = slices.Clone(b.now), o.seq
+			b.since = o.still(nil, o.pendingOn(w.first+i))
 		}
 	}
 }
@@ -151,7 +166,7 @@ func (o *oracle) issueFlush(id uint64) {
 	marks := []floorMark{}
 	for i := range o.blocks {
 		if b := &o.blocks[i]; len(b.since) > 0 {
-			marks = append(marks, floorMark{i, slices.Clone(b.now), len(b.since)})
+			marks = append(marks, floorMark{i, slices.Clone(b.now), o.seq, o.pendingOn(i)})
 		}
 	}
 	o.flush[id] = marks
@@ -161,32 +176,26 @@ func (o *oracle) issueFlush(id uint64) {
 func (o *oracle) ackFlush(id uint64) {
 	for _, m := range o.flush[id] {
 		b := &o.blocks[m.block]
-		if m.index > len(b.since) {
+		if m.seq < b.at {
 			continue // a FUA write or another flush already went further
 		}
-		rest := slices.Clone(b.since[m.index:])
-		// A write that was pending when the flush was issued, and acknowledged
-		// only after, is not covered: it stays among the later ones.
-		for _, v := range o.pendingOn(m.block) {
-			if !slices.Contains(rest, v) {
-				rest = append(rest, v)
-			}
-		}
-		for _, v := range b.now {
-			if !slices.Contains(m.now, v) && !slices.Contains(rest, v) {
-				rest = append(rest, v)
-			}
-		}
-		b.floor, b.since = m.now, rest
+		rest := slices.DeleteFunc(slices.Clone(b.since), func(x written) bool { return x.seq <= m.seq })
+		rest = o.still(rest, append(slices.Clone(m.pending), o.pendingOn(m.block)...))
+		rest = o.still(rest, slices.DeleteFunc(slices.Clone(b.now), func(v value) bool { return slices.Contains(m.now, v) }))
+		b.floor, b.since, b.at = m.now, rest, m.seq
 	}
 	delete(o.flush, id)
-	// The others' marks index into since, which has moved: they cover less now,
-	// which is weaker and therefore still right.
-	for _, other := range o.flush {
-		for i := range other {
-			other[i].index = len(o.blocks[other[i].block].since) + 1
+}
+
+// still adds values that are not covered by a floor to those written since, as if
+// they were issued now.
+func (o *oracle) still(list []written, more []value) []written {
+	for _, v := range more {
+		if !slices.ContainsFunc(list, func(x written) bool { return x.v == v }) {
+			list = append(list, written{v, o.seq})
 		}
 	}
+	return list
 }
 
 // forgetFlush drops a flush that was never answered.
@@ -243,11 +252,36 @@ func (o *oracle) showLosses() {
 		}
 		b.lost = false
 		b.now = slices.Clone(b.floor)
-		for _, v := range b.since {
-			b.now = add(b.now, v)
+		for _, x := range b.since {
+			b.now = add(b.now, x.v)
 		}
 		for _, v := range b.now {
 			o.touch(i, v)
+		}
+	}
+}
+
+// accept: an operator let a takeover go on with copies whose logs nobody could
+// judge. What is above the last flush may be gone; if a log has rotted, anything
+// since it was written, because its disk cannot tell what it lost.
+func (o *oracle) accept(rotten bool) {
+	for i := range o.blocks {
+		b := &o.blocks[i]
+		old := slices.Clone(b.floor)
+		for _, x := range b.since {
+			old = append(old, x.v)
+		}
+		if rotten {
+			old = b.ever
+		}
+		for _, v := range old {
+			if !slices.Contains(b.now, v) {
+				b.now = add(b.now, v)
+				o.touch(i, v)
+			}
+		}
+		if rotten {
+			b.floor = slices.Clone(b.now)
 		}
 	}
 }

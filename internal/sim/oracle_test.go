@@ -65,6 +65,43 @@ func TestOracleFlushCoversOnlyWhatWasAcked(t *testing.T) {
 	readOne(t, o, 0, 0, true)
 }
 
+// A write that was under way when a flush was issued, and was overwritten before
+// the flush was answered, may be what a power cut leaves.
+func TestOracleFlushLeavesWhatWasPending(t *testing.T) {
+	o := newOracle(1)
+	o.issueWrite(1, 0, []value{1}, false)
+	o.issueFlush(2)
+	o.ackWrite(1)
+	o.issueWrite(3, 0, []value{3}, false)
+	o.ackWrite(3)
+	o.ackFlush(2)
+	o.losePower(0, allLost)
+	o.losePower(1, allLost)
+	readOne(t, o, 0, 1, true)
+}
+
+// Three flushes under way at a time, answered in order: the last covers no write
+// that was issued after it.
+func TestOracleFlushesOverlap(t *testing.T) {
+	o := newOracle(1)
+	write := func(v value) {
+		o.issueWrite(uint64(v), 0, []value{v}, false)
+		o.ackWrite(uint64(v))
+	}
+	write(1)
+	o.issueFlush(101)
+	write(2)
+	o.issueFlush(102)
+	o.ackFlush(101)
+	write(3)
+	write(4)
+	o.ackFlush(102)
+	o.losePower(0, allLost)
+	o.losePower(1, allLost)
+	readOne(t, o, 0, 3, true)
+	readOne(t, o, 0, 1, false)
+}
+
 func TestOracleFUAIsItsOwnFlush(t *testing.T) {
 	o := newOracle(1)
 	o.issueWrite(1, 0, []value{1}, true)

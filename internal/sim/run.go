@@ -2,6 +2,7 @@ package sim
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -57,15 +58,29 @@ type Batch struct {
 	// StopAfter failures; 0 = go on to the end.
 	StopAfter int
 	Progress  io.Writer // a line every few seconds; nil = silent
+	// State is a file of the progress, with which the set goes on where an earlier
+	// call with the same Version stopped; "" = none.
+	State   string
+	Version string // of the program, for State
 }
 
 // RunBatch runs seeds on all processors until the count is reached, enough
-// failed, or ctx ends.
-func RunBatch(ctx context.Context, b Batch) Summary {
+// failed, or ctx ends. With State the summary is of all calls together. The error
+// is about State alone.
+func RunBatch(ctx context.Context, b Batch) (Summary, error) {
 	began := time.Now()
 	sum := Summary{Counts: map[string]int{}}
 	var mu sync.Mutex
 	next := b.First
+	var keep *progressKeeper
+	if b.State != "" {
+		p, err := LoadProgress(b.State, b.Version, b.First, b.Ops)
+		if err != nil {
+			return sum, err
+		}
+		next, keep = p.Next, newKeeper(b.State, p)
+		sum.resume(p)
+	}
 	said := began
 	take := func() (uint64, bool) {
 		mu.Lock()
@@ -83,6 +98,9 @@ func RunBatch(ctx context.Context, b Batch) Summary {
 				r := runRecovered(Options{Seed: seed, Ops: b.Ops, Mutations: b.Mutations, Bias: b.Bias})
 				mu.Lock()
 				sum.add(r)
+				if keep != nil {
+					keep.add(r)
+				}
 				if b.Progress != nil && time.Since(said) > 5*time.Second {
 					said = time.Now()
 					fmt.Fprintf(b.Progress, "sim: %d of %d seeds, %d operations, %d failed, next seed %d\n", sum.Seeds, b.Count, sum.Ops, len(sum.Failed), next)
@@ -93,8 +111,21 @@ func RunBatch(ctx context.Context, b Batch) Summary {
 	}
 	wait.Wait()
 	slices.SortFunc(sum.Failed, func(a, b Result) int { return int(int64(a.Seed) - int64(b.Seed)) })
-	sum.Took = time.Since(began)
-	return sum
+	sum.Took += time.Since(began)
+	if keep != nil {
+		keep.flush()
+		return sum, keep.err
+	}
+	return sum, nil
+}
+
+// resume begins with what earlier sittings found.
+func (s *Summary) resume(p Progress) {
+	s.Seeds, s.Ops, s.Counts = int(p.Next-p.First), p.Ops, maps.Clone(p.Counts)
+	s.Took = time.Duration(p.Seconds * float64(time.Second))
+	for _, f := range p.Failed {
+		s.Failed = append(s.Failed, Result{Seed: f.Seed, Err: errors.New(f.Text)})
+	}
 }
 
 func (s *Summary) add(r Result) {

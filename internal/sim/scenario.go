@@ -27,6 +27,18 @@ type Scenario struct {
 	script []scriptLine
 }
 
+// World names the world that a scenario plays in, its first word: "machines" (guards,
+// migration, HA manager), "votes" (voters and the witness), "" the block engine.
+func (s *Scenario) World() string {
+	if len(s.script) > 0 && len(s.script[0].words) == 1 {
+		switch w := s.script[0].words[0]; w {
+		case "machines", "votes":
+			return w
+		}
+	}
+	return ""
+}
+
 type scriptLine struct {
 	number int
 	words  []string
@@ -89,7 +101,6 @@ func (e *scriptError) Unwrap() error { return e.cause }
 // player follows a script in a world.
 type player struct {
 	w    *world
-	line scriptLine
 	over bool            // the script ends here: nothing comes right any more, and must not
 	keep map[int]float64 // by node: how likely a sector survives its next power cut
 }
@@ -120,20 +131,12 @@ func (w *world) play(s *Scenario) {
 		n.start()
 	}
 	w.manager.tick()
-	for _, p.line = range s.script {
-		w.tracef("--- %s", strings.Join(p.line.words, " "))
-		do, ok := scriptWords[p.line.words[0]]
-		err := errors.New("no such word")
-		if ok {
-			err = do(p, p.line.words[1:])
-		}
-		if w.err == nil && err != nil {
-			w.err = &scriptError{s.Name, p.line, err}
-			w.tracef("FAILED: %v", w.err)
-		}
-		if w.err != nil || p.over {
-			return
-		}
+	words := map[string]func([]string) error{}
+	for name, do := range scriptWords {
+		words[name] = func(args []string) error { return do(p, args) }
+	}
+	if w.follow(s, words, func() bool { return p.over }); w.err != nil || p.over {
+		return
 	}
 	if c := w.manager.challenger; c != nil && !c.claimed {
 		p.endChallenge()
@@ -142,6 +145,25 @@ func (w *world) play(s *Scenario) {
 	w.opt.Ops = w.ops
 	w.manager.off = false
 	w.settle()
+}
+
+// follow obeys a script until it ends, something fails, or over says so.
+func (t *timeline) follow(s *Scenario, words map[string]func(args []string) error, over func() bool) {
+	for _, line := range s.script {
+		t.tracef("--- %s", strings.Join(line.words, " "))
+		do, ok := words[line.words[0]]
+		err := errors.New("no such word")
+		if ok {
+			err = do(line.words[1:])
+		}
+		if t.err == nil && err != nil {
+			t.err = &scriptError{s.Name, line, err}
+			t.tracef("FAILED: %v", t.err)
+		}
+		if t.err != nil || over() {
+			return
+		}
+	}
 }
 
 // RunScenario runs one seed of a scenario.
@@ -195,7 +217,9 @@ func (p *player) nodes(words []string) ([]*node, error) {
 }
 
 // duration parses 5ms, or a random one as 5ms..20ms.
-func (p *player) duration(word string) (time.Duration, error) {
+func (p *player) duration(word string) (time.Duration, error) { return p.w.duration(word) }
+
+func (t *timeline) duration(word string) (time.Duration, error) {
 	lo, hi, both := strings.Cut(word, "..")
 	d, err := time.ParseDuration(lo)
 	if err != nil || !both {
@@ -205,7 +229,7 @@ func (p *player) duration(word string) (time.Duration, error) {
 	if err != nil || e < d {
 		return d, fmt.Errorf("%q is no range of durations", word)
 	}
-	return p.w.between(d, e), nil
+	return t.between(d, e), nil
 }
 
 // block parses EXTENT.BLOCK.

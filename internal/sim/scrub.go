@@ -237,7 +237,7 @@ func (w *world) scrubRuns() (r struct {
 func (w *world) scrubIdle() bool {
 	for _, n := range w.nodes {
 		for _, d := range n.disks {
-			if n.core != nil && n.core.Scrub(d.id).Running {
+			if n.core != nil && n.core.Scrub(d.id).Running { // a dead disk's, too: its pass has ended
 				return false
 			}
 		}
@@ -250,6 +250,9 @@ func (w *world) scrubIdle() bool {
 func (w *world) scrubClean() bool {
 	for _, n := range w.nodes {
 		for _, d := range n.disks {
+			if d.dead {
+				continue // what its last pass found stands there for ever
+			}
 			st := n.core.Scrub(d.id)
 			if st.BadBlocks+st.BadMetadata > 0 || len(n.core.DamageOf(d.id)) > 0 {
 				w.note("scrub_found")

@@ -22,7 +22,10 @@ func seedsWanted(t *testing.T) int {
 
 func TestSeeds(t *testing.T) {
 	count := seedsWanted(t)
-	sum := RunBatch(t.Context(), Batch{First: 1, Count: count, Progress: os.Stderr})
+	sum, err := RunBatch(t.Context(), Batch{First: 1, Count: count, Progress: os.Stderr})
+	if err != nil {
+		t.Fatal(err)
+	}
 	for i, r := range sum.Failed {
 		if i == 5 {
 			t.Errorf("and %d more seeds", len(sum.Failed)-i)

@@ -189,6 +189,19 @@ func (s *snapshots) committed(cfg *repl.Cfg) {
 	}
 }
 
+// accept is the oracle's accept for what snapshots show.
+func (s *snapshots) accept(rotten bool) {
+	for _, a := range s.exist {
+		for b := range a.allowed {
+			for _, v := range s.w.oracle.blocks[b].ever {
+				if rotten {
+					a.allowed[b] = add(a.allowed[b], v)
+				}
+			}
+		}
+	}
+}
+
 const snapToken = 1 << 50
 
 // read reads a snapshot through the guard.

@@ -22,7 +22,11 @@ func (w *world) readRecords(g *guard) {
 			w.after(etcdRetry, func() { w.readRecords(g) })
 			return
 		}
-		g.step(writer.RecordsRead{Records: w.etcd.records(w.vm, []ids.ID{w.volume}, w.diskIdx)})
+		vm := w.vm
+		if g.idle {
+			vm = ids.ID{}
+		}
+		g.step(writer.RecordsRead{Records: w.etcd.records(vm, []ids.ID{w.volume}, w.diskIdx)})
 	})
 }
 

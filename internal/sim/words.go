@@ -49,7 +49,13 @@ func init() {
 		"unhang":     (*player).unhang,
 		"disk":       (*player).diskWord,
 		"rot-log":    (*player).rotLog,
+		"rot":        (*player).rot,
+		"lost":       (*player).lost,
 		"snapshot":   (*player).snapshot,
+		"scrub":      (*player).scrub,
+		"bmc":        (*player).bmc,
+		"maintain":   (*player).maintain,
+		"yield":      (*player).yield,
 	}
 }
 
@@ -229,6 +235,9 @@ func (p *player) condition(a []string) (func() bool, error) {
 	case "copies":
 		want, err := strconv.Atoi(a[1])
 		return func() bool { return w.copies() >= want }, err
+	case "living": // copies on disks that are not dead
+		want, err := strconv.Atoi(a[1])
+		return func() bool { return w.livingCopies() >= want }, err
 	case "answered":
 		return func() bool { return len(w.guest.pending) == 0 }, nil
 	case "seen":
@@ -373,7 +382,7 @@ func (p *player) guardWord(a []string) error {
 	case "thaw":
 		g.thaw()
 	case "accept":
-		w.manager.challenger.step(writer.Command{Kind: writer.AcceptUnverified})
+		w.manager.accept(w.manager.challenger)
 	default:
 		return fmt.Errorf("%q is nothing that a guard does", a[0])
 	}
@@ -511,6 +520,13 @@ func (p *player) diskWord(a []string) error {
 	return nil
 }
 
+// scrub DUTY: passes over all disks begin, and a comparison of the copies.
+func (p *player) scrub(a []string) error {
+	duty, err := strconv.Atoi(a[0])
+	p.w.startScrub(duty)
+	return err
+}
+
 // rot-log nX: a bit of what the log of each disk holds durably flips.
 func (p *player) rotLog(a []string) error {
 	n, err := p.node(a[0])
@@ -519,6 +535,50 @@ func (p *player) rotLog(a []string) error {
 	}
 	p.w.profile.rotNode = n.index
 	p.w.rotLogs(n)
+	return nil
+}
+
+// rot nX B...: every page of the node's disks that holds a version of the block
+// rots, in the log and in place; nothing of it is left in memory.
+func (p *player) rot(a []string) error {
+	n, err := p.node(a[0])
+	if err != nil {
+		return err
+	}
+	p.w.profile.rotNode = n.index
+	for _, word := range a[1:] {
+		block, err := p.block(word)
+		if err != nil {
+			return err
+		}
+		pages := 0
+		for _, d := range n.disks {
+			pages += d.rotBlock(block)
+		}
+		if pages == 0 {
+			return fmt.Errorf("%s is on no disk of %s", word, n.name())
+		}
+		p.w.note("bit_rot")
+	}
+	n.killStorage()
+	n.startStorage()
+	return nil
+}
+
+// lost B: a read of the block ends with an error, as it must when no copy has it.
+func (p *player) lost(a []string) error {
+	block, err := p.block(a[0])
+	if err != nil {
+		return err
+	}
+	before := p.w.counts["io_error_of_last_copy"]
+	r := p.w.guest.put(writer.OpRead, block, 1, false)
+	if err := p.await("the answer", 2*time.Minute, func() bool { return p.w.guest.pending[r.id] == nil }); err != nil {
+		return err
+	}
+	if p.w.counts["io_error_of_last_copy"] == before {
+		p.w.failf("block %s is lost, and was read", a[0])
+	}
 	return nil
 }
 

@@ -1,13 +1,9 @@
 package sim
 
 import (
-	heapq "container/heap"
-	"fmt"
-	"math/rand/v2"
 	"slices"
 	"time"
 
-	"roseau/internal/base/clock"
 	"roseau/internal/base/ids"
 	"roseau/internal/block/disk"
 	"roseau/internal/block/replica"
@@ -32,6 +28,14 @@ type Mutations struct {
 	Disk    disk.Mutations
 	// NoOwnCompare: transactions do not compare the revision of own [S8].
 	NoOwnCompare bool
+	// KernelBootID: the boot identity is the kernel's, which lab nodes share [S23].
+	KernelBootID bool
+	// NoMaintenance, NoYield: no writer repairs an idle volume, or it goes on when a
+	// VM is to start [S14].
+	NoMaintenance, NoYield bool
+	Machines               MachineMutations
+	// Votes are the rules of the quorum core that are broken; see quorum.View.Broken.
+	Votes []string
 }
 
 // Result is the outcome of a run.
@@ -55,14 +59,9 @@ const (
 	hotBlockCount = 40
 )
 
-// world is one run. Everything happens in one goroutine, in the order of
-// (virtual time, sequence).
+// world is one run of the block engine.
 type world struct {
-	opt   Options
-	rng   *rand.Rand
-	now   clock.Instant
-	queue eventQueue
-	seq   uint64
+	timeline
 
 	cluster ids.ID
 	vm      ids.ID
@@ -81,91 +80,24 @@ type world struct {
 	codec   *codec
 	player  *player // while a scenario's script runs
 
-	counts map[string]int
-	ops    int
-	err    error
-	calm   bool // faults have ended
-}
-
-// event is something that happens at a time.
-type event struct {
-	at  clock.Instant
-	seq uint64
-	do  func()
-}
-
-type eventQueue []event
-
-func (q eventQueue) Len() int { return len(q) }
-func (q eventQueue) Less(i, j int) bool {
-	return q[i].at < q[j].at || q[i].at == q[j].at && q[i].seq < q[j].seq
-}
-func (q eventQueue) Swap(i, j int) { q[i], q[j] = q[j], q[i] }
-func (q *eventQueue) Push(x any)   { *q = append(*q, x.(event)) }
-func (q *eventQueue) Pop() any {
-	old := *q
-	e := old[len(old)-1]
-	*q = old[:len(old)-1]
-	return e
-}
-
-// after lets f happen d from now.
-func (w *world) after(d time.Duration, f func()) {
-	w.seq++
-	heapq.Push(&w.queue, event{w.now.Add(max(d, 0)), w.seq, f})
-}
-
-// run lets the world go on until cond holds, an error is found, or limit is
-// reached; it reports whether cond held.
-func (w *world) run(limit clock.Instant, cond func() bool) bool {
-	for w.err == nil && len(w.queue) > 0 && w.queue[0].at <= limit {
-		if cond() {
-			return true
-		}
-		e := heapq.Pop(&w.queue).(event)
-		w.now = e.at
-		e.do()
-	}
-	return w.err == nil && cond()
-}
-
-func (w *world) failf(format string, args ...any) {
-	if w.err == nil {
-		w.err = fmt.Errorf("at %s: %s", time.Duration(w.now), fmt.Sprintf(format, args...))
-		w.tracef("FAILED: %v", w.err)
-	}
-}
-
-func (w *world) tracef(format string, args ...any) {
-	if w.opt.Trace != nil {
-		w.opt.Trace(fmt.Sprintf("%12s %s", time.Duration(w.now).Round(time.Microsecond), fmt.Sprintf(format, args...)))
-	}
-}
-
-func (w *world) note(what string) { w.counts[what]++ }
-
-// chance is true with probability p.
-func (w *world) chance(p float64) bool { return w.rng.Float64() < p }
-
-// between draws a duration.
-func (w *world) between(lo, hi time.Duration) time.Duration {
-	return lo + time.Duration(w.rng.Int64N(int64(hi-lo)+1))
-}
-
-// newID draws an identity from the run's own randomness.
-func (w *world) newID() ids.ID {
-	var id ids.ID
-	for i := range id {
-		id[i] = byte(w.rng.Uint32())
-	}
-	id[0] |= 1 // never zero
-	return id
+	// givenUp are blocks that a join gave up, and that were not written since.
+	givenUp map[int]bool
+	ops     int
+	calm    bool // faults have ended
 }
 
 // Run runs one seed.
 func Run(opt Options) Result {
 	if opt.Ops == 0 {
 		opt.Ops = 200
+	}
+	if s := opt.Scenario; s != nil {
+		switch s.World() {
+		case "machines":
+			return playMachines(opt)
+		case "votes":
+			return playVotes(opt)
+		}
 	}
 	w := newWorld(opt)
 	if opt.Scenario != nil {
@@ -177,7 +109,7 @@ func Run(opt Options) Result {
 }
 
 func newWorld(opt Options) *world {
-	w := &world{opt: opt, rng: rand.New(rand.NewPCG(opt.Seed, 0x526f73656175)), now: clock.Instant(time.Hour), counts: map[string]int{}, etcd: newEtcd(), codec: newCodec()}
+	w := &world{timeline: newTimeline(opt), givenUp: map[int]bool{}, etcd: newEtcd(), codec: newCodec()}
 	w.cluster, w.vm, w.volume = w.newID(), w.newID(), w.newID()
 	w.oracle = newOracle(volumeBlocks)
 	w.etcd.free = opt.Mutations.NoOwnCompare

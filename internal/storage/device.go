@@ -31,8 +31,14 @@ type device struct {
 	file blockdev.File
 	core *disk.Core // owned by the turn once it is open
 	// ended takes the result of an action; any goroutine.
-	ended    func(d *device, io uint64, err error)
-	inflight int // actions under way; owned by the turn
+	ended func(d *device, io *disk.IO, err error)
+	ring  *blockdev.Ring // nil: the kernel or the disk has none
+
+	// Owned by the turn:
+	inflight int       // actions under way, put off or not
+	queued   bool      // the ring has actions that are not begun
+	later    []disk.IO // put off: those of a checkpoint that others may pass
+	laterOut int       // begun of these
 
 	reads  workers
 	writes workers
@@ -112,7 +118,7 @@ func (w *workers) close() {
 	w.cond.Broadcast()
 }
 
-func newDevice(cfg diskConfig, ended func(*device, uint64, error), log *slog.Logger) *device {
+func newDevice(cfg diskConfig, ended func(*device, *disk.IO, error), log *slog.Logger) *device {
 	d := &device{id: cfg.ID, cfg: cfg, ended: ended, log: log.With("disk", cfg.ID, "path", cfg.Path), state: model.DiskMissing, reason: "not opened yet"}
 	d.reads.init(readWorkers, d.perform)
 	d.writes.init(writeWorkers, d.perform)
@@ -120,8 +126,89 @@ func newDevice(cfg diskConfig, ended func(*device, uint64, error), log *slog.Log
 	return d
 }
 
-// start hands an action of the engine to a worker.
+// openRing lets reads and writes go to the kernel many at a time, if it can.
+func (d *device) openRing(p *process) {
+	var events []event
+	ring, err := blockdev.NewRing(d.file, func(list []blockdev.RingResult) {
+		events = events[:0]
+		for i := range list {
+			if t := &list[i]; t.Again {
+				d.toWorker(disk.IO{ID: t.Token, Op: ringKind(t.Write), Offset: t.Offset, Bufs: t.Bufs, Length: int64(t.Bytes), Later: t.Later})
+			} else {
+				if t.Write && t.Bytes <= latencyBytes {
+					d.lat.add(t.Took)
+				}
+				events = append(events, event{disk: d, io: t.Token, later: t.Later, err: t.Err})
+			}
+		}
+		p.push(nil, events...)
+		clear(events)
+	})
+	if err != nil {
+		d.log.Info("disk I/O by threads", "cause", err)
+		return
+	}
+	d.ring = ring
+}
+
+func ringKind(write bool) disk.Op {
+	if write {
+		return disk.OpWrite
+	}
+	return disk.OpRead
+}
+
+// Actions of a checkpoint under way at a time: enough for any disk, and few enough
+// that what a client waits for is not behind thousands.
+const (
+	laterOnRing    = 64
+	laterOnWorkers = writeWorkers / 2
+)
+
+// start begins an action of the engine at the next submit, or puts it off.
 func (d *device) start(io disk.IO) {
+	if io.Later {
+		d.later = append(d.later, io)
+		return
+	}
+	d.begin(io)
+}
+
+func (d *device) begin(io disk.IO) {
+	if d.ring != nil && (io.Op == disk.OpRead || io.Op == disk.OpWrite) &&
+		d.ring.Add(blockdev.RingOp{Token: io.ID, Later: io.Later, Write: io.Op == disk.OpWrite, Offset: io.Offset, Bufs: io.Bufs}) {
+		d.queued = true
+		return
+	}
+	d.toWorker(io)
+}
+
+// submit begins what start has gathered. What was put off goes in runs of half of
+// what may be under way: a system call each would be dear.
+func (d *device) submit() {
+	limit := laterOnWorkers
+	if d.ring != nil {
+		limit = laterOnRing
+	}
+	if d.laterOut <= limit/2 {
+		n := min(limit-d.laterOut, len(d.later))
+		for _, io := range d.later[:n] {
+			d.begin(io)
+		}
+		d.laterOut += n
+		clear(d.later[:n])
+		if d.later = d.later[n:]; len(d.later) == 0 {
+			d.later = nil
+		}
+	}
+	if d.queued {
+		d.queued = false
+		d.ring.Submit()
+	}
+}
+
+// toWorker hands an action of the engine to a worker.
+func (d *device) toWorker(io disk.IO) {
 	switch io.Op {
 	case disk.OpRead:
 		d.reads.add(io)
@@ -134,13 +221,13 @@ func (d *device) start(io disk.IO) {
 
 func (d *device) perform(io disk.IO) {
 	if io.Op != disk.OpWrite || io.Length > latencyBytes {
-		d.ended(d, io.ID, perform(d.file, io))
+		d.ended(d, &io, perform(d.file, io))
 		return
 	}
 	began := time.Now()
 	err := perform(d.file, io)
 	d.lat.add(time.Since(began))
-	d.ended(d, io.ID, err)
+	d.ended(d, &io, err)
 }
 
 // perform does one action and waits for it.
@@ -187,6 +274,9 @@ func (d *device) stop() {
 	d.reads.close()
 	d.writes.close()
 	d.syncs.close()
+	if d.ring != nil {
+		d.ring.Close()
+	}
 	if d.file != nil {
 		if err := d.file.Close(); err != nil {
 			d.log.Warn("close disk", "err", err)
@@ -202,6 +292,9 @@ func (d *device) wait(ctx context.Context) {
 		d.reads.wg.Wait()
 		d.writes.wg.Wait()
 		d.syncs.wg.Wait()
+		if d.ring != nil {
+			<-d.ring.Ended()
+		}
 	}()
 	select {
 	case <-done:

@@ -16,6 +16,7 @@ import (
 
 	"roseau/internal/base/clock"
 	"roseau/internal/base/errs"
+	"roseau/internal/base/gc"
 	"roseau/internal/base/ids"
 	"roseau/internal/base/paths"
 	"roseau/internal/block/disk"
@@ -106,17 +107,18 @@ type process struct {
 	wg      sync.WaitGroup  // everything but disk workers
 
 	// Owned by the turn:
-	core  *replica.Core
-	conns map[replica.Conn]*conn
-	dirty []*conn
-	drops map[uint64]chan<- wire.Status
-	care  *care
-	nextN uint64
-	batch []event
-	ready replica.Ready
-	load  load
-	armed clock.Instant // when timer ends; 0 = it is not set
-	timer *time.Timer
+	core    *replica.Core
+	conns   map[replica.Conn]*conn
+	dirty   []*conn
+	working []*device // to be submitted
+	drops   map[uint64]chan<- wire.Status
+	care    *care
+	nextN   uint64
+	batch   []event
+	ready   replica.Ready
+	load    load
+	armed   clock.Instant // when timer ends; 0 = it is not set
+	timer   *time.Timer
 
 	// mu guards the disks and what control requests change. Lock order: claims,
 	// mu. It is never held over I/O.
@@ -129,6 +131,7 @@ type process struct {
 // Run serves until ctx ends. On a machine that is in no cluster yet it waits to
 // become a node.
 func Run(ctx context.Context, o Options) error {
+	gc.Set(gc.Storage)
 	o.defaults()
 	p := &process{o: o, log: o.Log, session: ids.New(), pool: new(pool), timer: time.NewTimer(time.Hour),
 		conns: map[replica.Conn]*conn{}, drops: map[uint64]chan<- wire.Status{}}
@@ -469,6 +472,7 @@ func (p *process) open(ctx context.Context, d *device, lost bool) error {
 		return errors.Join(err, f.Close())
 	}
 	d.file = f
+	d.openRing(p)
 	d.log.Info("disk opened", "dur", p.o.Clock.Now().Sub(start), "batches", rec.Batches, "records", rec.Records,
 		"dropped_bytes", rec.DroppedBytes, "unverified", rec.Unverified, "damaged", len(rec.DamagedRanges), "superblocks", rec.Superblocks)
 	return p.inTurn(ctx, func() {

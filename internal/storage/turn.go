@@ -2,11 +2,13 @@ package storage
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"roseau/internal/base/clock"
+	"roseau/internal/block/disk"
 	"roseau/internal/block/replica"
 	"roseau/internal/block/wire"
 )
@@ -17,9 +19,10 @@ type event struct {
 	msg    wire.Message // from conn
 	closed bool         // conn is gone
 
-	disk *device // an action ended
-	io   uint64
-	err  error
+	disk  *device // an action ended
+	io    uint64
+	later bool // it was of a checkpoint
+	err   error
 
 	tick bool   // time has passed
 	call func() // runs in the turn
@@ -81,8 +84,8 @@ func (p *process) push(reader *conn, es ...event) bool {
 }
 
 // ended takes the result of a disk's action.
-func (p *process) ended(d *device, io uint64, err error) {
-	p.push(nil, event{disk: d, io: io, err: err})
+func (p *process) ended(d *device, io *disk.IO, err error) {
+	p.push(nil, event{disk: d, io: io.ID, later: io.Later, err: err})
 }
 
 // load is how many requests have been under way lately, in 16ths: it follows
@@ -206,6 +209,10 @@ func (p *process) handle(now clock.Instant, e *event) {
 		delete(p.conns, e.conn)
 	case e.disk != nil:
 		e.disk.inflight--
+		if e.later {
+			e.disk.laterOut--
+			p.refill(e.disk)
+		}
 		if e.disk.core != nil && p.device(e.disk.id) == e.disk { // not a former opening's
 			p.core.DiskDone(e.disk.id, e.io, e.err)
 		}
@@ -225,12 +232,20 @@ func (p *process) dispatch(r *replica.Ready, reader *conn) {
 			continue
 		}
 		d.inflight++
-		if reader != nil && len(r.IO) == 1 && d.inflight == 1 {
+		if reader != nil && len(r.IO) == 1 && !r.IO[i].IO.Later && d.inflight-len(d.later)-d.laterOut == 1 {
 			reader.alone.dev, reader.alone.io = d, r.IO[i].IO
 			continue
 		}
 		d.start(r.IO[i].IO)
+		if i+1 == len(r.IO) || r.IO[i+1].Disk != r.IO[i].Disk {
+			p.refill(d)
+		}
 	}
+	for i, d := range p.working {
+		d.submit()
+		p.working[i] = nil
+	}
+	p.working = p.working[:0]
 	for i := range r.Sends {
 		c := p.conns[r.Sends[i].Conn]
 		if c == nil {
@@ -256,6 +271,13 @@ func (p *process) dispatch(r *replica.Ready, reader *conn) {
 	}
 	for _, e := range r.Events {
 		p.event(e)
+	}
+}
+
+// refill lets d begin at the end of the turn what it has put off.
+func (p *process) refill(d *device) {
+	if !slices.Contains(p.working, d) {
+		p.working = append(p.working, d)
 	}
 }
 
@@ -314,10 +336,10 @@ func (p *process) perform(c *conn) bool {
 		}
 		err := perform(d.file, io)
 		if !c.busy.CompareAndSwap(n, 0) {
-			p.ended(d, io.ID, err)
+			p.ended(d, &io, err)
 			return false
 		}
-		if !p.push(c, event{disk: d, io: io.ID, err: err}) {
+		if !p.push(c, event{disk: d, io: io.ID, later: io.Later, err: err}) {
 			return true
 		}
 	}

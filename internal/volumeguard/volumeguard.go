@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"roseau/internal/base/errs"
+	"roseau/internal/base/gc"
 	"roseau/internal/base/ids"
 	"roseau/internal/base/paths"
 	"roseau/internal/block/volume"
@@ -59,6 +60,7 @@ func Run(ctx context.Context, vol ids.ID, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	gc.Set(gc.Writer)
 	identity, err := pki.Load(paths.PKI)
 	if err != nil {
 		return err

@@ -80,6 +80,7 @@ type IO struct {
 	Offset int64    // bytes from the start of the device
 	Bufs   [][]byte // read into, or written from, one after another
 	Length int64    // bytes in all
+	Later  bool     // of a checkpoint: no request waits for it alone, others may pass it
 }
 
 // Completion is the answer to one request.

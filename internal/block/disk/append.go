@@ -121,7 +121,8 @@ func (c *Core) admit(r *rec, in *Record) wire.Status {
 	seen := -1
 	for _, b := range r.Blocks {
 		// Sorted and unique: a block twice in one record has no defined winner.
-		if int(b.Block) <= seen || int(b.Block) >= c.ExtentBlocks() || !b.Tag.HasData() && b.Tag != (wire.Tag{}) && b.Tag != wire.Hole {
+		if int(b.Block) <= seen || int(b.Block) >= c.ExtentBlocks() || !b.Tag.HasData() && b.Tag != (wire.Tag{}) && b.Tag != wire.Hole &&
+			(b.Tag != wire.Lost || in.Kind != KindSync) {
 			return wire.BadRequest
 		}
 		seen = int(b.Block)

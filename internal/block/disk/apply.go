@@ -578,9 +578,7 @@ func (c *Core) moveTail() {
 	k := c.ck
 	c.sb.CheckpointLSN, c.sb.CheckpointChain, c.sb.CheckpointSess = k.cut.lsn, k.cut.chain, k.cut.session
 	c.sb.TableSeq = c.tableSeq
-	if c.up.asked {
-		c.sb.Incompat |= incompatObjects
-	}
+	c.sb.Incompat |= c.up.bits
 	if c.wantFresh {
 		c.sb.Incompat |= incompatFresh
 	}

@@ -129,9 +129,13 @@ func volumeCRC(v ids.ID) uint32 { return crc32.Update(0, castagnoli, v[:]) }
 // that a block of another place is never taken for this one. For one volume it
 // is injective in the low 32 bits of the block number.
 func blockMix(volumeCRC uint32, block uint64) uint32 {
-	var b [8]byte
-	binary.LittleEndian.PutUint64(b[:], block)
-	return crc32.Update(volumeCRC, castagnoli, b[:])
+	// As crc32.Update of its 8 bytes, but nothing has to be put on the heap.
+	crc := ^volumeCRC
+	for range 8 {
+		crc = castagnoli[byte(crc)^byte(block)] ^ crc>>8
+		block >>= 8
+	}
+	return ^crc
 }
 
 // assert ends the process on a broken invariant: going on would spread it.

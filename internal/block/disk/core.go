@@ -104,7 +104,7 @@ type ext struct {
 	holes       bool   // what lies under pend is holes: a tombstone that no image has yet
 	inTombs     bool   // in volume.tombs
 	gone        bool   // FREE was logged: away as soon as its slot is
-	noMerge     bool   // a block cannot be read: not merged until the next CONFIG
+	held        uint64 // a block that a merge needs cannot be read: see mergeHeld; 0: none
 	dirty       bool   // in Core.dirty
 	rewrite     bool   // an image at rest is not good: the next checkpoint writes both
 	version     uint64 // +1 at each change that a reader must notice
@@ -254,7 +254,8 @@ func (c *Core) submit(op Op, off int64, bufs [][]byte, h handler, arg int) {
 	}
 	c.nextIO++
 	c.inflight[c.nextIO] = pendingIO{h, arg}
-	c.io = append(c.io, IO{ID: c.nextIO, Op: op, Offset: off, Bufs: bufs, Length: n})
+	_, later := h.(*apply)
+	c.io = append(c.io, IO{ID: c.nextIO, Op: op, Offset: off, Bufs: bufs, Length: n, Later: later})
 }
 
 func (c *Core) complete(token uint64, s wire.Status) {

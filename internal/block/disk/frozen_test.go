@@ -33,6 +33,7 @@ const frozenDir = "testdata/frozen"
 var makers = map[string]func(t *testing.T) *disktest.Disk{
 	"v1":         func(t *testing.T) *disktest.Disk { return frozenDisk(t) },
 	"v1-damaged": frozenDamaged,
+	"v1-lost":    frozenLost,
 }
 
 func frozenGeometry() disk.Geometry {
@@ -137,6 +138,34 @@ func frozenDamaged(t *testing.T) *disktest.Disk {
 	}}); err != nil || n < 4 {
 		t.Fatal(n, err)
 	}
+	return d
+}
+
+// frozenLost has blocks that a sync gave up: in an image, and in the log.
+func frozenLost(t *testing.T) *disktest.Disk {
+	d, err := disktest.Format(identity, frozenGeometry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := open(t, d, disk.Options{FreshBlocks: -1}) // one feature at a time
+	f.ok(f.promise(vol1, 1))
+	f.ok(f.promise(vol2, 1))
+	f.ok(f.write(vol1, 1, 1, 0, 0, pattern(6, 1)))
+	f.ok(f.write(vol2, 1, 1, 3, 2, pattern(3, 2)))
+	give := func(wseq, extent uint64, block uint16) {
+		data := pattern(1, byte(wseq))
+		r := f.record(disk.KindSync, vol1, 1, wseq, extent, 0, 0, data)
+		r.CRC, r.Blocks = nil, []wire.SyncBlock{{Block: block, Tag: wire.Lost}, {Block: block + 1}, {Block: block + 2, Tag: wire.Tag{CRC: crcs(data)[0], Stamp: 9}}}
+		f.ok(f.append(r))
+	}
+	give(2, 0, 1)
+	give(3, 1, 0) // nothing was there
+	f.ok(f.flush(vol1, 1, 3))
+	f.Core.SetFlushMark(vol1, repl.Mark{Epoch: 1, Wseq: 3})
+	f.Quiesce()
+	give(4, 0, 4)
+	give(5, 2, 7)
+	f.ok(f.flush(vol1, 1, 5))
 	return d
 }
 

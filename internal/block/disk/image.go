@@ -19,11 +19,10 @@ const (
 	imageStateHead    = 1
 	imageStateFree    = 2
 	tagBytes          = 8
-	unknownCRC        = 0xffffffff // with stamp 0: the tag was lost, the block cannot be verified
 	imageTagsCRCBytes = imageHeaderBytes - 8
 )
 
-var unknownTag = wire.Tag{CRC: unknownCRC}
+var unknownTag = wire.Lost
 
 // imageHeader is the header page of an extent image.
 type imageHeader struct {

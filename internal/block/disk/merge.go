@@ -40,7 +40,7 @@ func (c *Core) permitMerge(v *volume) {
 	v.mergeScan = true
 	for _, e := range v.exts { // order does not show: each is reset alone
 		for ; e != nil; e = e.older {
-			e.noMerge = false
+			e.held = 0
 		}
 	}
 }
@@ -118,9 +118,13 @@ func (c *Core) mergePair(v *volume, extent uint64) (older, newer *ext) {
 func (c *Core) mergeable(v *volume, older, newer *ext) bool {
 	needed := slices.ContainsFunc(v.Told.Snaps, func(n uint32) bool { return n > older.object && n <= newer.object })
 	return (!needed || c.o.Mutations.MergeIgnoresTold) && v.mayMerge && !v.dropped && newer.older == older &&
-		older.gathering == 0 && !v.Flush.Less(older.mark) && !older.tombPending && !older.baseUnknown && !older.noMerge &&
+		older.gathering == 0 && !v.Flush.Less(older.mark) && !older.tombPending && !older.baseUnknown && (older.held == 0 || older.held != mergeHeld(older, newer)) &&
 		!newer.baseUnknown && !newer.gone
 }
+
+// mergeHeld tells one state of a pair from others: a merge that failed in it would
+// fail again.
+func mergeHeld(older, newer *ext) uint64 { return older.version + newer.version + 1 }
 
 // begin takes the tags of the older object, then goes on block by block.
 func (j *mergeJob) begin(c *Core) {
@@ -197,8 +201,8 @@ func (j *mergeJob) absent(c *Core, block int) bool {
 
 // read has the data of a stretch; meanwhile live writes may have come.
 func (j *mergeJob) read(c *Core, blocks []wire.SyncBlock, first int, done Completion) {
-	if done.Status != wire.OK {
-		j.older.noMerge = true // a repair must come first
+	if done.Status != wire.OK && (done.Status != wire.Unreadable || j.needsOneOf(blocks, first, done.Bad)) {
+		j.older.held = mergeHeld(j.older, j.newer) // a repair must come first, or a write that hides it
 		j.end(c)
 		return
 	}
@@ -234,6 +238,15 @@ func (j *mergeJob) read(c *Core, blocks []wire.SyncBlock, first int, done Comple
 			}
 		}
 		j.log(c, keep, data)
+	})
+}
+
+// needsOneOf reports whether a block that cannot be read is one of those that are to
+// be copied. Others of the stretch are hidden by the newer object: nobody reads
+// them, so nobody would ever repair them.
+func (j *mergeJob) needsOneOf(blocks []wire.SyncBlock, first int, bad []int) bool {
+	return slices.ContainsFunc(blocks, func(b wire.SyncBlock) bool {
+		return b.Tag.HasData() && slices.Contains(bad, int(b.Block)-first)
 	})
 }
 

@@ -1,8 +1,6 @@
 package disk
 
 import (
-	"slices"
-
 	"roseau/internal/block/wire"
 )
 
@@ -117,10 +115,10 @@ func (c *Core) indexFree(r *rec, e *ext) {
 	}
 }
 
-// upgrade sets the feature bit of objects before the first record of one.
+// upgrade sets feature bits before the first record that needs one.
 type upgrade struct {
-	asked bool
-	held  []heldRecord // in the order of Append
+	bits uint64       // asked for
+	held []heldRecord // in the order of Append
 }
 
 type heldRecord struct {
@@ -128,25 +126,46 @@ type heldRecord struct {
 	in    Record
 }
 
+// features returns the feature bits that a build must know to read the record in
+// the log: without objects and holes it would take the batch for a torn one, and
+// without lost blocks it would read them as zeros until they are applied.
+func (in *Record) features() (bits uint64) {
+	if in.Kind == KindRepair {
+		return 0
+	}
+	if in.Object > 0 {
+		bits |= incompatObjects
+	}
+	for _, b := range in.Blocks {
+		switch b.Tag {
+		case wire.Hole:
+			bits |= incompatObjects
+		case wire.Lost:
+			bits |= incompatLost
+		}
+	}
+	return bits
+}
+
 // needsUpgrade keeps a record back until the superblock says that the log has
-// objects: a build that does not know them would take its batch for a torn one.
+// what it brings.
 func (c *Core) needsUpgrade(token uint64, in *Record) bool {
-	holes := slices.ContainsFunc(in.Blocks, func(b wire.SyncBlock) bool { return b.Tag == wire.Hole })
-	if c.dead != nil || in.Object == 0 && !holes || in.Kind == KindRepair || c.sb.Incompat&incompatObjects != 0 && len(c.up.held) == 0 {
+	bits := in.features()
+	if c.dead != nil || bits == 0 || c.sb.Incompat&bits == bits && len(c.up.held) == 0 {
 		return false
 	}
 	c.up.held = append(c.up.held, heldRecord{token, *in})
-	c.up.asked = true
+	c.up.bits |= bits
 	c.startCheckpoint()
 	return true
 }
 
 // upgraded lets the records go on once the superblock is durable.
 func (c *Core) upgraded() {
-	if !c.up.asked {
+	if len(c.up.held) == 0 {
 		return
 	}
-	if c.sb.Incompat&incompatObjects == 0 {
+	if c.sb.Incompat&c.up.bits != c.up.bits {
 		c.startCheckpoint() // the one that just ended wrote its superblock before
 		return
 	}

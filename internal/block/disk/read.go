@@ -322,6 +322,9 @@ func (op *readOp) plan(c *Core, e *ext, i int) int {
 	op.take(i, p.tag)
 	if p.pos < 0 {
 		clear(buf)
+		if p.tag == wire.Lost {
+			op.bad = append(op.bad, i)
+		}
 		return 1
 	}
 	op.zero = false
@@ -432,7 +435,11 @@ func (op *readOp) part(c *Core) {
 	if len(op.bad) > 0 {
 		slices.Sort(op.bad)
 		done.Status = wire.Unreadable
-		c.stats.UnreadableBlocks += uint64(len(op.bad))
+		for _, i := range op.bad {
+			if op.tags[i] != wire.Lost { // counted when its image was lost, or not lost here
+				c.stats.UnreadableBlocks++
+			}
+		}
 	}
 	if op.then != nil {
 		op.then(done)
@@ -497,6 +504,7 @@ func (c *Core) startRepair(r *rec, e *ext, expect wire.Tag) {
 			if e.mark.Less(r.Mark) && e.mark != (repl.Mark{}) {
 				r.Mark = e.mark // the reader's extent may be newer than this object
 			}
+			r.vol.mergeScan = true // one may wait for this repair
 			c.enqueue(r, e)
 		}
 	})

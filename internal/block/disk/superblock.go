@@ -25,8 +25,9 @@ const (
 const (
 	incompatObjects = 1 << 1 // records and images of objects above 0, FREE records, holes
 	incompatFresh   = 1 << 2 // records of data in place
+	incompatLost    = 1 << 3 // SYNC records of blocks that no copy could read
 
-	incompatKnown = incompatObjects | incompatFresh
+	incompatKnown = incompatObjects | incompatFresh | incompatLost
 )
 
 // DiskState is the state in the superblock.

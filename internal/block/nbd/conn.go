@@ -198,7 +198,7 @@ func (c *conn) command() (more bool, err error) {
 			return false, err
 		}
 	}
-	if r.err != nil {
+	if r.err != nil || r.Length == 0 && r.Op == OpTrim {
 		r.Done(r.err)
 		return true, nil
 	}
@@ -283,7 +283,7 @@ func (c *conn) check(r *Request, offset uint64) error {
 		}
 		return nil
 	}
-	if offset%BlockBytes != 0 || r.Length%BlockBytes != 0 || r.Length == 0 {
+	if r.Op != OpTrim && (offset%BlockBytes != 0 || r.Length%BlockBytes != 0) || r.Length == 0 {
 		return errInvalid
 	}
 	if offset > uint64(c.size) || r.Length > c.size-int64(offset) {
@@ -293,6 +293,9 @@ func (c *conn) check(r *Request, offset uint64) error {
 		return errInvalid
 	}
 	r.Offset = int64(offset)
+	if r.Op == OpTrim {
+		r.shrink()
+	}
 	switch r.Op {
 	case OpStatus:
 		if !c.s.status() {
@@ -313,6 +316,15 @@ func (c *conn) check(r *Request, offset uint64) error {
 		}
 	}
 	return nil
+}
+
+// shrink cuts a trim down to the whole blocks in it. QEMU passes a guest's small
+// discards on below the announced block size; a trim is a hint, and an error to
+// it would pause the guest.
+func (r *Request) shrink() {
+	end := r.Offset + r.Length
+	r.Offset = (r.Offset + BlockBytes - 1) / BlockBytes * BlockBytes
+	r.Length = max(end/BlockBytes*BlockBytes-r.Offset, 0)
 }
 
 // complete queues the answer of r, and returns whether it is the only one.

@@ -220,6 +220,44 @@ func TestCommandRefusals(t *testing.T) {
 	}
 }
 
+// QEMU sends a guest's discards below the announced block size.
+func TestTrimOfPartsOfBlocks(t *testing.T) {
+	m := newMem(1 << 20)
+	for b := range 8 {
+		m.have[b] = true
+	}
+	c := ready(t, serve(t, Export{Name: "a", Backend: m}))
+	for i, x := range []struct {
+		offset uint64
+		length uint32
+		left   string // blocks that are still there, of the first eight
+		errno  uint32
+	}{
+		{0, 1024, "01234567", 0},
+		{512, 4096, "01234567", 0},
+		{4095, 4098, "0234567", 0},
+		{8192, 8191, "034567", 0},
+		{1<<20 - 512, 1024, "034567", eInval},
+		{0, 0, "034567", eInval},
+	} {
+		c.send(request(cmdFlagFUA, cmdTrim, uint64(i), x.offset, x.length))
+		if e, h := c.simple(); e != x.errno || h != uint64(i) {
+			t.Errorf("trim of %d at %d: error %d, want %d", x.length, x.offset, e, x.errno)
+		}
+		left := ""
+		m.mu.Lock()
+		for b := range 8 {
+			if m.have[b] {
+				left += string(rune('0' + b))
+			}
+		}
+		m.mu.Unlock()
+		if left != x.left {
+			t.Errorf("trim of %d at %d: blocks %s are left, want %s", x.length, x.offset, left, x.left)
+		}
+	}
+}
+
 func TestBlockStatus(t *testing.T) {
 	m := newMem(1 << 20)
 	m.have[2], m.have[3] = true, true

@@ -53,6 +53,9 @@ type Mutations struct {
 	KeepOldHandles    bool // a new promise leaves older handles valid
 
 	LiveSetByBlock bool // the live set of a sync does not tell objects apart
+
+	DeadEndsLease     bool // nobody waits for the lease of a writer
+	ScrubOutlivesDisk bool // the pass over a disk that dies between two steps goes on for ever
 }
 
 // Disk is what the core needs of a disk engine; *disk.Core has it.
@@ -265,6 +268,7 @@ func (c *Core) RemoveDisk(id ids.ID) {
 // leave ends all handles of a disk and answers what waits for it.
 func (c *Core) leave(d *diskState) {
 	d.dead = true
+	c.diskGone(d)
 	for _, v := range sortedVolumes(d.slots) {
 		c.endHandle(d.slots[v])
 	}
@@ -414,6 +418,7 @@ func (c *Core) pump(now clock.Instant, d *diskState) {
 	}
 	if err := d.d.Dead(); err != nil {
 		d.dead = true
+		c.diskGone(d)
 		c.pending.fail(c, d)
 		c.out.Events = append(c.out.Events, Event{Kind: DiskDied, Disk: d.id, Err: err})
 	}

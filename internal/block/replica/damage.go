@@ -56,9 +56,17 @@ func searchBlock(list []wire.SyncBlock, block int) (int, bool) {
 	return slices.BinarySearchFunc(list, block, func(b wire.SyncBlock, n int) int { return int(b.Block) - n })
 }
 
-// foundBad notes a bad block.
+// foundBad notes a bad block. One without a tag does not speak against the disk, for
+// another copy's damage may have been handed on to it; but an extent whose whole
+// metadata is gone has lost block 0, too.
 func (c *Core) foundBad(d *diskState, s *slot, extent uint64, block int, tag wire.Tag) {
-	c.out.Events = append(c.out.Events, Event{Kind: BlockBad, Disk: d.id, Volume: s.volume, Extent: extent, Block: block})
+	if tag != wire.Lost || block == 0 {
+		c.out.Events = append(c.out.Events, Event{Kind: BlockBad, Disk: d.id, Volume: s.volume, Extent: extent, Block: block})
+	}
+	s.addDamage(extent, block, tag)
+}
+
+func (s *slot) addDamage(extent uint64, block int, tag wire.Tag) {
 	list := s.damage[extent]
 	i, found := searchBlock(list, block)
 	if found {

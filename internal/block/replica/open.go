@@ -25,7 +25,7 @@ func (c *Core) grantBinds() time.Duration { return c.o.Lease + c.o.Lease/10 }
 // grant tells the state of the lease of the promise in force, and until when a
 // higher promise must wait (0 = not at all).
 func (c *Core) grant(now clock.Instant, s *slot, info *disk.VolumeInfo) (wire.GrantState, clock.Instant) {
-	if info.Promise.Epoch == 0 || info.Released {
+	if info.Promise.Epoch == 0 || info.Released || c.o.Mutations.DeadEndsLease {
 		return wire.GrantNone, 0
 	}
 	if s.granted != 0 {

@@ -119,6 +119,14 @@ func (c *Core) StopScrub(diskID ids.ID) {
 	}
 }
 
+// diskGone ends the pass of a disk that died or left: no step of it may be under
+// way that would end it.
+func (c *Core) diskGone(d *diskState) {
+	if !c.o.Mutations.ScrubOutlivesDisk {
+		d.scrub.on, d.scrub.st.Running = false, false
+	}
+}
+
 // Scrub tells how the pass of a disk goes on.
 func (c *Core) Scrub(diskID ids.ID) ScrubStatus {
 	if d := c.disk(diskID); d != nil {
@@ -225,6 +233,7 @@ func (c *Core) scrubbed(p *pending, done *disk.Completion) {
 	d := p.disk
 	s := &d.scrub
 	n := len(done.Tags)
+	p.slot.overwritten(p.extent, p.block, n) // what can be read now is no damage; the rest is noted again
 	var bad []wire.SyncBlock
 	for _, i := range done.Bad {
 		s.st.BadBlocks++

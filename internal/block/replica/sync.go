@@ -85,6 +85,11 @@ func (c *Core) syncWrite(now clock.Instant, cn *conn, m *wire.SyncWrite) {
 		c.refuse(cn, m.ReqID, m.Mark, wire.OK, repl.Promise{})
 		return
 	}
+	for _, b := range blocks {
+		if b.Tag == wire.Lost && m.Object == 0 {
+			h.slot.addDamage(m.Extent, int(b.Block), b.Tag) // healed like any, once in sync
+		}
+	}
 	c.append(now, cn, h, m.ReqID, disk.Record{
 		Kind: disk.KindSync, Extent: m.Extent, Object: m.Object, Mark: m.Mark, Blocks: blocks, Data: data,
 	})

@@ -275,6 +275,7 @@ type VolumeStatus struct {
 	Waiting      int           `json:"waiting"` // client requests not answered yet
 	Disks        []DiskStatus  `json:"disks"`
 	Healing      int           `json:"healing,omitempty"` // blocks that are being repaired
+	Lost         int           `json:"lost,omitempty"`    // blocks found readable on no copy, and not written since
 	Scrub        ScrubStatus   `json:"scrub"`
 	// The client I/O since the volume was opened.
 	Reads      uint64 `json:"reads"`

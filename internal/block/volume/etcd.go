@@ -2,7 +2,9 @@ package volume
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -17,6 +19,9 @@ import (
 const (
 	nodePrefix = "/s/node/"
 	aliveName  = "/alive"
+	// reportPrefix is where nodes say whether their storage process answers
+	// (records.NodeReport).
+	reportPrefix = "/r/node/"
 )
 
 // readRecords answers writer.ReadRecords: it repeats until etcd answers, or the
@@ -56,8 +61,9 @@ func (s *Set) runTxn(ctx context.Context, c writer.Commit) {
 	s.post(writer.TxnDone{ID: c.ID, Outcome: outcome, Revision: rev})
 }
 
-// watchNodes reports which nodes have a session, as long as the set lives. When
-// etcd does not answer, what was known last stays: a hint, never a fence.
+// watchNodes reports which nodes have a session, and which of them say that their
+// storage process is dead, as long as the set lives. When etcd does not answer,
+// what was known last stays: a hint, never a fence.
 func (s *Set) watchNodes(ctx context.Context) {
 	for ctx.Err() == nil {
 		if err := s.watchNodesOnce(ctx); err != nil && ctx.Err() == nil {
@@ -73,57 +79,91 @@ func (s *Set) watchNodesOnce(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
 	defer cancel()
 	get, cancelGet := context.WithTimeout(ctx, readTimeout)
-	resp, err := s.cfg.Etcd.Get(get, nodePrefix, clientv3.WithPrefix(), clientv3.WithKeysOnly())
+	resp, err := s.cfg.Etcd.Txn(get).Then(clientv3.OpGet(nodePrefix, clientv3.WithPrefix()), clientv3.OpGet(reportPrefix, clientv3.WithPrefix())).Commit()
 	cancelGet()
 	if err != nil {
 		return err
 	}
-	alive := map[ids.ID]bool{}
-	for _, kv := range resp.Kvs {
-		if id, ok := aliveNode(kv.Key); ok {
-			alive[id] = true
+	h := nodeHints{alive: map[ids.ID]bool{}, broken: map[ids.ID]bool{}}
+	for _, r := range resp.Responses {
+		for _, kv := range r.GetResponseRange().Kvs {
+			h.set(string(kv.Key), kv.Value)
 		}
 	}
-	s.postLiveness(alive)
-	for w := range s.cfg.Etcd.Watch(ctx, nodePrefix, clientv3.WithPrefix(), clientv3.WithRev(resp.Header.Revision+1)) {
+	s.post(h.liveness())
+	from := clientv3.WithRev(resp.Header.Revision + 1)
+	sessions := s.cfg.Etcd.Watch(ctx, nodePrefix, clientv3.WithPrefix(), from)
+	reports := s.cfg.Etcd.Watch(ctx, reportPrefix, clientv3.WithPrefix(), from)
+	for {
+		var w clientv3.WatchResponse
+		open := false
+		select {
+		case w, open = <-sessions:
+		case w, open = <-reports:
+		}
+		if !open {
+			return ctx.Err()
+		}
 		if err := w.Err(); err != nil {
 			return err
 		}
 		changed := false
 		for _, ev := range w.Events {
-			if id, ok := aliveNode(ev.Kv.Key); ok {
-				was := alive[id]
-				if ev.Type == clientv3.EventTypePut {
-					alive[id] = true
-				} else {
-					delete(alive, id)
-				}
-				changed = changed || was != alive[id]
+			value := ev.Kv.Value
+			if ev.Type != clientv3.EventTypePut {
+				value = nil
 			}
+			changed = h.set(string(ev.Kv.Key), value) || changed
 		}
 		if changed {
-			s.postLiveness(alive)
+			s.post(h.liveness())
 		}
 	}
-	return ctx.Err()
 }
 
-func (s *Set) postLiveness(alive map[ids.ID]bool) {
-	l := make([]ids.ID, 0, len(alive))
-	for id := range alive {
-		l = append(l, id)
+// nodeHints is what etcd says of the nodes.
+type nodeHints struct {
+	alive  map[ids.ID]bool // with a session
+	broken map[ids.ID]bool // who say that their storage process does not answer
+}
+
+// set takes a key's value, nil if it is gone, and reports whether that changes
+// anything. A report that cannot be read says nothing.
+func (h *nodeHints) set(key string, value []byte) bool {
+	set, on := h.alive, value != nil
+	id, ok := nodeKey(key, nodePrefix, aliveName)
+	if !ok {
+		if id, ok = nodeKey(key, reportPrefix, ""); !ok {
+			return false
+		}
+		var r struct {
+			Storage *bool `json:"storage"`
+		}
+		set, on = h.broken, value != nil && json.Unmarshal(value, &r) == nil && r.Storage != nil && !*r.Storage
 	}
-	slices.SortFunc(l, ids.ID.Compare)
-	s.post(writer.Liveness{Alive: l})
+	if set[id] == on {
+		return false
+	}
+	if on {
+		set[id] = true
+	} else {
+		delete(set, id)
+	}
+	return true
 }
 
-// aliveNode reads the node's id from /s/node/<id>/alive.
-func aliveNode(key []byte) (ids.ID, bool) {
-	name, ok := strings.CutPrefix(string(key), nodePrefix)
+func (h *nodeHints) liveness() writer.Liveness {
+	sorted := func(set map[ids.ID]bool) []ids.ID { return slices.SortedFunc(maps.Keys(set), ids.ID.Compare) }
+	return writer.Liveness{Alive: sorted(h.alive), Broken: sorted(h.broken)}
+}
+
+// nodeKey reads the node's id between prefix and suffix.
+func nodeKey(key, prefix, suffix string) (ids.ID, bool) {
+	name, ok := strings.CutPrefix(key, prefix)
 	if !ok {
 		return ids.ID{}, false
 	}
-	if name, ok = strings.CutSuffix(name, aliveName); !ok {
+	if name, ok = strings.CutSuffix(name, suffix); !ok {
 		return ids.ID{}, false
 	}
 	id, err := ids.Parse(name)

@@ -35,6 +35,7 @@ type fakeStorage struct {
 	flush    repl.Mark
 	blocks   map[int64]fakeBlock // by block number
 	mute     bool                // reads and answers nothing
+	refuse   wire.Status         // answer to HELLO
 	writes   int
 }
 
@@ -86,7 +87,9 @@ func (f *fakeStorage) serve(nc net.Conn) {
 		}
 		if h, ok := m.(*wire.Hello); ok {
 			dec.SetVersion(h.ProtoMax)
-			b.Add(&wire.HelloAck{Node: f.node, Session: f.session, Proto: h.ProtoMax, Disks: []ids.ID{f.disk}})
+			f.mu.Lock()
+			b.Add(&wire.HelloAck{Status: f.refuse, Node: f.node, Session: f.session, Proto: h.ProtoMax, Disks: []ids.ID{f.disk}})
+			f.mu.Unlock()
 		} else {
 			f.mu.Lock()
 			if !f.mute {

@@ -51,7 +51,7 @@ type connection struct {
 // run connects, receives, and connects again, until ctx ends.
 func (p *peer) run(ctx context.Context) {
 	delay := time.Duration(0)
-	refusedBefore := false
+	refusedBefore, told := false, ""
 	for {
 		if delay > 0 && !sleep(ctx, delay) {
 			return
@@ -70,10 +70,14 @@ func (p *peer) run(ctx context.Context) {
 				p.s.post(writer.ConnDown{Node: p.node, Refused: true})
 			}
 			refusedBefore = refused
+			if errors.Is(err, errHello) && err.Error() != told {
+				told = err.Error()
+				p.s.call(func() { p.s.emit(Event{Kind: EventWaiting, Text: told + "; " + errs.Hint(err)}) })
+			}
 			delay = min(max(2*delay, firstRedial), lastRedial)
 			continue
 		}
-		delay, refusedBefore = 0, false
+		delay, refusedBefore, told = 0, false, ""
 		err = p.use(ctx, l, dec, ack)
 		if ctx.Err() != nil {
 			return
@@ -213,6 +217,22 @@ func (p *peer) dial(ctx context.Context, network, addr string) (*connection, *wi
 	return &connection{nc: nc, out: link.NewSender(nc, raw, nil)}, dec, ack, nil
 }
 
+// errHello marks refusals that stay until a person does something.
+var errHello = errors.New("greeting refused")
+
+// helloRefused says why a storage process does not want to talk, and what to do.
+func helloRefused(node ids.ID, st wire.Status) error {
+	switch st {
+	case wire.VersionMismatch:
+		return fmt.Errorf("%w: %w", errHello, errs.New(errs.Invalid, "storage of node %s speaks none of the protocol versions %d to %d of this one", node.Short(), wire.MinVersion, wire.ProtocolVersion).
+			WithHint("upgrade the node that has the older version of Roseau; one version between them is bridged, two are not"))
+	case wire.OtherGeneration:
+		return fmt.Errorf("%w: %w", errHello, errs.New(errs.Denied, "storage of node %s belongs to another cluster, or to another generation of this one", node.Short()).
+			WithHint("a node that was left behind by `cluster recover` joins again after `node remove`; its disks are imported or released"))
+	}
+	return fmt.Errorf("%w: %w", errHello, errs.New(errs.Denied, "storage of node %s refuses this process with status %d", node.Short(), st))
+}
+
 // hello exchanges HELLO.
 func (p *peer) hello(nc net.Conn) (*wire.Decoder, *wire.HelloAck, error) {
 	c := &p.s.cfg
@@ -234,7 +254,7 @@ func (p *peer) hello(nc net.Conn) (*wire.Decoder, *wire.HelloAck, error) {
 		return nil, nil, errs.New(errs.Corrupt, "expect HELLO_ACK, got %T", m)
 	}
 	if ack.Status != wire.OK {
-		return nil, nil, errs.New(errs.Denied, "storage refuses this guard: status %d", ack.Status)
+		return nil, nil, helloRefused(p.node, ack.Status)
 	}
 	if ack.Node != p.node {
 		return nil, nil, errs.New(errs.Denied, "node %s answers instead", ack.Node)

@@ -13,6 +13,7 @@ import (
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
 	"roseau/internal/block/nbd/nbdtest"
+	"roseau/internal/block/wire"
 	"roseau/internal/core/repl"
 )
 
@@ -188,5 +189,27 @@ func TestOpenRefusals(t *testing.T) {
 	w.put(repl.Key{Kind: repl.KeyCfg, ID: future}.Path(), repl.Cfg{SizeBytes: 1 << 30, Copies: 3, MinISR: 1, State: repl.VolumeLive, Incompat: 1 << 40})
 	if _, err := Open(ctx, w.config(0, future)); errs.Kind(err) != errs.Invalid || !strings.Contains(err.Error(), "0x10000000000") || errs.Hint(err) == "" {
 		t.Errorf("a volume from the future: %v, hint %q", err, errs.Hint(err))
+	}
+}
+
+// A storage process of another protocol, or of another generation, is not talked
+// to: its copy leaves the in-sync set, and an event says why and what to do.
+func TestOtherProtocolIsRefused(t *testing.T) {
+	w := newWorld(t)
+	fakes := w.fakes()
+	fakes[2].mu.Lock()
+	fakes[2].refuse = wire.VersionMismatch
+	fakes[2].mu.Unlock()
+	s := w.take(w.config(0, w.volume(64<<20)))
+	deadline := time.After(20 * time.Second)
+	for {
+		select {
+		case e := <-s.Events():
+			if e.Kind == EventWaiting && strings.Contains(e.Text, "speaks none of the protocol versions 2 to 2") && strings.Contains(e.Text, "upgrade the node") {
+				return
+			}
+		case <-deadline:
+			t.Fatal("nobody is told")
+		}
 	}
 }

@@ -275,6 +275,11 @@ type Tag struct {
 // Hole is the tag of a block that reads as zeros and hides older objects.
 var Hole = Tag{CRC: 0xfffffffe}
 
+// Lost is the tag of a block that cannot be verified here: its metadata is gone, or
+// no copy could read it when this one joined. It reads as an error until another
+// copy or a write heals it.
+var Lost = Tag{CRC: 0xffffffff}
+
 // HasData reports whether a block of this tag has data of its own.
 func (t Tag) HasData() bool { return t.Stamp != 0 }
 
@@ -402,7 +407,7 @@ type SyncBegin struct {
 // SyncBlock is one block of a SyncWrite.
 type SyncBlock struct {
 	Block uint16
-	Tag   Tag // as at the source; zero = make absent
+	Tag   Tag // as at the source; zero = make absent; Lost = no copy can read it
 }
 
 // SyncWrite copies blocks of one object from the source; it bypasses the order

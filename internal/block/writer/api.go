@@ -76,6 +76,9 @@ type Mutations struct {
 	KeepCold               bool // a living writer keeps cold copies that lost acked writes
 	AdoptCold              bool // a successor adopts a guest although only cold copies answer
 	FlushWhileReconciling  bool // the flush mark moves before a takeover has rewritten every window
+	PrepareNeverLonger     bool // a round of PREPARE never waits longer than the first
+	LostWithoutAsking      bool // a join gives a block up although an in-sync copy was not asked
+	LostAsAbsent           bool // a join makes a block that no copy can read absent
 	KeepSyncOnReplace      bool // a disk that is given more segments goes on joining as it was
 
 	SnapshotNumberReused bool // a number that a failed attempt left is used again
@@ -140,8 +143,9 @@ type (
 		Msg  wire.Message
 	}
 	// Liveness lists the nodes that may still come: session in etcd, or direct
-	// beats. Sent at the start and at every change.
-	Liveness struct{ Alive []ids.ID }
+	// beats. Sent at the start and at every change. Broken lists those of them
+	// that say themselves that their storage process does not answer.
+	Liveness struct{ Alive, Broken []ids.ID }
 	// RecordsRead answers ReadRecords. Cached records are those that RecordsKnown
 	// last told a predecessor on this node, used when etcd does not answer.
 	RecordsRead struct {
@@ -487,6 +491,7 @@ type VolumeHealth struct {
 	Inflight   int           // requests begun or waiting
 	DirtyBytes int64         // acked and not flushed
 	Healing    int           // blocks that are being repaired, or wait for it
+	Lost       int           // blocks that were found readable on no copy, and not written since
 	Scrub      ScrubHealth
 	Members    []MemberHealth
 }

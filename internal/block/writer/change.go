@@ -128,6 +128,9 @@ func (v *volume) settleChange() {
 		}
 		return
 	}
+	if v.frozenSince == 0 && v.sick {
+		c.moveNeeded(v, false)
+	}
 	if v.frozenSince == 0 || c.reopen.unwritten {
 		return
 	}
@@ -202,16 +205,16 @@ func (v *volume) removable() []*member {
 }
 
 // sickLink reports whether m is away only by its connection while its node
-// lives.
+// lives and does not say that its storage process is dead: the cable may be
+// ours.
 func (m *member) sickLink() bool {
-	return (m.leaving == repl.OutLost || m.leaving == repl.OutRefused) && m.v.c.isAlive(m.node.id) && !m.failed
+	c := m.v.c
+	lost := m.leaving == repl.OutLost || m.leaving == repl.OutRefused || m.leaving == repl.OutMissing
+	return lost && c.isAlive(m.node.id) && !m.failed && !c.isBroken(m.node.id)
 }
 
 func (c *Core) moveNeeded(v *volume, sick bool) {
 	v.sick = sick
-	if c.state == Opening || c.state == Reconciling {
-		return
-	}
 	any := false
 	for _, o := range c.vols {
 		any = any || o.sick
@@ -224,6 +227,7 @@ func (c *Core) moveNeeded(v *volume, sick bool) {
 	if any {
 		text = "volume " + v.id.String() + ": connections to living nodes are lost; going on would leave one copy"
 	}
+	c.moveNever = c.moveNever && any
 	c.effect(AskMove{Over: !any, Text: text})
 }
 

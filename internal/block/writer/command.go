@@ -299,7 +299,7 @@ func (c *Core) Health() Health {
 				vh.Inflight++
 			}
 		}
-		vh.Scrub, vh.Healing = v.scrubHealth(), v.healing()
+		vh.Scrub, vh.Healing, vh.Lost = v.scrubHealth(), v.healing(), len(v.lost)
 		for _, m := range v.members {
 			_, out := v.rec.Own.Out[m.disk]
 			mh := MemberHealth{Disk: m.disk, Node: m.node.id, InSync: !out, Connected: m.node.up && m.node.lostAt == 0, Reason: v.rec.Own.Out[m.disk].Reason}

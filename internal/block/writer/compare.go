@@ -10,7 +10,7 @@ import (
 )
 
 // lostTag stands where a copy lost the tag of a block.
-var lostTag = wire.Tag{CRC: 0xffffffff}
+var lostTag = wire.Lost
 
 // zeroCRC is the checksum of a block of zeros: it and an absent block read the
 // same.

@@ -30,9 +30,10 @@ type Core struct {
 	cached   bool // recs come from this node's memory, not from etcd
 	reading  bool // a ReadRecords is unanswered
 
-	nodes []*node // sorted by ID
-	vols  []*volume
-	alive []ids.ID // sorted
+	nodes  []*node // sorted by ID
+	vols   []*volume
+	alive  []ids.ID // sorted
+	broken []ids.ID // nodes whose storage process is dead, as they say; sorted
 
 	slots    []slot
 	freeSlot []uint32
@@ -123,6 +124,7 @@ func (c *Core) Step(now clock.Instant, ev Event) {
 		c.connDown(ev)
 	case Liveness:
 		c.alive = slices.SortedFunc(slices.Values(ev.Alive), ids.ID.Compare)
+		c.broken = slices.SortedFunc(slices.Values(ev.Broken), ids.ID.Compare)
 	case RecordsRead:
 		c.recordsRead(ev)
 	case TxnDone:
@@ -239,6 +241,11 @@ func (c *Core) invalid(text string) {
 
 func (c *Core) isAlive(node ids.ID) bool {
 	_, ok := slices.BinarySearchFunc(c.alive, node, ids.ID.Compare)
+	return ok
+}
+
+func (c *Core) isBroken(node ids.ID) bool {
+	_, ok := slices.BinarySearchFunc(c.broken, node, ids.ID.Compare)
 	return ok
 }
 

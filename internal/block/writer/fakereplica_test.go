@@ -149,6 +149,8 @@ func (v *fakeVol) apply(r fakeRecord) {
 	v.tomb[ext] = r.kind == wire.RecordTombstone && !r.sync
 	for i := 0; i < r.count; i++ {
 		b := r.block + int64(i)
+		delete(v.rot, b)
+		delete(v.lost, b)
 		if r.sync {
 			if r.tags[i] == (wire.Tag{}) {
 				delete(v.blocks, b)
@@ -549,6 +551,16 @@ func (v *fakeVol) syncWrite(m *wire.SyncWrite) {
 	at := 0
 	for _, b := range m.Blocks {
 		var value uint64
+		if at := base + int64(b.Block); b.Tag == lostTag {
+			if !v.live[at] {
+				if v.lost == nil {
+					v.lost = map[int64]bool{}
+				}
+				v.lost[at] = true
+				delete(v.blocks, at)
+			}
+			continue
+		}
 		if b.Tag != (wire.Tag{}) {
 			value = stampOf(m.Data[at:])
 			at += repl.BlockBytes

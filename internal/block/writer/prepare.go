@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"roseau/internal/base/clock"
 	"roseau/internal/base/errs"
@@ -18,14 +19,20 @@ type prepare struct {
 	running bool
 	endAt   clock.Instant // the round ends then, answered or not
 	nextAt  clock.Instant
+	wait    time.Duration // how long a round may take; 0 = tryWait
 	last    Prepared
 	known   bool // last is of this claim attempt
 	suspect bool // a replica seemed to know more than etcd: etcd is read again before we stop
 	never   bool // Abort: no CAS will ever be sent
 }
 
-// tryWait bounds a round of PREPARE.
-const tryWait = 400e6
+// tryWait bounds the first round of PREPARE. A round that could not say more for
+// lack of answers makes the next one longer, for the network may be slow; but not
+// as long as a reservation lasts, which must still stand when the round ends.
+const (
+	tryWait     = 400 * time.Millisecond
+	tryWaitMost = 4 * tryWait
+)
 
 func (c *Core) readRecords() {
 	if !c.reading {
@@ -91,7 +98,8 @@ func (c *Core) settlePrepare() {
 			return
 		}
 		p.running = true
-		p.endAt, p.nextAt = c.now.Add(tryWait), c.now.Add(c.t.PrepareEvery)
+		p.wait = max(p.wait, tryWait)
+		p.endAt, p.nextAt = c.now.Add(p.wait), c.now.Add(c.t.PrepareEvery)
 		for _, v := range c.vols {
 			for _, m := range v.members {
 				m.tried = false
@@ -240,8 +248,24 @@ func (c *Core) endRound() {
 	if res.Retry > 0 && res.Retry < c.t.PrepareEvery {
 		p.nextAt = min(p.nextAt, c.now.Add(res.Retry))
 	}
+	if !res.Ready && res.Retry == 0 && c.tryLate() && !c.mut.PrepareNeverLonger {
+		p.wait = min(2*p.wait, tryWaitMost)
+	}
 	p.last, p.known = res, true
 	c.effect(res)
+}
+
+// tryLate reports whether an in-sync member over a working connection has not
+// answered the round.
+func (c *Core) tryLate() bool {
+	for _, v := range c.vols {
+		for _, m := range v.members {
+			if !v.isOut(m) && !m.tried && !m.absent && m.node.up {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func (v *volume) reachable() bool {

@@ -250,6 +250,9 @@ func (v *volume) endRead(o *op, a *wire.ReadReply) {
 		v.reads.push(o)
 		return
 	}
+	if len(v.lost) > 0 && o.object == 0 {
+		v.notLost(o.ext, o.block, o.count)
+	}
 	if o.rep != nil {
 		v.repair(o)
 		if o.rep.heal != nil {
@@ -285,7 +288,14 @@ func (v *volume) failRead(o *op) {
 		v.endHeal(o) // its sources have left the in-sync set: nothing was tried
 		return
 	}
-	v.c.report(ReportDamaged, v.id, o.rep.unreadable[0].disk, fmt.Sprintf("extent %d, blocks %d to %d: a block is readable on no copy", o.ext, o.block, o.block+o.count-1))
+	for i, have := range o.rep.have {
+		if !have && o.object == 0 {
+			v.blockLost(o.ext, o.block+i, o.rep.unreadable[0].disk, "it is readable on no copy")
+		}
+	}
+	if o.object != 0 || o.rep.have == nil {
+		v.c.report(ReportDamaged, v.id, o.rep.unreadable[0].disk, fmt.Sprintf("extent %d, blocks %d to %d: a block is readable on no copy", o.ext, o.block, o.block+o.count-1))
+	}
 	if o.rep.heal != nil {
 		v.endHeal(o)
 		return

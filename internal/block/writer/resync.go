@@ -67,11 +67,10 @@ type syncObject struct {
 	asked  int
 	block  int // next to be looked at
 	unsent int // chunks unanswered
-	tried  []*member
 }
 
 // unreadableWait is how long a join waits that met a block which no source can
-// read: for its repair, for a write over it, or for another copy's return.
+// read that answers, while an in-sync copy does not answer.
 const unreadableWait = 10 * time.Second
 
 // chunkBlocks is 128 KiB: how much is read from the source under the lock.
@@ -398,7 +397,7 @@ func (j *syncJob) beginObject(i int) {
 	o := &j.objects[i]
 	m := j.m
 	v := m.v
-	o.src = v.source(v.segment(o.ext), o.tried)
+	o.src = v.source(v.segment(o.ext), nil)
 	if o.src == nil {
 		j.fail("no source")
 		return
@@ -478,8 +477,12 @@ func (j *syncJob) endObject(i int) {
 func (j *syncJob) readSource(p *op) {
 	v := j.m.v
 	o := &j.objects[p.arg]
-	if o.src == nil || !o.src.usable() || !o.src.counted || !p.seg.holds(o.src) {
-		o.src = v.source(v.segment(o.ext), o.tried)
+	if o.src == nil || !o.src.usable() || !o.src.counted || !p.seg.holds(o.src) || p.rep.has(o.src) {
+		var tried []*member
+		if p.rep != nil {
+			tried = p.rep.unreadable
+		}
+		o.src = v.source(p.seg, tried)
 	}
 	if o.src == nil {
 		p.from, j.lost = nil, true // asked again at the next settle
@@ -511,18 +514,14 @@ func (j *syncJob) sourceRead(p *op, from *member, a *wire.ReadReply) {
 	if p.unlocked > 0 {
 		n = p.unlocked
 	}
-	if a.Status != wire.OK || len(a.Tags) != n || len(a.Marks) == 0 || a.Data != nil && len(a.Data) != n*repl.BlockBytes {
-		v.unreadableSource(p, from, a)
-		o.tried = append(o.tried, from)
-		if v.source(v.segment(o.ext), o.tried) == nil {
-			v.c.report(ReportDamaged, v.id, from.disk, fmt.Sprintf("extent %d: no source is readable", o.ext))
-			j.fail("a block is readable on no source")
-			j.m.rejoinAt = v.c.now.Add(unreadableWait)
+	if a.Status != wire.OK && a.Status != wire.Unreadable || len(a.Tags) != n || len(a.Marks) == 0 || a.Data != nil && len(a.Data) != n*repl.BlockBytes {
+		j.fail(fmt.Sprintf("a source cannot be read: status %d", a.Status))
+		return
+	}
+	if a.Status == wire.Unreadable || p.rep != nil {
+		if a = j.collect(p, from, n, a); a == nil {
 			return
 		}
-		o.src = v.source(v.segment(o.ext), o.tried)
-		j.readSource(p)
-		return
 	}
 	w := &wire.SyncWrite{Handle: j.m.handle, Extent: o.ext, Object: o.object, Mark: a.Marks[0]}
 	for b := range a.Tags {

@@ -100,6 +100,81 @@ func TestSickLinkNeverLeavesOneCopy(t *testing.T) {
 	}
 }
 
+// The reason to ask is gone: it is said, or the manager would go on trying to move
+// a healthy VM.
+func TestSickLinkIsOver(t *testing.T) {
+	w := quiet(t, Mutations{})
+	g := w.served(time.Second)
+	w.isolate(g, 1, 2)
+	w.run(2500 * time.Millisecond)
+	for _, i := range []int{1, 2} {
+		delete(g.blocked, w.nodes[i].id)
+		g.connect(w.nodes[i])
+	}
+	w.run(time.Second)
+	if w.stats["ask move"] != 1 || w.stats["move over"] != 1 || g.core.moveWanted {
+		t.Errorf("asked %d times, over %d, wanted %v", w.stats["ask move"], w.stats["move over"], g.core.moveWanted)
+	}
+}
+
+// A takeover that reaches one copy of living nodes asks to be moved as a serving
+// writer does; it goes on with the one copy when nobody else can take the VM, when
+// those nodes are gone, or when they say that their storage is dead [S13].
+func TestTakeoverOverASickLink(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		end  func(w *world, g *fakeGuard)
+	}{
+		{"move refused", func(_ *world, g *fakeGuard) { g.command(Command{Kind: MoveRefused}) }},
+		{"nodes gone", func(w *world, g *fakeGuard) { g.step(Liveness{Alive: []ids.ID{w.nodes[0].id}}) }},
+		{"storage dead", func(w *world, g *fakeGuard) {
+			g.step(Liveness{Alive: w.alive(), Broken: []ids.ID{w.nodes[1].id, w.nodes[2].id}})
+		}},
+	} {
+		w := quiet(t, Mutations{})
+		g := w.served(time.Second)
+		w.kill(g)
+		w.run(4 * time.Second)
+		w.place(w.nodes[0])
+		s := w.newGuard(w.nodes[0], w.newID(), false, Mutations{})
+		w.isolate(s, 1, 2)
+		s.take = true
+		s.command(Command{Kind: Prepare})
+		w.run(20 * time.Second)
+		if s.core.State() != Reconciling || w.stats["ask move"] != 1 || len(w.own().Out) > 1 {
+			t.Fatalf("%s: state %v, asked %d times, %d out: it must wait and ask", c.name, s.core.State(), w.stats["ask move"], len(w.own().Out))
+		}
+		c.end(w, s)
+		w.run(2 * time.Second)
+		if s.core.State() != Serving || len(w.own().Out) != 2 || w.stats["move over"] != 1 {
+			t.Errorf("%s: state %v, %d out, over %d", c.name, s.core.State(), len(w.own().Out), w.stats["move over"])
+		}
+	}
+}
+
+// With min_isr 2 acks stop before a single copy is left, and go on when another one
+// is back.
+func TestMinISR(t *testing.T) {
+	for _, least := range []int{1, 2} {
+		w := quiet(t, Mutations{})
+		w.etcd.recs.Volumes[0].Cfg.MinISR = least
+		g := w.served(time.Second)
+		w.isolate(g, 1, 2)
+		g.step(Liveness{Alive: []ids.ID{w.nodes[0].id}})
+		w.run(3 * time.Second)
+		_, done := w.ask(g, OpWrite, 3, 7)
+		w.run(100 * time.Millisecond)
+		if got, want := done(), least == 1; got != want || least == 2 && len(w.own().Out) > 1 {
+			t.Errorf("min_isr %d: acked %v, %d out", least, got, len(w.own().Out))
+		}
+		w.rejoin(g, 2)
+		w.run(5 * time.Second)
+		if !done() || len(w.own().Out) != 1 || w.ioErrors > 0 {
+			t.Errorf("min_isr %d: done %v, %d out, %d errors after the return", least, done(), len(w.own().Out), w.ioErrors)
+		}
+	}
+}
+
 func TestNoReadBeforeTheMissingAreOut(t *testing.T) {
 	for _, mut := range []Mutations{{}, {ReadBeforeOut: true}} {
 		w := quiet(t, mut)

@@ -115,6 +115,7 @@ type volume struct {
 
 	scrub *scrubJob
 	heals healQueue
+	lost  map[int64]bool // blocks that no copy can read, by number in the volume
 
 	rc    reconcile
 	snap  snapVolume

@@ -428,7 +428,11 @@ func (g *fakeGuard) effect(e Effect) {
 			w.fail("guest invalidated while a warm copy exists")
 		}
 	case AskMove:
-		w.seen("ask move")
+		if e.Over {
+			w.seen("move over")
+		} else {
+			w.seen("ask move")
+		}
 	case Reconnect:
 		if c := g.conns[e.Node]; c != nil {
 			c.break_(false)

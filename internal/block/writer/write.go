@@ -146,6 +146,9 @@ func (v *volume) commit(o *op) {
 	}
 	v.dirty = true
 	c.wake = c.wake || v.flush.waits(v.commitWseq) || v.rc.running > 0 || v.pending != nil || v.joining()
+	if len(v.lost) > 0 {
+		v.notLost(o.ext, o.block, o.count)
+	}
 	refused := o.refused
 	e := v.extents[o.ext]
 	o.state = opZombie

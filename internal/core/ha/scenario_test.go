@@ -62,6 +62,7 @@ type world struct {
 	t     *testing.T
 	now   clock.Instant
 	etcd  bool
+	deaf  bool // no beat reaches the manager
 	state State
 	nodes []*wnode
 	vms   []*wvm
@@ -74,6 +75,8 @@ type wnode struct {
 	up, session bool
 	diedAt      clock.Instant
 	failStarts  string
+	noStorage   bool
+	sickLink    bool
 }
 
 type wvm struct {
@@ -84,6 +87,7 @@ type wvm struct {
 	writer     ids.ID
 	writerGone clock.Instant
 	copies     []ids.ID
+	waits      string // what its guards wait for while they prepare
 }
 
 type wguard struct {
@@ -203,6 +207,45 @@ func (w *world) command(f []string) {
 		for _, n := range strings.Split(f[2], ",") {
 			v.copies = append(v.copies, w.node(n).ID)
 		}
+	case "sick": // sick VM on|off: its guard asks to be moved, or does not any more
+		g := w.vm(f[1]).guards[w.vm(f[1]).Placement.Node]
+		g.r.WantsMove, g.r.Stalled, g.r.Seen = "", 0, w.now
+		if f[2] == "on" {
+			g.r.WantsMove, w.vm(f[1]).writerGone = "connections to living nodes are lost", w.now
+		} else {
+			w.vm(f[1]).writerGone = 0
+		}
+	case "storage": // storage NODE off: its storage process is dead
+		w.node(f[1]).noStorage = f[2] == "off"
+	case "link": // link NODE sick: whoever takes over there asks to be moved
+		w.node(f[1]).sickLink = f[2] == "sick"
+	case "deaf": // deaf on|off: the manager hears no beats
+		w.deaf = f[1] == "on"
+	case "falls": // falls VM why: its guard ends with an error
+		v := w.vm(f[1])
+		v.guards[v.writer].r.Phase, v.guards[v.writer].r.Reason, v.guards[v.writer].r.Since = "failed", strings.Join(f[2:], " "), w.now
+		v.writerGone = w.now
+	case "waits": // waits VM [text]: its guards wait for a copy that only they know of
+		w.vm(f[1]).waits = strings.Join(f[2:], " ")
+	case "mended": // mended NODE: starts there succeed again
+		w.node(f[1]).failStarts = ""
+	case "label":
+		w.node(f[1]).Labels = append(w.node(f[1]).Labels, f[2:]...)
+	case "rule": // rule NAME KIND a,b [nodes=a,b] [labels=x,y] [soft]
+		r := place.VMRule{Name: f[1], Kind: model.RuleKind(f[2]), VMs: strings.Split(f[3], ",")}
+		for _, x := range f[4:] {
+			switch k, val, _ := strings.Cut(x, "="); k {
+			case "soft":
+				r.Soft = true
+			case "nodes":
+				r.Nodes = strings.Split(val, ",")
+			case "labels":
+				r.Labels = strings.Split(val, ",")
+			default:
+				w.t.Fatalf("rule: unknown key %s", k)
+			}
+		}
+		w.state.View.Rules = append(w.state.View.Rules, r)
 	case "told": // beats say that the guard of VM holds its lease
 		w.vm(f[1]).ToldAlive = 1
 	case "want":
@@ -235,6 +278,12 @@ func (w *world) addVM(f []string) {
 			v.HA = model.HAMode(val)
 		case "priority":
 			v.Priority, _ = strconv.Atoi(val)
+		case "after":
+			v.After = strings.Split(val, ",")
+		case "delay":
+			v.StartDelay, _ = time.ParseDuration(val)
+		case "max-restarts":
+			v.MaxRestarts, _ = strconv.Atoi(val)
 		default:
 			w.t.Fatalf("vm: unknown key %s", k)
 		}
@@ -304,12 +353,17 @@ func (w *world) guards(start clock.Instant) {
 			g.r.Phase, g.r.Since = "preparing", w.now
 			fallthrough
 		case g.r.Phase == "preparing":
+			if g.r.Waiting = v.waits; v.waits != "" {
+				continue
+			}
 			g.r.Live = !v.writer.IsZero() && v.writerGone == 0
 			if v.writer.IsZero() || v.writerGone != 0 && w.now.Sub(v.writerGone) >= 3300*time.Millisecond {
 				g.r.Phase, g.r.Since = "opening", w.now
 			}
+		case g.r.Phase == "opening" && n.sickLink && !p.Stay:
+			g.r.WantsMove = "connections to living nodes are lost"
 		case g.r.Phase == "opening" && w.now.Sub(g.r.Since) >= 200*time.Millisecond:
-			g.r.Phase, g.r.State = "running", model.VMRunning
+			g.r.Phase, g.r.State, g.r.WantsMove = "running", model.VMRunning, ""
 			for id := range v.guards {
 				if id != p.Node {
 					delete(v.guards, id)
@@ -329,12 +383,14 @@ func (w *world) show() {
 	view.Leader = w.etcd
 	view.Nodes, view.VMs = nil, nil
 	for _, n := range w.nodes {
-		if n.up {
+		if n.up && w.deaf {
+			// nothing is heard
+		} else if n.up {
 			n.LastBeat = w.now
 		} else if w.now.Sub(n.diedAt) > 2500*time.Millisecond {
 			n.session = false
 		}
-		n.Storage = n.up
+		n.Storage = n.up && !n.noStorage
 		n.Session = n.session
 		if n.Session {
 			n.SessionLost = 0

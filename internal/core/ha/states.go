@@ -19,7 +19,7 @@ import (
 func (m *step) vm(vm VM) {
 	mem, known := m.out.VMs[vm.ID]
 	mem.Failures = slices.DeleteFunc(slices.Clone(mem.Failures), func(t clock.Instant) bool { return m.now.Sub(t) > m.p.Window })
-	mem.Blame = maps.Clone(mem.Blame)
+	mem.Blame, mem.Sick = maps.Clone(mem.Blame), maps.Clone(mem.Sick)
 	old := mem
 	m.out.VMs[vm.ID] = mem
 	var state model.VMState
@@ -86,9 +86,14 @@ func (m *step) stopped(vm VM, mem *VMMemory) (model.VMState, string) {
 	if m.now.Before(mem.NotUntil) {
 		return model.VMStarting, fmt.Sprintf("tries again: %s", mem.Reason0())
 	}
-	// A run that an earlier attempt could not take over may live yet: then this
-	// is still a recovery, which leaves a live writer alone.
-	return m.start(vm, mem, repl.Placement{Run: vm.Placement.Run}, "start", nil)
+	// A run that an earlier attempt could not take over may live yet: then it is
+	// left alone if its guard says so, and else this is still a recovery, which
+	// leaves a live writer alone.
+	lives, exclude := m.ownerLives(vm)
+	if lives {
+		return m.leaveAlone(vm, mem)
+	}
+	return m.start(vm, mem, repl.Placement{Run: vm.Placement.Run}, "start", exclude)
 }
 
 // Reason0 is the last reason without the words that stopped puts before it.
@@ -100,6 +105,13 @@ func (m *step) start(vm VM, mem *VMMemory, from repl.Placement, why string, excl
 	if ok, copyWhy := place.MissingCopy(vm.Volumes, m.candidates(vm)); !ok && len(vm.Volumes) > 0 {
 		m.say(vm, mem, "warn", "waits: "+copyWhy)
 		return model.VMWaitingForCopy, copyWhy
+	}
+	if why := m.held(vm, mem); why != "" {
+		m.say(vm, mem, "info", why)
+		return startState(from), why
+	}
+	if m.startAll >= m.p.StartsAll {
+		return startState(from), fmt.Sprintf("waits: %d machines are starting in the cluster", m.startAll)
 	}
 	d, err := m.choose(vm, exclude)
 	if err != nil {
@@ -116,6 +128,14 @@ func (m *step) start(vm VM, mem *VMMemory, from repl.Placement, why string, excl
 		return model.VMStarting, ""
 	}
 	return model.VMRecovering, why
+}
+
+// startState is what a VM does whose start has to wait.
+func startState(from repl.Placement) model.VMState {
+	if from.Run.IsZero() {
+		return model.VMStarting
+	}
+	return model.VMRecovering
 }
 
 // say tells the same refusal only once.
@@ -149,6 +169,8 @@ func (m *step) starting1(vm VM, mem *VMMemory) (model.VMState, string) {
 		return m.attemptFailed(vm, mem, r.Reason)
 	case r.Phase == "stopped":
 		return m.guestStopped(vm, p, r)
+	case r.WantsMove != "":
+		return m.leave(vm, mem, r)
 	case r.Waiting != "":
 		m.say(vm, mem, "warn", "waits for "+r.Waiting)
 		return model.VMWaitingForCopy, "waits for " + r.Waiting
@@ -183,7 +205,11 @@ func (m *step) recovering(vm VM, mem *VMMemory) (model.VMState, string) {
 		return model.VMStopping, ""
 	}
 	if why := m.gone(m.node[p.Node]); why != "" {
-		return m.start(vm, mem, p, fmt.Sprintf("recover again: %s %s", m.nodeName(p.Node), why), nil)
+		lives, exclude := m.ownerLives(vm)
+		if lives {
+			return m.leaveAlone(vm, mem)
+		}
+		return m.start(vm, mem, p, fmt.Sprintf("recover again: %s %s", m.nodeName(p.Node), why), exclude)
 	}
 	r, ok := report(vm, p.Node, p.Attempt)
 	if !ok || r.Phase == "absent" {
@@ -197,6 +223,8 @@ func (m *step) recovering(vm VM, mem *VMMemory) (model.VMState, string) {
 		return m.attemptFailed(vm, mem, r.Reason)
 	case r.Phase == "stopped":
 		return m.guestStopped(vm, p, r)
+	case r.WantsMove != "":
+		return m.leave(vm, mem, r)
 	case r.Phase == "preparing" && r.Waiting != "":
 		m.say(vm, mem, "warn", "waits for "+r.Waiting)
 		return model.VMWaitingForCopy, "waits for " + r.Waiting
@@ -204,6 +232,22 @@ func (m *step) recovering(vm VM, mem *VMMemory) (model.VMState, string) {
 		return m.leaveAlone(vm, mem)
 	}
 	return model.VMRecovering, mem.Reason
+}
+
+// ownerLives reports whether the guard that holds the VM's volumes says that it
+// runs, on another node than the VM is placed on, and that node can be believed. If
+// it says so but cannot be, its node is excluded: a guard that may live is taken
+// over from elsewhere or not at all.
+func (m *step) ownerLives(vm VM) (lives bool, exclude map[ids.ID]string) {
+	r, ok := report(vm, vm.Owner, 0)
+	if !ok || vm.Owner.IsZero() || vm.Owner == vm.Placement.Node || r.Phase != "running" {
+		return false, nil
+	}
+	n := m.node[vm.Owner]
+	if r.Stalled == 0 && r.WantsMove == "" && !n.ID.IsZero() && m.usable(n) == "" {
+		return true, nil
+	}
+	return false, map[ids.ID]string{vm.Owner: "its guard there may live"}
 }
 
 // leaveAlone takes back an attempt whose PREPARE met a live writer: the VM is
@@ -234,7 +278,7 @@ func (m *step) attemptFailed(vm VM, mem *VMMemory, why string) (model.VMState, s
 	}
 	mem.Blame[p.Node] = "failed there: " + why
 	stopped := repl.Placement{Attempt: p.Attempt + 1, State: PlaceStopped, Run: p.Run}
-	if len(mem.Failures) >= m.p.MaxRestarts {
+	if len(mem.Failures) >= m.maxRestarts(vm) {
 		mem.Cause, mem.World = why, m.world()
 		m.setPlacement(vm, stopped, "failed "+fmt.Sprint(len(mem.Failures))+" times")
 		m.event("error", "vm "+vm.Name, "failed %d times within %s, last on %s: %s", len(mem.Failures), short(m.p.Window), m.nodeName(p.Node), why)
@@ -245,6 +289,14 @@ func (m *step) attemptFailed(vm VM, mem *VMMemory, why string) (model.VMState, s
 	m.setPlacement(vm, stopped, fmt.Sprintf("failed on %s: %s", m.nodeName(p.Node), why))
 	m.event("warn", "vm "+vm.Name, "did not start on %s: %s; again in %s", m.nodeName(p.Node), why, short(back))
 	return model.VMStarting, "tries again: " + why
+}
+
+// maxRestarts is how many failures make vm failed.
+func (m *step) maxRestarts(vm VM) int {
+	if vm.MaxRestarts > 0 {
+		return vm.MaxRestarts
+	}
+	return m.p.MaxRestarts
 }
 
 func (m *step) failedText(vm VM, why string) string {
@@ -276,6 +328,10 @@ func (m *step) running(vm VM, mem *VMMemory) (model.VMState, string) {
 	switch {
 	case why == "" && ok && r.Phase == "running" && m.silent(m.node[p.Node]) == "":
 		m.settle(p, mem)
+		if p.Stay { // it does not ask any more
+			p.Stay = false
+			m.setPlacement(vm, p, "its storage link works again, or it goes on with one copy")
+		}
 		return m.runningState(r)
 	case why == "":
 		return model.VMRunning, ""
@@ -285,7 +341,28 @@ func (m *step) running(vm VM, mem *VMMemory) (model.VMState, string) {
 		m.say(vm, mem, "warn", why+"; not restarted: its HA is off")
 		return model.VMFailed, why + "; not restarted: its HA is off"
 	}
-	return m.recover(vm, mem, why, onlySession)
+	if !fellOver(p, r, ok) {
+		return m.recover(vm, mem, why, onlySession)
+	}
+	if len(mem.Failures)+1 >= m.maxRestarts(vm) {
+		return m.attemptFailed(vm, mem, why)
+	}
+	placed := len(m.actions)
+	state, reason := m.recover(vm, mem, why, false)
+	if m.wasPlaced(vm, placed) {
+		mem.Failures = append(mem.Failures, m.now)
+	}
+	return state, reason
+}
+
+// fellOver reports whether the VM's own guard ended with an error on its node.
+func fellOver(p repl.Placement, r Report, reported bool) bool {
+	return reported && (r.Phase == "failed" || r.Phase == "lost") && r.Attempt >= p.Attempt
+}
+
+// wasPlaced reports whether the actions from the given one on place vm.
+func (m *step) wasPlaced(vm VM, from int) bool {
+	return slices.ContainsFunc(m.actions[from:], func(a Action) bool { s, ok := a.(SetPlacement); return ok && s.VM == vm.ID })
 }
 
 // settle forgets what was held against nodes, once the VM runs well.
@@ -293,7 +370,7 @@ func (m *step) settle(p repl.Placement, mem *VMMemory) {
 	if !m.node[p.Node].Session {
 		return
 	}
-	mem.Blame, mem.Said = nil, ""
+	mem.Blame, mem.Sick, mem.Said, mem.HeldSince = nil, nil, "", 0
 	if mem.NotUntil <= m.now {
 		mem.Probes = 0
 	}
@@ -324,7 +401,10 @@ func (m *step) recover(vm VM, mem *VMMemory, why string, onlySession bool) (mode
 	p := vm.Placement
 	mem.Restarts++
 	exclude := map[ids.ID]string{}
-	if r, ok := report(vm, p.Node, 0); onlySession || ok && (r.WantsMove != "" || r.Phase == "running") {
+	if r, ok := report(vm, p.Node, 0); ok && r.WantsMove != "" && m.silent(m.node[p.Node]) == "" {
+		mem.Restarts--
+		return m.leave(vm, mem, r)
+	} else if onlySession || ok && r.Phase == "running" {
 		exclude[p.Node] = why // it lives there or cannot go on there: elsewhere or not at all
 	} else {
 		mem.Blame = map[ids.ID]string{p.Node: why}
@@ -335,14 +415,47 @@ func (m *step) recover(vm VM, mem *VMMemory, why string, onlySession bool) (mode
 	}
 	before := len(m.actions)
 	state, reason := m.start(vm, mem, repl.Placement{Run: run}, why, exclude)
-	if len(m.actions) > before {
-		if _, placed := m.actions[len(m.actions)-1].(SetPlacement); placed {
-			m.event("warn", "vm "+vm.Name, "recovers from %s: %s", m.nodeName(p.Node), why)
-			return state, reason
-		}
+	if m.wasPlaced(vm, before) {
+		m.event("warn", "vm "+vm.Name, "recovers from %s: %s", m.nodeName(p.Node), why)
+		return state, reason
 	}
 	mem.Restarts--
 	return state, reason
+}
+
+// leave places a VM whose guard asks to be moved, for it reaches no copy but one
+// of living nodes [S13], on a node that it has not asked to leave yet. If none can
+// take it, its writer is told to stay: it goes on with the one copy.
+func (m *step) leave(vm VM, mem *VMMemory, r Report) (model.VMState, string) {
+	p := vm.Placement
+	state := model.VMRecovering
+	if p.State == PlaceRunning {
+		state = model.VMPausedLease
+	}
+	if p.Stay {
+		return state, "stays on " + m.nodeName(p.Node) + " with one copy: " + r.WantsMove
+	}
+	if mem.Sick == nil {
+		mem.Sick = map[ids.ID]string{}
+	}
+	mem.Sick[p.Node] = "its storage link is sick"
+	d, err := m.choose(vm, mem.Sick)
+	if err != nil {
+		stay := p
+		stay.Stay = true
+		m.setPlacement(vm, stay, "no other node can take it: "+err.Error())
+		m.event("warn", "vm "+vm.Name, "stays on %s although %s; no other node can take it: %v", m.nodeName(p.Node), r.WantsMove, err)
+		return state, r.WantsMove
+	}
+	run := p.Run
+	if run.IsZero() {
+		run = ids.ID{15: 1}
+	}
+	mem.Restarts++
+	why := fmt.Sprintf("asks to leave %s: %s", m.nodeName(p.Node), r.WantsMove)
+	m.setPlacement(vm, repl.Placement{Node: d.Node, Attempt: p.Attempt + 1, State: PlaceStarting, Run: run}, why+"; "+d.Why)
+	m.event("warn", "vm "+vm.Name, "recovers from %s: %s", m.nodeName(p.Node), why)
+	return model.VMRecovering, why
 }
 
 // hint returns why a recovery of a running VM should begin, or "".
@@ -459,7 +572,11 @@ func (m *step) failed(vm VM, mem *VMMemory) (model.VMState, string) {
 	if w == mem.World && m.now.Sub(mem.Since) < m.p.HealAfter {
 		return model.VMFailed, mem.Reason
 	}
-	m.event("info", "vm "+vm.Name, "is tried again: the cluster has changed since it failed")
+	if w == mem.World {
+		m.event("info", "vm "+vm.Name, "is tried again, %s after it failed", short(m.p.HealAfter))
+	} else {
+		m.event("info", "vm "+vm.Name, "is tried again: the cluster has changed since it failed")
+	}
 	mem.Cause, mem.World, mem.Failures, mem.Blame, mem.NotUntil = "", "", nil, nil, 0
 	return m.stopped(vm, mem)
 }

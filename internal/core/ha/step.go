@@ -14,7 +14,6 @@ import (
 	"roseau/internal/base/size"
 	"roseau/internal/core/place"
 	"roseau/internal/core/repl"
-	"roseau/internal/model"
 )
 
 // Step is one iteration of the manager. It does not change s.
@@ -23,26 +22,13 @@ func Step(s State, now clock.Instant) (State, []Action) {
 	if !s.View.Leader {
 		return m.out, nil
 	}
+	m.hear()
 	m.nodes()
-	order := slices.Clone(s.View.VMs)
-	sort.Slice(order, func(i, j int) bool { return before(order[i], order[j]) })
-	for _, vm := range order {
-		m.vm(vm)
+	for _, i := range startOrder(s.View.VMs) {
+		m.vm(s.View.VMs[i])
 	}
 	m.forget()
 	return m.out, m.actions
-}
-
-// before orders VMs for restart: higher priority first, best-effort last, then
-// by name.
-func before(a, b VM) bool {
-	if x, y := a.HA == model.HABestEffort, b.HA == model.HABestEffort; x != y {
-		return y
-	}
-	if a.Priority != b.Priority {
-		return a.Priority > b.Priority
-	}
-	return a.Name < b.Name
 }
 
 // step is the scratch of one iteration.
@@ -56,11 +42,17 @@ type step struct {
 	promised map[ids.ID]size.Bytes // memory of the VMs placed on a node
 	placed   map[ids.ID]int
 	starting map[ids.ID]int
+	startAll int
+	deaf     bool
+	named    map[string]*VM
+	spots    map[string]place.Placed   // where every VM is, this step's decisions included
+	rules    map[string][]place.VMRule // by VM, made when first needed
 }
 
 func newStep(s State, now clock.Instant) *step {
 	m := &step{p: s.Params, now: now, view: s.View, out: s,
-		node: map[ids.ID]Node{}, promised: map[ids.ID]size.Bytes{}, placed: map[ids.ID]int{}, starting: map[ids.ID]int{}}
+		node: map[ids.ID]Node{}, promised: map[ids.ID]size.Bytes{}, placed: map[ids.ID]int{}, starting: map[ids.ID]int{},
+		named: make(map[string]*VM, len(s.View.VMs)), spots: make(map[string]place.Placed, len(s.View.VMs))}
 	if m.p == (Params{}) {
 		m.p = Defaults
 	}
@@ -76,22 +68,30 @@ func newStep(s State, now clock.Instant) *step {
 	for _, n := range m.view.Nodes {
 		m.node[n.ID] = n
 	}
-	for _, vm := range s.View.VMs {
-		m.count(vm.Placement, vm.Memory, 1)
+	for i := range s.View.VMs {
+		vm := &s.View.VMs[i]
+		m.named[vm.Name] = vm
+		m.count(vm, vm.Placement, 1, m.takesSlot(vm.ID, vm.Placement.State))
 	}
 	return m
 }
 
-// count adds or takes away what a placement uses.
-func (m *step) count(p repl.Placement, memory size.Bytes, sign int) {
+// count adds or takes away what a placement uses; slot: it is a start under way.
+func (m *step) count(vm *VM, p repl.Placement, sign int, slot bool) {
+	if p.State == PlaceStopped {
+		m.spots[vm.Name] = place.Placed{}
+		return
+	}
+	m.spots[vm.Name] = place.Placed{Node: p.Node, Target: p.Target}
 	for _, n := range []ids.ID{p.Node, p.Target} {
-		if n.IsZero() || p.State == PlaceStopped {
+		if n.IsZero() {
 			continue
 		}
-		m.promised[n] += memory * size.Bytes(sign)
+		m.promised[n] += vm.Memory * size.Bytes(sign)
 		m.placed[n] += sign
-		if p.State == PlaceStarting {
+		if slot {
 			m.starting[n] += sign
+			m.startAll += sign
 		}
 	}
 }
@@ -138,7 +138,7 @@ func (m *step) returned(n Node, mem *NodeMemory) {
 // silent returns why the beats say that n is gone, or "".
 func (m *step) silent(n Node) string {
 	last := max(n.LastBeat, m.view.Listening)
-	if m.now.Sub(last) > m.p.BeatLoss {
+	if m.now.Sub(last) > m.p.BeatLoss && !(m.deaf && n.Session) {
 		return "no beat for " + short(m.p.BeatLoss)
 	}
 	return ""
@@ -163,15 +163,16 @@ func (m *step) candidates(vm VM) []place.Node {
 	blame := m.out.VMs[vm.ID].Blame
 	var out []place.Node
 	for _, n := range m.view.Nodes {
-		c := place.Node{ID: n.ID, Name: n.Name, NotReady: m.usable(n), CPUs: n.CPUs, KVM: n.KVM, Storage: n.Storage, Networks: n.Networks, VMs: m.placed[n.ID]}
+		c := place.Node{ID: n.ID, Name: n.Name, NotReady: m.usable(n), CPUs: n.CPUs, KVM: n.KVM, Storage: n.Storage, Networks: n.Networks, VMs: m.placed[n.ID],
+			Labels: n.Labels, CPUFlags: n.CPUFlags}
 		// What the guests were promised counts, and what they took already: a
 		// machine that has just been placed uses nothing yet.
 		c.MemoryFree = max(0, min(n.MemoryFree, n.Memory-m.promised[n.ID]))
 		if m.silent(n) != "" {
 			c.Storage = false
 		}
-		if c.NotReady == "" && m.starting[n.ID] >= m.p.StartsANode {
-			c.NotReady = fmt.Sprintf("%d machines are starting there", m.starting[n.ID])
+		if m.starting[n.ID] >= m.p.StartsANode {
+			c.Busy = fmt.Sprintf("%d machines are starting there", m.starting[n.ID])
 		}
 		if until := m.out.Nodes[n.ID].Until; m.now.Before(until) {
 			c.Avoid = "avoided, it was lost often"
@@ -186,15 +187,14 @@ func (m *step) candidates(vm VM) []place.Node {
 
 // choose asks place; the error's text is one line.
 func (m *step) choose(vm VM, exclude map[ids.ID]string) (place.Decision, error) {
-	return place.ChooseNode(place.Request{VM: vm.Name, CPUs: vm.CPUs, Memory: vm.Memory, NeedKVM: vm.NeedKVM,
-		Networks: vm.Networks, Volumes: vm.Volumes, Exclude: exclude}, m.candidates(vm))
+	return place.ChooseNode(m.request(vm, exclude, false), m.candidates(vm))
 }
 
 // setPlacement records the decision and counts it at once, so that the next VM
 // of this step sees it.
 func (m *step) setPlacement(vm VM, p repl.Placement, why string) {
-	m.count(vm.Placement, vm.Memory, -1)
-	m.count(p, vm.Memory, 1)
+	m.count(&vm, vm.Placement, -1, m.takesSlot(vm.ID, vm.Placement.State))
+	m.count(&vm, p, 1, p.State == PlaceStarting)
 	m.actions = append(m.actions, SetPlacement{VM: vm.ID, Name: vm.Name, NodeName: m.node[p.Node].Name, Expect: vm.PlacementRev, Placement: p, Why: why})
 }
 
@@ -235,7 +235,8 @@ func Choose(v View, vm ids.ID, exclude map[ids.ID]string, now clock.Instant) (pl
 	m := newStep(State{View: v}, now)
 	for _, x := range v.VMs {
 		if x.ID == vm {
-			return m.choose(x, exclude)
+			m.deaf = m.deafNow()
+			return place.ChooseNode(m.request(x, exclude, true), m.candidates(x))
 		}
 	}
 	return place.Decision{}, errs.New(errs.NotFound, "place vm %s: not known yet", vm)

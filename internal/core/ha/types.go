@@ -45,6 +45,8 @@ type Params struct {
 	Window       time.Duration // 10 min
 	HealAfter    time.Duration // failed is tried again after. 10 min
 	StartsANode  int           // VMs that start on one node at a time. 4
+	StartsAll    int           // VMs that start in the cluster at a time. 64
+	HoldLimit    time.Duration // a start waits for others no longer than this and its delay. 2 min
 	Quarantine   time.Duration // of a node lost twice within FlapWindow, doubled at each further loss. 30 s
 	FlapWindow   time.Duration // 30 min
 }
@@ -54,7 +56,7 @@ var Defaults = Params{
 	BeatLoss: 1500 * time.Millisecond, SessionGrace: 4 * time.Second, Stall: 2 * time.Second,
 	LeaderSettle: 2 * time.Second, GuardAbsent: 5 * time.Second, PrepareLimit: 6 * time.Second,
 	StartLimit: 30 * time.Second, MigrateStart: 15 * time.Second, ProbeAgain: 10 * time.Second, MaxRestarts: 5, Window: 10 * time.Minute,
-	HealAfter: 10 * time.Minute, StartsANode: 4, Quarantine: 30 * time.Second, FlapWindow: 30 * time.Minute,
+	HealAfter: 10 * time.Minute, StartsANode: 4, StartsAll: 64, HoldLimit: 2 * time.Minute, Quarantine: 30 * time.Second, FlapWindow: 30 * time.Minute,
 }
 
 // Placement states, the values of repl.Placement.State.
@@ -72,6 +74,8 @@ type State struct {
 	View   View
 	VMs    map[ids.ID]VMMemory
 	Nodes  map[ids.ID]NodeMemory
+	// Deaf says that this manager's node hears too few beats to judge by them.
+	Deaf bool
 }
 
 // View is what the shell knows now. Slices need no order.
@@ -85,6 +89,7 @@ type View struct {
 	Listening clock.Instant
 	Nodes     []Node
 	VMs       []VM
+	Rules     []place.VMRule
 }
 
 // Node is a node as the manager sees it.
@@ -103,6 +108,9 @@ type Node struct {
 	KVM        bool
 	Storage    bool
 	Networks   []string
+	Labels     []string // its own and those of its place
+	CPUFlags   []string // sorted; nil: not known
+	Pressure   int      // of the CPU, percent of the last minute; < 0: not known
 }
 
 // VM is a machine as the manager sees it.
@@ -112,9 +120,14 @@ type VM struct {
 	Want         bool // it should run
 	HA           model.HAMode
 	Priority     int
+	After        []string      // names of VMs that must run before it is started
+	StartDelay   time.Duration // how long those must have run
+	MaxRestarts  int           // 0: Params.MaxRestarts
 	CPUs         int
 	Memory       size.Bytes
 	NeedKVM      bool
+	CPUModel     string // of the guest that runs; empty: none, or not known
+	Accel        string // likewise: kvm | tcg
 	Networks     []string
 	Volumes      []place.Volume
 	Placement    repl.Placement
@@ -156,11 +169,14 @@ type VMMemory struct {
 	Restarts int
 	Failures []clock.Instant // failed attempts within the window
 	Blame    map[ids.ID]string
-	NotUntil clock.Instant // no attempt before
-	Probes   int           // PREPAREs in a row that met a live writer
-	Cause    string        // of failed
-	World    string        // what the cluster looked like when it failed
-	Said     string        // last refusal told as an event
+	Sick     map[ids.ID]string // nodes that it asked to leave, until it runs well
+	NotUntil clock.Instant     // no attempt before
+	Probes   int               // PREPAREs in a row that met a live writer
+	Cause    string            // of failed
+	World    string            // what the cluster looked like when it failed
+	Said     string            // last refusal told as an event
+	// HeldSince is when its start began to wait for other VMs; zero: it does not.
+	HeldSince clock.Instant
 }
 
 // NodeMemory is what the manager remembers of a node.

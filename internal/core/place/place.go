@@ -27,13 +27,18 @@ type Node struct {
 	NotReady string
 	// Avoid is a reason not to use the node while another one can do: a
 	// quarantine after flapping, a failed attempt. Empty: none.
-	Avoid      string
+	Avoid string
+	// Busy is why it may not be given a machine just now ("4 machines are starting
+	// there"); unlike NotReady it says nothing against the machines that it has.
+	Busy       string
 	CPUs       int
 	MemoryFree size.Bytes // what a new VM may take, after what is promised to others
 	KVM        bool       // the accelerator's self-test passed
 	Storage    bool       // its own storage process answers
 	Networks   []string   // networks whose uplink is there
 	VMs        int        // machines placed there
+	Labels     []string   // of the node and of its place
+	CPUFlags   []string   // sorted; nil: not known
 }
 
 // Volume says where the in-sync copies of a volume are.
@@ -56,6 +61,16 @@ type Request struct {
 	// Exclude names nodes that may not be chosen, with the reason ("it runs
 	// there already").
 	Exclude map[ids.ID]string
+	// Rules are those that may speak of it; Where tells where every machine is.
+	Rules []VMRule
+	Where map[string]Placed
+	// Followers is the memory of the machines that a hard rule keeps with it and
+	// that are nowhere yet: a node with room for all is preferred.
+	Followers size.Bytes
+	// CPUModel is QEMU's name of the CPU that a running machine has, Accel what
+	// runs it: it can move only where both are. Empty: it does not run.
+	CPUModel string
+	Accel    string
 }
 
 // Refusal says why a node was not chosen.
@@ -77,9 +92,11 @@ type Decision struct {
 // ChooseNode returns the node that should run the machine, or an error of kind
 // Exhausted whose text lists the refusal of every node.
 //
-// Filters: excluded, ready, own storage answers, CPUs, memory, accelerator,
-// networks, an in-sync copy of every segment on a node whose storage answers.
-// Scores, first difference wins: not to be avoided; KVM; share of segments with
+// Filters: excluded, ready, not busy, own storage answers, CPUs, memory,
+// accelerator, CPU model, networks, hard rules, an in-sync copy of every segment
+// on a node whose storage answers.
+// Scores, first difference wins: not to be avoided; fewer soft rules broken; room
+// for those that follow; KVM; share of segments with
 // a local copy (in quarters: local reads are worth a little imbalance, not all);
 // memory left afterwards in GiB; fewer machines; name.
 func ChooseNode(req Request, nodes []Node) (Decision, error) {
@@ -92,7 +109,7 @@ func ChooseNode(req Request, nodes []Node) (Decision, error) {
 			d.Refusals = append(d.Refusals, Refusal{Node: n.ID, Name: n.Name, Why: why})
 			continue
 		}
-		if best < 0 || better(req, n, nodes[best]) {
+		if best < 0 || better(req, n, nodes[best], nodes) {
 			best = i
 		}
 	}
@@ -101,10 +118,10 @@ func ChooseNode(req Request, nodes []Node) (Decision, error) {
 	}
 	w := nodes[best]
 	d.Node, d.Name = w.ID, w.Name
-	d.Why = fmt.Sprintf("%s: %s", w.Name, reasons(req, w))
+	d.Why = fmt.Sprintf("%s: %s", w.Name, reasons(req, w, nodes))
 	for _, n := range nodes {
 		if n.ID != w.ID && !slices.ContainsFunc(d.Refusals, func(r Refusal) bool { return r.Node == n.ID }) {
-			d.Refusals = append(d.Refusals, Refusal{Node: n.ID, Name: n.Name, Why: reasons(req, n), Soft: true})
+			d.Refusals = append(d.Refusals, Refusal{Node: n.ID, Name: n.Name, Why: reasons(req, n, nodes), Soft: true})
 		}
 	}
 	sort.Slice(d.Refusals, func(i, j int) bool { return d.Refusals[i].Name < d.Refusals[j].Name })
@@ -137,6 +154,8 @@ func refuse(req Request, n Node, all []Node) string {
 	switch {
 	case n.NotReady != "":
 		return n.NotReady
+	case n.Busy != "":
+		return n.Busy
 	case !n.Storage:
 		return "its storage process does not answer"
 	case n.CPUs < req.CPUs:
@@ -145,11 +164,21 @@ func refuse(req Request, n Node, all []Node) string {
 		return fmt.Sprintf("%s free, needs %s", n.MemoryFree, req.Memory)
 	case req.NeedKVM && !n.KVM:
 		return "no working KVM, and the machine asks for kvm"
+	case req.Accel == "kvm" && !n.KVM:
+		return "no working KVM, and the machine runs with it"
+	}
+	if req.Accel == "kvm" {
+		if why := LacksFor(req.CPUModel, n.CPUFlags); why != "" {
+			return why
+		}
 	}
 	for _, w := range req.Networks {
 		if !slices.Contains(n.Networks, w) {
 			return fmt.Sprintf("has no uplink for network %s", w)
 		}
+	}
+	if why := req.brokenRule(n, all, false); why != "" {
+		return why
 	}
 	_, why := MissingCopy(req.Volumes, all)
 	return why
@@ -213,8 +242,14 @@ func localQuarters(req Request, n Node) int {
 }
 
 // better reports whether a should be preferred to b; both passed the filters.
-func better(req Request, a, b Node) bool {
+func better(req Request, a, b Node, all []Node) bool {
 	if x, y := a.Avoid == "", b.Avoid == ""; x != y {
+		return x
+	}
+	if x, y := req.softBroken(a, all), req.softBroken(b, all); x != y {
+		return x < y
+	}
+	if x, y := a.MemoryFree >= req.Memory+req.Followers, b.MemoryFree >= req.Memory+req.Followers; x != y {
 		return x
 	}
 	if a.KVM != b.KVM {
@@ -233,7 +268,7 @@ func better(req Request, a, b Node) bool {
 }
 
 // reasons describes n as a choice for the machine.
-func reasons(req Request, n Node) string {
+func reasons(req Request, n Node, all []Node) string {
 	var r []string
 	if n.KVM {
 		r = append(r, "kvm")
@@ -250,6 +285,9 @@ func reasons(req Request, n Node) string {
 		r = append(r, "no local copy")
 	}
 	r = append(r, fmt.Sprintf("%s free", n.MemoryFree), plural(n.VMs, "machine"))
+	if why := req.brokenRule(n, all, true); why != "" {
+		r = append(r, "though "+why)
+	}
 	if n.Avoid != "" {
 		r = append(r, n.Avoid)
 	}

@@ -132,7 +132,7 @@ func Permits(v View, a Action) bool {
 	if i < 0 || v.Members[i].Learner && a.Do == Remove {
 		return i >= 0
 	}
-	if mutant == "permit all" {
+	if v.broken("permit all") {
 		return true
 	}
 	if !stands(v, 0) || !stands(v, minus) {

@@ -10,9 +10,6 @@ import (
 	"roseau/internal/base/ids"
 )
 
-// mutant names a rule that tests break on purpose, to see that the checks notice.
-var mutant string
-
 // Step is one look at the members: it returns what the observer remembers now
 // and the one action to take, which may be Nothing. After an action the members
 // are read again before the next step. It does not change mem.
@@ -217,14 +214,14 @@ func (s *step) learner() (Action, bool) {
 			return s.remove(m, "node %s is being removed: it will not vote", n.Name), true
 		case s.staying() >= s.target():
 			return s.remove(m, "%d voters are enough: node %s need not vote", s.target(), n.Name), true
-		case s.silentFor(n.ID, s.t.LearnerGone) && mutant != "dead learner stays":
+		case s.silentFor(n.ID, s.t.LearnerGone) && !s.v.broken("dead learner stays"):
 			return s.remove(m, "node %s went silent before it voted", n.Name), true
 		case !ready && s.now.Sub(s.mem.Learner[m.ID]) >= s.t.LearnerSlow:
 			return s.remove(m, "node %s was not ready to vote within %s", n.Name, s.t.LearnerSlow), true
 		case !ready:
 			return Action{}, true
 		}
-		if d, dm, ok := s.dead(); ok && mutant != "newcomer first" {
+		if d, dm, ok := s.dead(); ok && !s.v.broken("newcomer first") {
 			return s.remove(dm, "voter %s is dead: node %s takes its place", d.Name, n.Name), true
 		}
 		return Action{Do: Promote, Member: m.ID, Owner: n.ID, Why: fmt.Sprintf("node %s votes now", n.Name)}, true
@@ -254,7 +251,7 @@ func (s *step) witnessVotes() (Action, bool) {
 	if !w.Voted {
 		first = s.t.WitnessFirst
 	}
-	if mutant != "unsteady" && s.mem.Steady == 0 || s.now.Sub(s.mem.Steady) < first {
+	if !s.v.broken("unsteady") && s.mem.Steady == 0 || s.now.Sub(s.mem.Steady) < first {
 		if len(s.wLern) > 0 {
 			return s.remove(s.wLern[0], "not every voter is up, or witness %s is not steady: its votes wait", w.Name), true
 		}
@@ -273,7 +270,7 @@ func (s *step) pair(want int) (Action, bool) {
 		ready = ready && m.Started && m.Answers && (m.CaughtUp || !m.Learner)
 	}
 	for slot := 1; slot <= want; slot++ {
-		if mutant == "one vote at a time" && len(s.wLern) > 0 && s.wLern[0].CaughtUp {
+		if s.v.broken("one vote at a time") && len(s.wLern) > 0 && s.wLern[0].CaughtUp {
 			break
 		}
 		if !slots[slot] {
@@ -297,7 +294,7 @@ func (s *step) pair(want int) (Action, bool) {
 func (s *step) complete(want int) (Action, bool) {
 	a, wait := s.pair(want)
 	if a.Do == Promote && !Permits(s.v, a) || a.Do == Nothing {
-		if s.now.Sub(s.mem.Half) >= s.t.PairUndone && mutant != "half stays" {
+		if s.now.Sub(s.mem.Half) >= s.t.PairUndone && !s.v.broken("half stays") {
 			return s.remove(s.wVotes[0], "the second vote of witness %s does not come: the first goes", s.v.Witness.Name), true
 		}
 		return Action{}, true

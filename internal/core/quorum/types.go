@@ -1,6 +1,7 @@
 package quorum
 
 import (
+	"slices"
 	"time"
 
 	"roseau/internal/base/clock"
@@ -107,7 +108,12 @@ type View struct {
 	Witness *Witness // nil: none
 	Members []Member
 	Timers  Timers
+	// Broken names rules that tests and the simulator break on purpose, to see
+	// that the checks notice; nil in production.
+	Broken []string
 }
+
+func (v *View) broken(rule string) bool { return slices.Contains(v.Broken, rule) }
 
 // Memory is what steps hand on; the zero value is a new observer's, which has
 // seen nothing yet.

@@ -30,6 +30,9 @@ type world struct {
 	fail    func(string) // a check that failed
 }
 
+// mutant is the rule that TestMutants breaks just now.
+var mutant string
+
 var witnessID = ids.ID{0: 0xff}
 
 func newWorld(nodes int, fail func(string)) *world {
@@ -59,7 +62,7 @@ func (w *world) addWitness() {
 func (w *world) next() uint64 { w.nextID++; return w.nextID - 1 }
 
 func (w *world) view() View {
-	v := View{Leader: true, Members: slices.Clone(w.members)}
+	v := View{Leader: true, Members: slices.Clone(w.members), Broken: []string{mutant}}
 	for _, n := range w.nodes {
 		n.Alive = w.alive[n.ID]
 		v.Nodes = append(v.Nodes, n)

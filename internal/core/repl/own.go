@@ -212,4 +212,7 @@ type Placement struct {
 	MoveRate    int64  `json:"move_rate,omitempty"`
 	MoveNetwork string `json:"move_network,omitempty"`
 	Run         ids.ID `json:"run,omitzero"`
+	// Stay: no other node can take the VM that asked to leave Node for its sick
+	// storage link; its writer may go on with one copy [S13].
+	Stay bool `json:"stay,omitempty"`
 }

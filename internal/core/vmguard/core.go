@@ -74,6 +74,7 @@ type Core struct {
 	dying    dying
 	saved    Saved
 	saveSet  bool
+	broken   Mutations
 }
 
 // ending is a power-off under way.
@@ -97,6 +98,9 @@ const (
 func New(node ids.ID) *Core {
 	return &Core{node: node, phase: Starting, pauses: map[Reason]bool{}}
 }
+
+// Break makes the core break rules, for the simulator.
+func (c *Core) Break(m Mutations) { c.broken = m }
 
 // Phase says where the guard stands, and why, in one line.
 func (c *Core) Phase() (Phase, string) { return c.phase, c.reason }
@@ -251,7 +255,7 @@ func (c *Core) dispatch(e Event) {
 
 // mayRun is G1.
 func (c *Core) mayRun() bool {
-	return c.owned && c.held && c.now.Before(c.deadline) && len(c.Pauses()) == 0 && c.dying == dyingNot &&
+	return c.owned && c.held && c.now.Before(c.deadline) && (len(c.Pauses()) == 0 || c.broken.ResumeIgnoresReasons) && c.dying == dyingNot &&
 		(c.phase == Running || c.phase == Stopping) && (c.mig == nil || !c.mig.holds())
 }
 
@@ -277,7 +281,11 @@ func (c *Core) settle() {
 		c.silence()
 		return
 	}
-	if until := c.deadline.Add(-PortMargin); until > c.now && until != c.port {
+	until := c.deadline.Add(-PortMargin)
+	if c.broken.PortWithoutTimer {
+		until = c.now.Add(24 * time.Hour)
+	}
+	if until > c.now && until != c.port {
 		if !c.linkUp {
 			c.linkUp = true
 			c.do(LinkUp{})
@@ -302,7 +310,7 @@ func (c *Core) settle() {
 // silence is G2: the port first, then the processors; without a monitor, or
 // without proof, the process.
 func (c *Core) silence() {
-	if c.port != 0 {
+	if c.port != 0 && (!c.broken.StopBeforePort || c.vcpu == vcpuStopped || c.vcpu == vcpuHalted) {
 		c.port = 0
 		c.do(Port{})
 	}
@@ -318,7 +326,7 @@ func (c *Core) silence() {
 	case c.vcpu == vcpuRunning:
 		c.vcpu, c.since = vcpuStopping, c.now
 		c.do(Stop{})
-	case c.vcpu == vcpuStopping && c.now >= c.since.Add(StopProof):
+	case c.vcpu == vcpuStopping && c.now >= c.since.Add(StopProof) && !c.broken.StopBeforePort:
 		c.frozen = true
 		c.do(Freeze{})
 	}
@@ -368,7 +376,7 @@ func equalSaved(a, b Saved) bool {
 func (c *Core) start(run ids.ID) {
 	user := c.pauses[PauseUser]
 	*c = Core{node: c.node, now: c.now, out: c.out, phase: Starting, run: run, qemu: qemuPending,
-		pauses: map[Reason]bool{}, restarts: c.restarts, failures: c.failures}
+		pauses: map[Reason]bool{}, restarts: c.restarts, failures: c.failures, broken: c.broken}
 	if user {
 		c.pauses[PauseUser] = true
 	}
@@ -523,6 +531,8 @@ func (c *Core) fenced(e Fenced) {
 	switch {
 	case e.Run != c.run:
 		c.lose("another run of this VM took its volumes over")
+	case e.Node == c.node && c.broken.OwnRunKills:
+		c.lose("its volumes were taken over")
 	case e.Node == c.node:
 		// The successor renews the ports and speaks to QEMU: neither is touched.
 		c.port, c.dying = 0, dyingFinal

@@ -122,6 +122,10 @@ func (c *Core) claimed(e ClaimDone) {
 		}
 		c.never(text)
 	default:
+		if c.broken.UnknownIsMade {
+			c.committed(m.epoch + 1)
+			return
+		}
 		c.report("warn", "it is not known whether the hand-over was committed: etcd is asked")
 		c.do(ReadOwner{After: ownerRetry / 2})
 	}

@@ -243,6 +243,9 @@ func (c *Core) goOn() {
 		return
 	}
 	m.stage, m.decideBy = Streaming, c.now.Add(streamLimit)
+	if c.broken.ReleaseBeforeCommit {
+		c.do(Release{})
+	}
 	c.do(MigrateGo{})
 }
 
@@ -417,6 +420,11 @@ func (c *Core) peerLost() {
 func (c *Core) becomeUnknown() {
 	c.report("warn", "the migration's outcome is not known: the VM is paused until it is")
 	c.mig.stage = Unknown
+	if c.broken.ResumeOnUnknown {
+		c.do(Unstall{})
+		c.comeBack()
+		return
+	}
 	c.do(ReadOwner{}, AskPeer{})
 }
 

@@ -14,6 +14,18 @@ const PortMargin = 500 * time.Millisecond
 // process frozen.
 const StopProof = 300 * time.Millisecond
 
+// Mutations break one rule each, to prove that the simulator sees it. The zero
+// value keeps them all.
+type Mutations struct {
+	PortWithoutTimer     bool // a port stays open until the guard shuts it [S2]
+	StopBeforePort       bool // the guard waits for STOP before it shuts the port [S2]
+	ResumeOnUnknown      bool // a source that hears nothing goes on [S3]
+	UnknownIsMade        bool // a destination takes an unanswered claim for made [S3]
+	ReleaseBeforeCommit  bool // a source releases before the destination's claim is known [S3]
+	OwnRunKills          bool // a guard that its own successor fenced kills QEMU [S18]
+	ResumeIgnoresReasons bool // a guest runs when its lease does, whatever else holds it [S21]
+}
+
 // Phase is where the guard stands. The final ones end everything but answers.
 type Phase string
 

@@ -214,22 +214,27 @@ func (s *Spec) check() error {
 	return nil
 }
 
+// CPUModel is QEMU's name of the CPU that a machine gets: model, or the
+// accelerator's default if that is empty.
+func CPUModel(accel Accel, model string) string {
+	switch {
+	case model != "":
+		return model
+	case accel == TCG:
+		return CPUModelTCG
+	}
+	return CPUModelKVM
+}
+
 // compute adds processor and memory.
 func (s *Spec) compute(p *builder) {
-	model := s.CPUModel
 	switch {
 	case s.Accel == TCG:
 		p.add("-accel", fmt.Sprintf("tcg,thread=multi,tb-size=%d", s.translationCacheMiB()))
-		if model == "" {
-			model = CPUModelTCG
-		}
 	default:
 		p.add("-accel", "kvm")
-		if model == "" {
-			model = CPUModelKVM
-		}
 	}
-	p.add("-cpu", escape(model))
+	p.add("-cpu", escape(CPUModel(s.Accel, s.CPUModel)))
 	p.add("-smp", fmt.Sprintf("cpus=%d,sockets=1,cores=%d,threads=1", s.CPUs, s.CPUs))
 	p.add("-m", fmt.Sprintf("size=%dk", RAM(s.Memory, s.Accel)/size.KiB))
 }

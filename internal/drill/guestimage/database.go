@@ -17,10 +17,10 @@ import (
 )
 
 // databaseVersion is part of the cache key, as layoutVersion is.
-const databaseVersion = "1"
+const databaseVersion = "2"
 
 // databasePackages are wanted in the guest, with what they depend on.
-var databasePackages = []string{"postgresql-15", "postgresql-client-15", "e2fsprogs", "dash", "tzdata"}
+var databasePackages = []string{"postgresql-15", "postgresql-client-15", "e2fsprogs", "fio", "dash", "tzdata"}
 
 // databaseWithout are dependencies that the guest can do without: they set
 // packages up on a real machine, or compile queries.
@@ -28,10 +28,11 @@ var databaseWithout = []string{
 	"libllvm14", "libz3-4", "postgresql-common", "postgresql-client-common", "ssl-cert", "locales", "locales-all", "libc-l10n",
 	"debconf", "cdebconf", "dpkg", "tar", "adduser", "passwd", "ucf", "install-info", "init-system-helpers", "sysvinit-utils", "lsb-base",
 	"netbase", "openssl", "usrmerge", "usr-is-merged", "sensible-utils", "libc-bin", "debianutils", "readline-common", "logsave", "libpam-modules", "libpam-modules-bin",
+	"python3", "mailcap", "media-types", "mime-support",
 }
 
 // BuildDatabase returns the path of the second disk of a guest with a database:
-// Debian's PostgreSQL and e2fsprogs, unpacked, never installed.
+// Debian's PostgreSQL, e2fsprogs and fio, unpacked, never installed.
 func (b Builder) BuildDatabase(ctx context.Context) (string, error) {
 	if err := os.MkdirAll(b.CacheDir, 0o755); err != nil {
 		return "", err
@@ -148,6 +149,7 @@ func assembleDatabase(ctx context.Context, work, img string, debs []string) erro
 	mbr := make([]byte, sectorBytes)
 	partition(mbr, 0, probe.DBRootOffset, probe.DBRootBytes)
 	partition(mbr, 1, probe.DBDataOffset, probe.DBDataBytes)
+	partition(mbr, 2, probe.FioOffset, probe.FioBytes)
 	if _, err := f.WriteAt(mbr, 0); err != nil {
 		return err
 	}

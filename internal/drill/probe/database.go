@@ -3,13 +3,17 @@ package probe
 import "time"
 
 // The second disk of a guest with a database, in bytes: a partition table, a
-// read-only root file system with PostgreSQL, and room for the data.
+// read-only root file system with PostgreSQL and fio, room for the data, and a
+// partition that fio writes and verifies: passes over and over in its first half,
+// and in the second what is written before the faults and verified after them.
 const (
 	DBRootOffset = 1 << 20
 	DBRootBytes  = 255 << 20
 	DBDataOffset = DBRootOffset + DBRootBytes
 	DBDataBytes  = 384 << 20
-	DBDiskBytes  = DBDataOffset + DBDataBytes
+	FioOffset    = DBDataOffset + DBDataBytes
+	FioBytes     = 32 << 20
+	DBDiskBytes  = FioOffset + FioBytes
 )
 
 // DBAckPort is where a recorder connects to be told of each committed row.
@@ -28,9 +32,11 @@ type DBStatus struct {
 	Load      bool          `json:"load"`
 }
 
-// DBAudit is the body of POST /db/audit, which stops the database cleanly, has
-// both checkers look at everything, and starts it again.
+// DBAudit is the body of POST /db/audit, which has amcheck look at the running
+// database, stops it cleanly, has the two other checkers look at everything, and
+// starts it again.
 type DBAudit struct {
+	Indexes   int      `json:"indexes"`   // that amcheck compared with their tables
 	Checksums string   `json:"checksums"` // last lines of pg_checksums
 	Fsck      string   `json:"fsck"`      // of e2fsck -fn
 	Problems  []string `json:"problems,omitempty"`
@@ -38,3 +44,10 @@ type DBAudit struct {
 
 // RowSum is the SQL expression of a row's checksum over its columns seq and pad.
 const RowSum = "md5(seq::text || pad)"
+
+// FioStatus is the body of GET /fio.
+type FioStatus struct {
+	Running bool   `json:"running"` // passes are made
+	Passes  int    `json:"passes"`  // that verified everything they wrote, since boot
+	Error   string `json:"error,omitempty"`
+}

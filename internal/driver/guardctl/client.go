@@ -68,6 +68,12 @@ func (c *Client) Migrate(ctx context.Context, r MigrateRequest) error {
 	return c.sock.Call(ctx, http.MethodPost, "/migrate", r, nil)
 }
 
+// Stay tells the guard that no other node can take the VM: it may go on with one
+// copy in spite of a sick storage link.
+func (c *Client) Stay(ctx context.Context) error {
+	return c.sock.Call(ctx, http.MethodPost, "/stay", nil, nil)
+}
+
 // CancelMigration asks for the end of the running migration. It may have
 // committed already: watch Status.
 func (c *Client) CancelMigration(ctx context.Context) error {

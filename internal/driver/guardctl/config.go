@@ -64,7 +64,9 @@ type Config struct {
 	CPUs     int        `json:"cpus"` // 1 to 64
 	Memory   size.Bytes `json:"memory"`
 	Accel    string     `json:"accel"`               // auto | kvm | tcg; empty = auto
-	CPUModel string     `json:"cpu_model,omitempty"` // empty: qemu64 under TCG, host-independent default under KVM
+	CPUModel string     `json:"cpu_model,omitempty"` // empty: CommonCPU under KVM, else the accelerator's default
+	// CommonCPU is the model that all nodes with KVM have; empty: none, or not known.
+	CommonCPU string `json:"common_cpu,omitempty"`
 
 	// State is the VM's state volume, taken with the disks, never shown to the
 	// guest. Zero only for a VM that has disks.

@@ -60,6 +60,7 @@ type Status struct {
 	QEMUState   string `json:"qemu_state,omitempty"` // as QMP says: running, paused, ...
 	Accel       string `json:"accel,omitempty"`      // kvm | tcg
 	AccelReason string `json:"accel_reason,omitempty"`
+	CPUModel    string `json:"cpu_model,omitempty"` // that the guest has
 	// Confinement is the control group that QEMU runs in ("cgroup v2: cpu freezer
 	// memory pids"), or "none:" and why.
 	Confinement string    `json:"confinement,omitempty"`

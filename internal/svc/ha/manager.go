@@ -165,7 +165,7 @@ func (m *Manager) status(vm *model.VM, mem core.VMMemory) model.VMStatus {
 		return st
 	}
 	g := r.Status
-	st.Pauses, st.Run, st.Started, st.Accel = g.Pauses, g.Run, g.Started, g.Accel
+	st.Pauses, st.Run, st.Started, st.Accel, st.CPUModel = g.Pauses, g.Run, g.Started, g.Accel, g.CPUModel
 	if g.Migration != nil {
 		mig := g.Migration.MigrationStatus
 		st.Migration = &mig

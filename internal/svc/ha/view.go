@@ -46,13 +46,32 @@ func (v *Viewer) View(now clock.Instant) core.View {
 	for _, vm := range v.World.VMs.List() {
 		out.VMs = append(out.VMs, v.vm(vm, names))
 	}
+	for _, r := range v.World.Rules.List() {
+		out.Rules = append(out.Rules, RuleOf(r))
+	}
 	return out
+}
+
+// RuleOf is a rule as core/place wants it.
+func RuleOf(r *model.Rule) place.VMRule {
+	return place.VMRule{Name: r.Name, Kind: r.Spec.Kind, Soft: r.Spec.Soft, VMs: r.Spec.VMs, Nodes: r.Spec.Nodes, Labels: r.Spec.Labels}
+}
+
+// Baseline is the common CPU model of the cluster, and why it is no newer one; see
+// place.Baseline.
+func Baseline(nodes []*model.Node) (name, why string) {
+	var list []place.Node
+	for _, n := range nodes {
+		list = append(list, place.Node{Name: n.Name, KVM: n.Status.Accelerator == "kvm", CPUFlags: n.Status.CPUFlags})
+	}
+	return place.Baseline(list)
 }
 
 func (v *Viewer) node(n *model.Node, now clock.Instant) core.Node {
 	c := core.Node{ID: n.ID, Name: n.Name, Session: v.Sessions.Alive(n.ID), SessionLost: v.Sessions.LostAt(n.ID),
 		LastBeat: v.Beats.Seen(n.ID), Known: n.Status.CPUs > 0, CPUs: n.Status.CPUs, Memory: n.Status.Memory, MemoryFree: n.Status.MemoryFree,
-		KVM: n.Status.Accelerator == "kvm", Storage: v.World.NodeReport(n.ID).Storage}
+		KVM: n.Status.Accelerator == "kvm", Storage: v.World.NodeReport(n.ID).Storage,
+		Labels: n.AllLabels(), CPUFlags: n.Status.CPUFlags, Pressure: n.Status.CPUPressure}
 	if n.ID == v.Self {
 		c.LastBeat = now // this process runs there
 	}
@@ -68,7 +87,8 @@ func (v *Viewer) node(n *model.Node, now clock.Instant) core.Node {
 func (v *Viewer) vm(vm *model.VM, names records.Names) core.VM {
 	p := v.World.Placement(vm.ID)
 	c := core.VM{ID: vm.ID, Name: vm.Name, Want: vm.Spec.Running && !vm.Deleting, HA: vm.Spec.HA, Priority: vm.Spec.Priority,
-		CPUs: vm.Spec.CPUs, Memory: vm.Spec.Memory, NeedKVM: vm.Spec.Accel == "kvm", Placement: p.Placement, PlacementRev: p.Revision}
+		CPUs: vm.Spec.CPUs, Memory: vm.Spec.Memory, NeedKVM: vm.Spec.Accel == "kvm", Placement: p.Placement, PlacementRev: p.Revision,
+		After: vm.Spec.After, StartDelay: vm.Spec.StartDelay, MaxRestarts: vm.Spec.MaxRestarts}
 	for _, n := range vm.Spec.NICs {
 		c.Networks = append(c.Networks, n.Network)
 	}
@@ -85,6 +105,9 @@ func (v *Viewer) vm(vm *model.VM, names records.Names) core.VM {
 	}
 	for node, r := range v.World.Reports(vm.ID) {
 		c.Reports = append(c.Reports, reportOf(node, r))
+		if node == p.Node && !r.Absent {
+			c.CPUModel, c.Accel = r.Status.CPUModel, r.Status.Accel
+		}
 	}
 	return c
 }

@@ -3,6 +3,7 @@ package member
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -20,6 +21,9 @@ type NodeChange struct {
 	Site    *string `json:"site,omitempty"`
 	// Watchdog is on, off, or a timeout for on.
 	Watchdog *string `json:"watchdog,omitempty" doc:"feed the machine's hardware watchdog: on (60 s), off, or its timeout, 10s to 10m"`
+	// AddLabels and RemoveLabels change what rules select nodes by.
+	AddLabels    []string `json:"add_labels,omitempty"`
+	RemoveLabels []string `json:"remove_labels,omitempty"`
 }
 
 // watchdogOf reads NodeChange.Watchdog.
@@ -62,9 +66,17 @@ func (m *Server) SetNode(ctx context.Context, ref string, c NodeChange) (*model.
 			return nil, fmt.Errorf("node %s: %w", n.Name, err)
 		}
 	}
+	for _, l := range c.AddLabels {
+		if err := model.CheckLabel("node "+n.Name, l); err != nil {
+			return nil, err
+		}
+	}
 	n, err = store.Update(ctx, m.Store, n.ID, func(n *model.Node) error {
 		if c.Watchdog != nil {
 			n.Spec.Watchdog = feed
+		}
+		if err := setLabels(n, c); err != nil {
+			return err
 		}
 		for _, f := range []struct{ to, from *string }{{&n.Spec.Chassis, c.Chassis}, {&n.Spec.Rack, c.Rack}, {&n.Spec.Site, c.Site}} {
 			if f.from != nil {
@@ -78,4 +90,26 @@ func (m *Server) SetNode(ctx context.Context, ref string, c NodeChange) (*model.
 	}
 	n.Status.Ready = m.Sessions.Alive(n.ID)
 	return n, nil
+}
+
+// setLabels takes labels away and adds others; what is not there to take away is
+// refused, for it is a typing error.
+func setLabels(n *model.Node, c NodeChange) error {
+	for _, l := range c.RemoveLabels {
+		i := slices.Index(n.Spec.Labels, l)
+		if i < 0 {
+			return errs.New(errs.NotFound, "node %s: has no label %s", n.Name, l).WithHint("it has: %s", strings.Join(n.Spec.Labels, ", "))
+		}
+		n.Spec.Labels = slices.Delete(n.Spec.Labels, i, i+1)
+	}
+	for _, l := range c.AddLabels {
+		if !slices.Contains(n.Spec.Labels, l) {
+			n.Spec.Labels = append(n.Spec.Labels, l)
+		}
+	}
+	if len(n.Spec.Labels) > model.MaxLabels {
+		return errs.New(errs.Invalid, "node %s: %d labels, want at most %d", n.Name, len(n.Spec.Labels), model.MaxLabels)
+	}
+	slices.Sort(n.Spec.Labels)
+	return nil
 }

@@ -49,6 +49,7 @@ type World struct {
 	Disks *store.Cache[model.Disk, *model.Disk]
 	VMs   *store.Cache[model.VM, *model.VM]
 	Nets  *store.Cache[model.Network, *model.Network]
+	Rules *store.Cache[model.Rule, *model.Rule]
 
 	s     *store.Store
 	clock clock.Clock
@@ -67,7 +68,8 @@ func NewWorld(s *store.Store, clk clock.Clock) *World {
 	return &World{
 		Nodes: store.NewCache[model.Node, *model.Node](s), Disks: store.NewCache[model.Disk, *model.Disk](s),
 		VMs: store.NewCache[model.VM, *model.VM](s), Nets: store.NewCache[model.Network, *model.Network](s),
-		s: s, clock: clk,
+		Rules: store.NewCache[model.Rule, *model.Rule](s),
+		s:     s, clock: clk,
 		vols: map[ids.ID]*repl.VolumeRecord{}, placements: map[ids.ID]Placed{},
 		reports: map[ids.ID]map[ids.ID]SeenReport{}, nodes: map[ids.ID]NodeReport{}, changed: make(chan struct{}),
 	}
@@ -80,7 +82,7 @@ func (w *World) Synced() bool {
 	w.mu.Lock()
 	n := w.synced
 	w.mu.Unlock()
-	return n >= worldPrefixes && w.Nodes.Synced() && w.Disks.Synced() && w.VMs.Synced() && w.Nets.Synced()
+	return n >= worldPrefixes && w.Nodes.Synced() && w.Disks.Synced() && w.VMs.Synced() && w.Nets.Synced() && w.Rules.Synced()
 }
 
 // Changed returns channels that are closed at the next change. Take them before
@@ -89,7 +91,7 @@ func (w *World) Changed() []<-chan struct{} {
 	w.mu.Lock()
 	own := w.changed
 	w.mu.Unlock()
-	return []<-chan struct{}{own, w.Nodes.Changed(), w.Disks.Changed(), w.VMs.Changed(), w.Nets.Changed()}
+	return []<-chan struct{}{own, w.Nodes.Changed(), w.Disks.Changed(), w.VMs.Changed(), w.Nets.Changed(), w.Rules.Changed()}
 }
 
 // Names tells the names of disks and nodes.
@@ -148,6 +150,7 @@ func (w *World) Run(ctx context.Context) error {
 	g.Go(func() error { return w.Disks.Run(ctx) })
 	g.Go(func() error { return w.VMs.Run(ctx) })
 	g.Go(func() error { return w.Nets.Run(ctx) })
+	g.Go(func() error { return w.Rules.Run(ctx) })
 	for _, prefix := range []string{VolumePrefix, VMPrefix, ReportPrefix, NodeReportPrefix} {
 		g.Go(func() error {
 			first := true

@@ -358,6 +358,17 @@ func (s *Service) ChooseTarget(ctx context.Context, ref, node string) (*model.VM
 	return vm, c, nil
 }
 
+// Move starts the migration of a running VM to a node, for the balancer; why is
+// told with it.
+func (s *Service) Move(ctx context.Context, vm, node, why string) (*model.Task, error) {
+	v, c, err := s.ChooseTarget(ctx, vm, node)
+	if err != nil {
+		return nil, err
+	}
+	c.decision.Why += "; " + why
+	return s.StartMigrate(ctx, v, c)
+}
+
 // StartMigrate starts the task of a live migration: it places, the guards do the
 // rest, and the task tells.
 func (s *Service) StartMigrate(ctx context.Context, vm *model.VM, c *choice) (*model.Task, error) {

@@ -20,6 +20,7 @@ import (
 	"roseau/internal/model"
 	"roseau/internal/store"
 	"roseau/internal/svc"
+	"roseau/internal/svc/ha"
 	"roseau/internal/svc/records"
 	"roseau/internal/unit"
 )
@@ -50,6 +51,7 @@ type Control interface {
 	Resume(ctx context.Context) error
 	Migrate(ctx context.Context, r guardctl.MigrateRequest) error
 	CancelMigration(ctx context.Context) error
+	Stay(ctx context.Context) error
 	ReplaceDisk(ctx context.Context, r guardctl.ReplaceDiskRequest) error
 	Snapshot(ctx context.Context, o repl.SnapshotOrder) error
 	Scrub(ctx context.Context, r volumectl.ScrubRequest) (volumectl.ScrubStatus, error)
@@ -277,6 +279,9 @@ func (w *worker) ensure(ctx context.Context, attempt uint64, p records.Placed, s
 	if p.State == core.PlaceMigrating && !incoming {
 		return w.migrate(ctx, vm, p, st)
 	}
+	if p.Stay && st.WantsMove != "" {
+		return w.r.guards.Control(w.vm).Stay(ctx)
+	}
 	if st.Migration != nil && st.Migration.Active && p.State == core.PlaceRunning && p.Node == w.r.env.Node {
 		return w.r.guards.Control(w.vm).CancelMigration(ctx)
 	}
@@ -358,11 +363,17 @@ func (w *worker) config(ctx context.Context, vm *model.VM, p records.Placed, inc
 	c := &guardctl.Config{VM: vm.ID, Name: vm.Name, Cluster: e.Cluster, Generation: gen, Node: e.Node, NodeName: e.NodeName,
 		Attempt: p.Attempt, Intent: guardctl.IntentStart, CPUs: vm.Spec.CPUs, Memory: vm.Spec.Memory, Accel: vm.Spec.Accel, CPUModel: vm.Spec.CPUModel,
 		State: vm.Spec.State, Nodes: peers, Etcd: e.Endpoints()}
+	if c.CPUModel == "" && c.Accel != "tcg" {
+		c.CommonCPU, _ = ha.Baseline(w.r.world.Nodes.List())
+	}
 	if incoming {
 		c.Intent, c.Source, c.Run = guardctl.IntentIncoming, p.Node, p.Run
 		// A running guest keeps its accelerator, whatever this node would choose.
 		if src, ok := w.r.world.Reports(vm.ID)[p.Node]; ok && src.Status.Accel != "" {
 			c.Accel = src.Status.Accel
+			if src.Status.CPUModel != "" {
+				c.CPUModel, c.CommonCPU = src.Status.CPUModel, ""
+			}
 		}
 	}
 	for _, d := range vm.Spec.Disks {

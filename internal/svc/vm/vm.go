@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -93,6 +94,11 @@ type SetRequest struct {
 	Memory   *size.Bytes   `json:"memory,omitempty"`
 	HA       *model.HAMode `json:"ha,omitempty"`
 	Priority *int          `json:"priority,omitempty"`
+	// After, StartDelay and MaxRestarts concern its starts, and hold from the next
+	// one on.
+	After       *[]string      `json:"after,omitempty" doc:"VMs that must run before it is started; [] takes them away"`
+	StartDelay  *time.Duration `json:"start_delay_ns,omitempty" doc:"how long those must have run"`
+	MaxRestarts *int           `json:"max_restarts,omitempty" doc:"failures within ten minutes that make it failed; 0 = 5"`
 }
 
 // StopRequest is the body of POST /v1/vms/{ref}/stop.
@@ -279,29 +285,6 @@ func (s *Service) Get(ctx context.Context, ref string) (*Info, error) {
 		}
 	}
 	return i, nil
-}
-
-// Set changes the spec.
-func (s *Service) Set(ctx context.Context, ref string, req SetRequest) (*model.VM, error) {
-	vm, err := store.Get[model.VM](ctx, s.env.Store, ref)
-	if err != nil {
-		return nil, err
-	}
-	return store.Update(ctx, s.env.Store, vm.ID, func(vm *model.VM) error {
-		if req.CPUs != nil {
-			vm.Spec.CPUs = *req.CPUs
-		}
-		if req.Memory != nil {
-			vm.Spec.Memory = *req.Memory
-		}
-		if req.HA != nil {
-			vm.Spec.HA = *req.HA
-		}
-		if req.Priority != nil {
-			vm.Spec.Priority = *req.Priority
-		}
-		return vm.Validate()
-	})
 }
 
 // newVM checks a request and returns the VM that it describes; volumes are not

@@ -142,6 +142,9 @@ func (s *Service) List(ctx context.Context) ([]Info, error) {
 
 // mergeLive adds what only the writer knows: the progress of a sync.
 func mergeLive(st *model.VolumeStatus, live *model.VolumeStatus) {
+	if live != nil {
+		st.LostBlocks = live.LostBlocks
+	}
 	if live == nil || live.SyncTotal == 0 || st.Health == model.Waiting || len(st.Out) == 0 {
 		return
 	}

@@ -111,7 +111,7 @@ func (d *Disk) superblock() error {
 	var whole []bytesAt
 	for _, at := range []int{0, 64 << 10, end - 1<<20, end - 1<<20 + 64<<10} {
 		b := d.img[at : at+4096]
-		if string(b[:8]) == "RSEAUSB1" && b.crcGood(4092) && b.u32(8) == 1 && b.u64(12) == 0 && inOrder(b, uint64(end)) {
+		if string(b[:8]) == "RSEAUSB1" && b.crcGood(4092) && b.u32(8) == 1 && b.u64(12)&^8 == 0 && inOrder(b, uint64(end)) {
 			whole = append(whole, b)
 		}
 	}
@@ -246,7 +246,7 @@ func payload(f *batch, r bytesAt) (data []byte, crcs []uint32) {
 		}
 	case 4, 5:
 		for i := 0; i < len(body); i += 12 {
-			if body.u64(i+4) != 0 {
+			if body.u32(i+8) != 0 {
 				crcs = append(crcs, uint32(body.u32(i+4)))
 			}
 		}
@@ -418,9 +418,9 @@ func (d *Disk) Block(volume [16]byte, no uint64, block int) (data []byte, good b
 func (d *Disk) synced(r record, block int, data *[]byte, good *bool) {
 	at := 0
 	for k := 0; k < len(r.body); k += 12 {
-		absent := r.body.u64(k+4) == 0
+		absent := r.body.u32(k+8) == 0 // no data: absent, a hole, or lost
 		if int(r.body.u16(k)) == block {
-			*data, *good = make([]byte, 4096), true
+			*data, *good = make([]byte, 4096), r.body.u32(k+4) != 0xffffffff
 			if !absent {
 				*data = r.payload[at:][:4096]
 				*good = uint64(sum(*data)) == r.body.u32(k+4)

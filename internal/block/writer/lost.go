@@ -1,0 +1,63 @@
+package writer
+
+import (
+	"fmt"
+
+	"roseau/internal/base/ids"
+	"roseau/internal/block/wire"
+	"roseau/internal/core/repl"
+)
+
+// collect puts a chunk together of what each in-sync copy can read. Blocks that
+// none can are lost for the joining disk, too: it reads them as errors, and what
+// heals one of the copies heals it. nil: another source is asked, or the join waits.
+func (j *syncJob) collect(p *op, from *member, n int, a *wire.ReadReply) *wire.ReadReply {
+	v := j.m.v
+	if p.rep == nil {
+		p.rep = &readTask{}
+	}
+	t := p.rep
+	all := t.add(from, n, a)
+	v.unreadableSource(p, from, a)
+	t.unreadable = append(t.unreadable, from)
+	if !all && v.source(p.seg, t.unreadable) != nil {
+		j.readSource(p)
+		return nil
+	}
+	if !all && !v.c.mut.LostWithoutAsking {
+		for _, m := range p.seg.members {
+			if m.counted && !v.isOut(m) && p.seg.holds(m) && !t.has(m) {
+				j.fail("a block is readable on no copy that answers")
+				j.m.rejoinAt = v.c.now.Add(unreadableWait)
+				return nil
+			}
+		}
+	}
+	for i, have := range t.have {
+		if !have && !v.c.mut.LostAsAbsent {
+			t.tags[i] = wire.Lost
+			v.blockLost(p.ext, p.block+i, j.m.disk, "no in-sync copy can read it; a copy joins without it")
+		}
+	}
+	return &wire.ReadReply{Tags: t.tags, Marks: []repl.Mark{t.mark}, Data: t.data}
+}
+
+// blockLost notes a block that no in-sync copy can read, until it is written or
+// healed.
+func (v *volume) blockLost(ext int64, block int, disk ids.ID, why string) {
+	at := ext*repl.ExtentBlocks + int64(block)
+	if v.lost == nil {
+		v.lost = map[int64]bool{}
+	}
+	if !v.lost[at] {
+		v.lost[at] = true
+		v.c.report(ReportDamaged, v.id, disk, fmt.Sprintf("extent %d, block %d: %s; reads of it fail until it is written", ext, block, why))
+	}
+}
+
+// notLost forgets lost blocks that were written or healed.
+func (v *volume) notLost(ext int64, block, count int) {
+	for i := range count {
+		delete(v.lost, ext*repl.ExtentBlocks+int64(block+i))
+	}
+}
