@@ -81,6 +81,9 @@ type NodeSpec struct {
 	Chassis string `json:"chassis,omitempty"`
 	Rack    string `json:"rack,omitempty"`
 	Site    string `json:"site,omitempty"`
+	// Watchdog is the timeout of the machine's hardware watchdog, which the daemon
+	// feeds; 0: it is left alone. Whole seconds, 10 s to 10 min.
+	Watchdog time.Duration `json:"watchdog_ns,omitempty"`
 	// Labels are for rules: docs/design/placement.md.
 	Labels []string `json:"labels,omitempty"`
 }
