@@ -438,7 +438,24 @@ func runFreeze(ctx context.Context, e *Env) error {
 		if err := waitWhole(ctx, e, p, node); err != nil {
 			return err
 		}
+		// The others' connections to its etcd member hung as well: what follows needs
+		// every session.
+		if err := allReady(ctx, e); err != nil {
+			return err
+		}
 		return judgeFreeze(ctx, e, p, frames, node, now, vm.Status.Restarts, began)
+	})
+}
+
+func allReady(ctx context.Context, e *Env) error {
+	return waitUntil(ctx, time.Minute, 200*time.Millisecond, "every node to be ready", func() (bool, error) {
+		nodes, err := e.Cluster.Nodes(ctx)
+		for _, n := range nodes {
+			if !n.Status.Ready {
+				return false, err
+			}
+		}
+		return err == nil && len(nodes) > 0, err
 	})
 }
 

@@ -271,6 +271,9 @@ func (m *step) leaveAlone(vm VM, mem *VMMemory) (model.VMState, string) {
 	}
 	mem.NotUntil = m.now.Add(min(m.p.ProbeAgain<<min(mem.Probes, 3), time.Minute))
 	mem.Probes++
+	if mem.Counted == vm.Placement.Attempt && mem.Restarts > 0 {
+		mem.Restarts, mem.Counted = mem.Restarts-1, 0 // nothing was restarted
+	}
 	owner := m.nodeName(vm.Owner)
 	m.setPlacement(vm, repl.Placement{Node: vm.Owner, Attempt: vm.Placement.Attempt + 1, State: PlaceRunning, Run: vm.Placement.Run}, "its writer lives there")
 	m.event("info", "vm "+vm.Name, "left alone: it runs on %s and its copies answer it; asked again in %s", owner, short(mem.NotUntil.Sub(m.now)))

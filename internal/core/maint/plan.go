@@ -241,7 +241,8 @@ func (m *step) off(p Plan) {
 	others := 0
 	for _, x := range p.Nodes {
 		n, ok := m.node(x.ID)
-		if !ok || !n.Up || n.ID == m.view.Self || n.Boot != x.Boot {
+		// One whose session is lost goes too, as long as it is heard.
+		if !ok || !n.Up && !n.Heard || n.ID == m.view.Self || n.Boot != "" && n.Boot != x.Boot {
 			continue
 		}
 		others++

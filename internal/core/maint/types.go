@@ -60,6 +60,7 @@ type Node struct {
 	ID      ids.ID
 	Name    string
 	Up      bool   // it has a session, and its beats are heard
+	Heard   bool   // its beats are heard, whatever its session says
 	Boot    string // of its session; "": it has none
 	Storage bool   // its storage answers
 	Drain   bool

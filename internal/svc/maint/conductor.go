@@ -127,7 +127,7 @@ func (s *Service) view(ctx context.Context) (v core.View, planRev int64, err err
 	for _, n := range s.World.Nodes.List() {
 		sess, alive := s.Viewer.Sessions.Session(n.ID)
 		heard := n.ID == s.env.Node || now.Sub(s.Viewer.Beats.Seen(n.ID)) < upBeat
-		v.Nodes = append(v.Nodes, core.Node{ID: n.ID, Name: n.Name, Up: alive && heard, Boot: sess.Boot, Storage: alive && s.World.NodeReport(n.ID).Storage,
+		v.Nodes = append(v.Nodes, core.Node{ID: n.ID, Name: n.Name, Up: alive && heard, Heard: heard, Boot: sess.Boot, Storage: alive && s.World.NodeReport(n.ID).Storage,
 			Drain: n.Spec.Drain, Task: n.Spec.DrainTask, Order: n.Spec.Order, Guests: n.Spec.Guests, Needed: quorum.Needed(votes, n.ID)})
 	}
 	for _, vm := range s.World.VMs.List() {

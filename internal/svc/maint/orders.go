@@ -379,6 +379,9 @@ func (s *Service) Shutdown(ctx context.Context, req ShutdownRequest, dry bool) (
 		if n.Order != nil && n.Order.Phase != model.OrderAway {
 			return nil, errs.New(errs.Conflict, "%s: node %s is to %s", what, n.Name, n.Order.Verb.Words()).WithHint("wait for it, or `roseau node undrain %s`", n.Name)
 		}
+		if n.Heard && n.Boot == "" {
+			return nil, errs.New(errs.Unavailable, "%s: node %s lives, but its session is lost", what, n.Name).WithHint("ask again when `roseau cluster status` shows it alive")
+		}
 		plan.Nodes = append(plan.Nodes, core.Member{ID: n.ID, Name: n.Name, Boot: n.Boot, State: core.Waits})
 	}
 	if dry {
