@@ -168,7 +168,7 @@ func (w *world) faultStaleRead() {
 
 // lied reports whether a disk may hold anything wrong.
 func (w *world) lied() bool {
-	return w.counts["bit_rot"]+w.counts["log_rot"]+w.counts["lost_write"]+w.counts["misdirected_write"]+w.counts["stale_read"] > 0
+	return w.counts["bit_rot"]+w.counts["log_rot"]+w.counts["lost_write"]+w.counts["misdirected_write"]+w.counts["stale_read"]+w.counts["lying_sync"] > 0
 }
 
 // faultScrub is none, but work that races with everything else: passes over all
