@@ -35,10 +35,10 @@ func newNodeCmd(a *app) *cobra.Command {
 		&cobra.Command{Use: "list", Short: "List nodes", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
 			var ns []*model.Node
 			return a.get(cmd, "/v1/nodes", &ns, func() *table {
-				tb := newTable("NAME", "READY", "VOTER", "ADDRESS", "CPUS", "MEMORY", "FREE", "QEMU", "VERSION")
+				tb := newTable("NAME", "READY", "VOTER", "ADDRESS", "CPUS", "MEMORY", "FREE", "QEMU", "VERSION", "MAINTENANCE")
 				for _, n := range ns {
 					tb.row(n.Name, yes(n.Status.Ready), yes(n.Spec.Voter), strings.Join(n.Spec.Addresses[model.RoleCluster], ","),
-						n.Status.CPUs, n.Status.Memory, n.Status.MemoryFree, n.Status.QEMU, n.Status.Version)
+						n.Status.CPUs, n.Status.Memory, n.Status.MemoryFree, n.Status.QEMU, n.Status.Version, maintenanceText(n))
 				}
 				return tb
 			})
@@ -53,6 +53,9 @@ func newNodeCmd(a *app) *cobra.Command {
 		newNodeLocate(a),
 		newNodeReplace(a),
 		newNodeRemove(a),
+		newNodeDrain(a), newNodeUndrain(a),
+		newNodeLeave(a, "shutdown", "Drain a node, stop its services and switch it off"),
+		newNodeLeave(a, "reboot", "Drain a node, stop its services and boot it anew"),
 	)
 	return cmd
 }
@@ -63,6 +66,9 @@ func nodeTable(n *model.Node) *table {
 		if a := n.Spec.Addresses[role]; len(a) > 0 {
 			tb.row(string(role)+" address", strings.Join(a, ", "))
 		}
+	}
+	if m := maintenanceText(n); m != "" {
+		tb.row("maintenance", m)
 	}
 	for network, ifc := range n.Spec.Uplinks {
 		tb.row("uplink of "+network, ifc)

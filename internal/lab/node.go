@@ -247,18 +247,38 @@ func (n *node) hold(l *life) error {
 	return nil
 }
 
-// watch collects a node whose init ended by itself.
+// watch collects a node whose init ended by itself: it was ordered off, or to
+// boot anew, by its own daemon; else it is an accident.
 func (n *node) watch(l *life) {
 	<-l.exited
+	code := l.cmd.ProcessState.ExitCode()
+	if !n.collect(l, code) || code != initd.ExitReboot {
+		return
+	}
+	// The lab that goes down refuses the boot.
+	if err := n.powerOn(context.Background()); err != nil {
+		n.log.Error("reboot node", "err", err)
+	}
+}
+
+// collect ends a life whose first process has ended; false: an order did.
+func (n *node) collect(l *life, code int) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.life != l || l.ending {
-		return
+		return false
 	}
-	n.log.Error("node's init ended by itself: the node has no power now", "state", l.cmd.ProcessState)
-	if _, err := n.end(); err != nil {
-		n.log.Error("collect node", "err", err)
+	switch code {
+	case initd.ExitOff, initd.ExitReboot:
+		n.log.Info("node went down in order", "reboot", code == initd.ExitReboot)
+	default:
+		n.log.Error("node's init ended by itself: the node has no power now", "state", l.cmd.ProcessState)
 	}
+	err := n.lab.board.Unpowered(n.name)
+	if _, e := n.end(); e != nil || err != nil {
+		n.log.Error("collect node", "err", errors.Join(err, e))
+	}
+	return true
 }
 
 // cut takes the power. The answer tells what the disks lost.

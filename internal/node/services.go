@@ -21,6 +21,7 @@ import (
 	"roseau/internal/svc/disk"
 	"roseau/internal/svc/ha"
 	"roseau/internal/svc/image"
+	"roseau/internal/svc/maint"
 	"roseau/internal/svc/network"
 	"roseau/internal/svc/pool"
 	"roseau/internal/svc/records"
@@ -45,7 +46,8 @@ func services(ctx context.Context, d Deps) ([]Service, error) {
 		Node: d.Node, NodeName: d.Name, Endpoints: d.Endpoints, Clock: d.Clock, Log: d.Log}
 	control := storagectl.New(paths.StorageControlSocket)
 	world := records.NewWorld(d.Store, d.Clock)
-	viewer := &ha.Viewer{Self: d.Node, World: world, Sessions: d.Sessions, Beats: d.Beats, Listening: d.Clock.Now()}
+	viewer := &ha.Viewer{Self: d.Node, World: world, Sessions: d.Sessions, Beats: d.Beats, Listening: d.Clock.Now(),
+		Holds: world.ShutsDown, Wall: d.Clock.Wall}
 	guards := vm.NewGuards(units)
 
 	labHealth, uuidFile, dogDevice := "", "/sys/class/dmi/id/product_uuid", dog.Device
@@ -60,6 +62,8 @@ func services(ctx context.Context, d Deps) ([]Service, error) {
 	networks := network.New(env)
 	vms := vm.New(env, world, viewer, volumes, images, guards)
 	reconciler := vm.NewReconciler(env, world, guards, volumes.Yield, volumes.Peers)
+	maintenance := maint.New(env, maint.Needs{World: world, Viewer: viewer, Leading: func() bool { return d.Leading() && d.LeaderSince() != 0 },
+		Votes: d.Votes, Boot: bootID, ClusterName: d.Config.ClusterName})
 	rules := rule.New(env, viewer)
 	balancer := balance.New(env, viewer, vms, d.Leading)
 	secrets, err := secret.New(env, d.Identity, d.Leading, d.Nodes.Changed)
@@ -80,6 +84,7 @@ func services(ctx context.Context, d Deps) ([]Service, error) {
 		{Name: "networks", Run: networks.Run, Routes: networks.Routes},
 		{Name: "vms", Run: reconciler.Run, Routes: vms.Routes},
 		{Name: "ha", Run: manager.Run},
+		{Name: "maintenance", Run: maintenance.Run, Routes: maintenance.Routes},
 		{Name: "rules", Routes: rules.Routes},
 		{Name: "balance", Run: balancer.Run, Routes: balancer.Routes},
 		{Name: "bmc", Run: bmcs.Run, Routes: bmcs.Routes},
