@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -38,7 +39,9 @@ type node struct {
 	number int // from 1
 	dir    string
 	log    *slog.Logger
-	api    *forward // nil: it has none
+	api    *forward    // nil: it has none
+	bmc    *controller // nil: it has none
+	supply atomic.Bool // as power != Off, readable while an order goes on
 
 	diskCount int
 	mu        sync.Mutex // held for the whole of a power order
@@ -117,6 +120,7 @@ func (n *node) powerOn(ctx context.Context) error {
 		return fmt.Errorf("boot node %s: %w", n.name, errors.Join(err, cerr))
 	}
 	n.power, n.etcdDown = labclient.On, false
+	n.supply.Store(true)
 	n.boots++
 	n.lab.tasks.Add(1)
 	go func() {
@@ -320,6 +324,7 @@ func (n *node) end() (losses []labclient.DiskLoss, err error) {
 	}
 	err = errors.Join(err, l.lifeline.Close(), l.freezer.remove(), n.lab.forget(n.name, l))
 	n.life, n.power = nil, labclient.Off
+	n.supply.Store(false)
 	return losses, err
 }
 
@@ -376,6 +381,9 @@ func (n *node) status(ctx context.Context) labclient.Node {
 		if a := w.NodeAddress(n.number); a.IsValid() {
 			st.Addresses[w.Name] = a.Addr().String()
 		}
+	}
+	if n.bmc != nil {
+		st.BMC = n.bmc.status()
 	}
 	st.Addresses["vm"] = cable.VMAddress(n.number).Addr().String()
 	n.mu.Lock()

@@ -81,6 +81,9 @@ type NodeSpec struct {
 	Chassis string `json:"chassis,omitempty"`
 	Rack    string `json:"rack,omitempty"`
 	Site    string `json:"site,omitempty"`
+	// Watchdog is the timeout of the machine's hardware watchdog, which the daemon
+	// feeds; 0: it is left alone. Whole seconds, 10 s to 10 min.
+	Watchdog time.Duration `json:"watchdog_ns,omitempty"`
 	// Labels are for rules: docs/design/placement.md.
 	Labels []string `json:"labels,omitempty"`
 	// Drain: no VM is placed there and those that run there move away, until a
@@ -363,6 +366,9 @@ type VolumeStatus struct {
 	SyncTotal size.Bytes `json:"sync_total,omitempty"`
 	// SyncLeft is about how long the copying takes yet; 0: not known.
 	SyncLeft time.Duration `json:"sync_left_ns,omitempty"`
+	// RollingBack names the snapshot that the volume is being taken back to; it
+	// serves nobody until that is over.
+	RollingBack string `json:"rolling_back,omitempty"`
 	// LostBlocks of 4 KiB were found readable on no copy since the volume was opened,
 	// and not written since: reads of them fail.
 	LostBlocks int `json:"lost_blocks,omitempty"`

@@ -10,7 +10,10 @@ import (
 	"roseau/internal/base/paths"
 	"roseau/internal/driver/locate"
 	"roseau/internal/driver/storagectl"
+	dog "roseau/internal/driver/watchdog"
+	"roseau/internal/model"
 	"roseau/internal/storage"
+	"roseau/internal/store"
 	"roseau/internal/svc"
 	"roseau/internal/svc/balance"
 	"roseau/internal/svc/bmc"
@@ -26,6 +29,7 @@ import (
 	"roseau/internal/svc/secret"
 	"roseau/internal/svc/vm"
 	"roseau/internal/svc/volume"
+	"roseau/internal/svc/watchdog"
 	"roseau/internal/unit"
 )
 
@@ -46,9 +50,9 @@ func services(ctx context.Context, d Deps) ([]Service, error) {
 		Holds: world.ShutsDown, Wall: d.Clock.Wall}
 	guards := vm.NewGuards(units)
 
-	labHealth, uuidFile := "", "/sys/class/dmi/id/product_uuid"
+	labHealth, uuidFile, dogDevice := "", "/sys/class/dmi/id/product_uuid", dog.Device
 	if storage.LabNode() {
-		labHealth, uuidFile = paths.LabHealth, paths.LabMachine
+		labHealth, uuidFile, dogDevice = paths.LabHealth, paths.LabMachine, paths.LabWatchdog
 	}
 	disks := disk.New(env, disk.NewStorage(control), locate.Light{Lab: labHealth})
 	pools := pool.New(env)
@@ -67,6 +71,7 @@ func services(ctx context.Context, d Deps) ([]Service, error) {
 		return nil, err
 	}
 	bmcs := bmc.New(env, secrets, d.Sessions, d.Nodes.List, d.Leading, uuidFile)
+	dogs := watchdog.New(env, func() *model.Node { return d.Nodes.Get(d.Node) }, holdsSession(d), vm.Leases{Guards: guards}, dogDevice)
 	manager := ha.NewManager(env, viewer, d.Leading, d.LeaderSince)
 
 	return []Service{
@@ -84,12 +89,22 @@ func services(ctx context.Context, d Deps) ([]Service, error) {
 		{Name: "balance", Run: balancer.Run, Routes: balancer.Routes},
 		{Name: "bmc", Run: bmcs.Run, Routes: bmcs.Routes},
 		{Name: "secrets", Run: secrets.Run, Routes: secrets.Routes},
+		{Name: "watchdog", Run: dogs.Run},
 		{Name: "self", Routes: selfRoutes(d)},
 		{Name: "units", Run: func(ctx context.Context) error {
 			<-ctx.Done()
 			return errors.Join(ctx.Err(), units.Close())
 		}},
 	}, nil
+}
+
+// holdsSession reports whether etcd, asked with a quorum, has this node's session:
+// what is cached here does not end while etcd is away.
+func holdsSession(d Deps) func(context.Context) bool {
+	return func(ctx context.Context) bool {
+		r, err := store.GetRecord[store.Session](ctx, d.Store, store.SessionKey(d.Node))
+		return err == nil && r.Revision > 0
+	}
 }
 
 // Self is which node answers.
