@@ -51,6 +51,7 @@ func (g *guard) serveControl(ctx context.Context) error {
 	mux.HandleFunc("POST /replace-disk", g.replaceDisk)
 	mux.HandleFunc("POST /snapshot", g.takeSnapshot)
 	mux.HandleFunc("POST /scrub", g.scrub)
+	mux.HandleFunc("GET /screenshot", g.screenshot)
 	g.async(func() {
 		defer context.AfterFunc(ctx, con.close)()
 		if err := ctlsock.Serve(ctx, l, mux); err != nil {

@@ -216,6 +216,11 @@ func (g *guard) name() string { return g.node.name() + "/" + g.id.Short() }
 // finish: the core is at its end; its guest is killed.
 func (g *guard) finish(fenced, invalid bool) {
 	g.fenced, g.invalid, g.done = fenced, invalid, true
+	for _, o := range g.w.guards {
+		if o.run == g.run && o.node == g.node {
+			o.buried = true // the guest of a killed predecessor is this one's
+		}
+	}
 	g.w.snaps.guardEnded(g)
 	g.dropLinks()
 	g.w.guest.guardEnded(g)

@@ -85,6 +85,8 @@ type Mutations struct {
 	SnapshotNumberReused bool // a number that a failed attempt left is used again
 	SnapshotWithoutOwn   bool // the snapshot's transaction does not compare own
 	SnapshotWithoutDrain bool // the boundary waits neither for writes under way nor for a flush
+	RollbackServesEarly  bool // clients are served while a rollback is under way
+	RollbackWithoutFlush bool // a rollback is over before it is durable
 	RawListFromBase      bool // resync compares only the objects above BASE, not all of their extents
 }
 
@@ -494,6 +496,7 @@ type VolumeHealth struct {
 	Healing    int           // blocks that are being repaired, or wait for it
 	Lost       int           // blocks that were found readable on no copy, and not written since
 	Scrub      ScrubHealth
+	Rollback   uint32 // the snapshot that it is being taken back to; clients wait; 0: none
 	Members    []MemberHealth
 }
 

@@ -10,6 +10,7 @@ package balance
 
 import (
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"sort"
@@ -72,6 +73,7 @@ type Input struct {
 	Nodes    []Node
 	Machines []Machine
 	Rules    []place.VMRule
+	Where    map[string]place.Placed // of every machine that is somewhere, by name
 }
 
 // Move is one proposal.
@@ -116,7 +118,7 @@ func newState(in Input, p Params) *state {
 	if p == (Params{}) {
 		p = Defaults
 	}
-	s := &state{p: p, machines: slices.Clone(in.Machines), where: map[string]place.Placed{}, cpus: map[ids.ID]int{}}
+	s := &state{p: p, machines: slices.Clone(in.Machines), where: maps.Clone(in.Where), cpus: map[ids.ID]int{}}
 	sort.Slice(s.machines, func(i, j int) bool { return s.machines[i].Request.VM < s.machines[j].Request.VM })
 	for _, n := range in.Nodes {
 		s.all = append(s.all, n.Node)
@@ -126,11 +128,11 @@ func newState(in Input, p Params) *state {
 	}
 	sort.Slice(s.all, func(i, j int) bool { return s.all[i].Name < s.all[j].Name })
 	sort.Slice(s.nodes, func(i, j int) bool { return s.nodes[i].Name < s.nodes[j].Name })
+	if s.where == nil {
+		s.where = map[string]place.Placed{}
+	}
 	for _, m := range in.Machines {
 		s.cpus[m.Node] += m.Request.CPUs
-		for name, p := range m.Request.Where {
-			s.where[name] = p
-		}
 		s.where[m.Request.VM] = place.Placed{Node: m.Node}
 	}
 	s.total()

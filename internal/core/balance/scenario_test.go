@@ -186,6 +186,7 @@ func (w *world) view() Input {
 	for i := range in.Machines {
 		in.Machines[i].Request.Where, in.Machines[i].Request.Rules = where, in.Rules
 	}
+	in.Where = where
 	slices.Reverse(in.Machines) // no order may be relied on
 	slices.Reverse(in.Nodes)
 	return in

@@ -14,7 +14,7 @@ import (
 func Balance(v View, now clock.Instant) balance.Input {
 	m := newStep(State{View: v}, now)
 	m.deaf = m.deafNow()
-	in := balance.Input{Rules: v.Rules}
+	in := balance.Input{Rules: v.Rules, Where: m.spots}
 	moving := map[ids.ID]bool{}
 	for _, vm := range v.VMs {
 		if vm.Placement.State == PlaceMigrating {

@@ -80,6 +80,12 @@ func (c *Client) CancelMigration(ctx context.Context) error {
 	return c.sock.Call(ctx, http.MethodDelete, "/migrate", nil, nil)
 }
 
+// Screenshot returns what the guest shows.
+func (c *Client) Screenshot(ctx context.Context) (Screenshot, error) {
+	var s Screenshot
+	return s, c.sock.Call(ctx, http.MethodGet, "/screenshot", nil, &s)
+}
+
 // Snapshot takes or deletes a snapshot of the VM's volumes, and returns when it
 // exists (is deleted).
 func (c *Client) Snapshot(ctx context.Context, o repl.SnapshotOrder) error {

@@ -157,3 +157,10 @@ type ReplaceDiskRequest struct {
 	// Live: Old may be in sync; it stays until New is.
 	Live bool `json:"live,omitempty"`
 }
+
+// Screenshot is the guest's screen.
+type Screenshot struct {
+	PNG    []byte `json:"png"` // base64 in JSON
+	Width  int    `json:"width"`
+	Height int    `json:"height"`
+}

@@ -41,6 +41,7 @@ const (
 	roundEvery   = 5 * time.Second
 	lostFor      = 15 * time.Second // a node's session, before its controller is asked
 	lookEvery    = time.Minute
+	pollNote     = 300 * time.Millisecond // between attempts to note what was done
 )
 
 // Settings is /s/bmc/<node>.
@@ -358,8 +359,16 @@ func (s *Service) power(ctx context.Context, ref string, a driver.PowerAction) (
 	if driver.SameUUID(own, info.UUID) {
 		r.Off = &KnownOff{Since: r.Looked, UUID: info.UUID}
 	}
-	if _, err := s.env.Store.Commit(ctx, store.NewTx().Put(key, r)); err != nil {
-		s.env.Log.Warn("note that a node is off", "node", n.Name, "err", err) // it is off all the same
+	// The node may have led etcd, which elects another now.
+	err = svc.WaitFor(ctx, pollNote, func(ctx context.Context) (bool, error) {
+		_, err := s.env.Store.Commit(ctx, store.NewTx().Put(key, r))
+		if err != nil && !errors.Is(err, errs.Unavailable) {
+			return false, err
+		}
+		return err == nil, nil
+	})
+	if err != nil {
+		s.env.Log.Warn("note that a node is off", "off", n.Name, "err", err) // it is off all the same
 	}
 	return "node " + n.Name + " is off, read back from its BMC", nil
 }

@@ -13,6 +13,7 @@ import (
 	core "roseau/internal/core/ha"
 	"roseau/internal/core/place"
 	"roseau/internal/core/repl"
+	"roseau/internal/driver/guardctl"
 	"roseau/internal/model"
 	"roseau/internal/store"
 	"roseau/internal/svc"
@@ -215,6 +216,23 @@ func (s *Service) waitStopped(ctx context.Context, vm *model.VM) error {
 		return errs.New(errs.Unavailable, "stop vm %s: it still runs after %s", vm.Name, stopTimeout).WithHint("`roseau vm stop --force %s` pulls the plug", vm.Name)
 	}
 	return err
+}
+
+// Screenshot asks the node that runs the VM.
+func (s *Service) Screenshot(ctx context.Context, ref string) (*guardctl.Screenshot, error) {
+	vm, err := store.Get[model.VM](ctx, s.env.Store, ref)
+	if err != nil {
+		return nil, err
+	}
+	p, err := records.Placement(ctx, s.env.Store, vm.ID)
+	if err != nil {
+		return nil, err
+	}
+	if p.Value.Node.IsZero() {
+		return nil, errs.New(errs.Conflict, "screenshot of vm %s: does not run", vm.Name).WithHint("`roseau vm start %s`", vm.Name)
+	}
+	shot := new(guardctl.Screenshot)
+	return shot, s.env.Ask(ctx, p.Value.Node, http.MethodGet, fmt.Sprintf("/v1/nodes/%s/vms/%s/screenshot", p.Value.Node, vm.ID), nil, shot)
 }
 
 // onNode sends a request to the node where the VM is placed.

@@ -52,6 +52,7 @@ type Control interface {
 	Migrate(ctx context.Context, r guardctl.MigrateRequest) error
 	CancelMigration(ctx context.Context) error
 	Stay(ctx context.Context) error
+	Screenshot(ctx context.Context) (guardctl.Screenshot, error)
 	ReplaceDisk(ctx context.Context, r guardctl.ReplaceDiskRequest) error
 	Snapshot(ctx context.Context, o repl.SnapshotOrder) error
 	Scrub(ctx context.Context, r volumectl.ScrubRequest) (volumectl.ScrubStatus, error)

@@ -173,9 +173,13 @@ func (s *Service) Routes(r *api.Router) {
 			return api.Accepted(s.StartPress(ctx, in.Ref, verb))
 		})
 	}
+	huma.Register(r, api.Op("screenshot-vm", "GET", "/v1/vms/{ref}/screenshot", "What a running VM shows, as PNG"), func(ctx context.Context, in *api.Ref) (*api.Body[*guardctl.Screenshot], error) {
+		return api.OK(s.Screenshot(ctx, in.Ref))
+	})
 	huma.Register(r, api.Op("reboot-vm", "POST", "/v1/vms/{ref}/reboot", "Power a VM off by its button and on again"), func(ctx context.Context, in *api.Ref) (*api.AcceptTask, error) {
 		return api.Accepted(s.StartReboot(ctx, in.Ref))
 	})
+	s.snapshotRoutes(r)
 	s.nodeRoutes(r)
 	r.Mux.Get("/v1/vms/{ref}/console", s.console(r))
 }
@@ -227,6 +231,13 @@ func (s *Service) nodeRoutes(r *api.Router) {
 			return nil, err
 		}
 		return api.OK(s.guards.Control(vm).Status(ctx))
+	})
+	huma.Register(r, on("screenshot-guest", "GET", "/screenshot", "What a VM shows"), func(ctx context.Context, in *GuardRef) (*api.Body[guardctl.Screenshot], error) {
+		vm, err := ids.Parse(in.VM)
+		if err != nil {
+			return nil, err
+		}
+		return api.OK(s.guards.Control(vm).Screenshot(ctx))
 	})
 	huma.Register(r, on("kill-guest", "POST", "/kill", "Pull the plug of a VM"), do(func(ctx context.Context, c Control) error {
 		return c.Stop(ctx, guardctl.StopRequest{Force: true})
