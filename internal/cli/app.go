@@ -161,6 +161,8 @@ func confirmedIf(cmd *cobra.Command, why string, need func() bool) *cobra.Comman
 		named := args
 		if cmd.Annotations[confirmLast] != "" {
 			named = args[len(args)-1:]
+		} else if cmd.Annotations[confirmFirst] != "" {
+			named = args[:1]
 		}
 		for _, name := range named {
 			if !need() || slices.Contains(confirmed, name) {
@@ -177,6 +179,9 @@ func confirmedIf(cmd *cobra.Command, why string, need func() bool) *cobra.Comman
 
 // confirmLast annotates a command whose last argument alone is what it destroys.
 const confirmLast = "confirm-last"
+
+// confirmFirst annotates a command whose first argument alone is what it destroys.
+const confirmFirst = "confirm-first"
 
 // confirmTyped lets a person type the name again.
 func confirmTyped(cmd *cobra.Command, name, why string) error {

@@ -17,7 +17,7 @@ import (
 
 func newClusterCmd(a *app) *cobra.Command {
 	cmd := &cobra.Command{Use: "cluster", Short: "Make a cluster, let machines join it, see how it is"}
-	cmd.AddCommand(newClusterInit(a), newClusterToken(a), newClusterJoin(a), newClusterStatus(a), newClusterRecover(a))
+	cmd.AddCommand(newClusterInit(a), newClusterToken(a), newClusterJoin(a), newClusterStatus(a), newClusterRecover(a), newClusterRestart(a), newClusterShutdown(a))
 	return cmd
 }
 

@@ -118,7 +118,7 @@ func (a *app) drillEnv(cmd *cobra.Command, labName, network string) (env drill.E
 	if err != nil {
 		return env, nil, nil, err
 	}
-	env = drill.Env{Cluster: viaapi.New(c), Faults: lab, Vantage: lab, Out: cmd.ErrOrStderr(), Log: slog.New(slog.DiscardHandler), Image: img, WorkDir: work, Network: network}
+	env = drill.Env{Cluster: viaapi.New(c), Faults: lab, Vantage: lab, Rough: lab, Frames: lab, Out: cmd.ErrOrStderr(), Log: slog.New(slog.DiscardHandler), Image: img, WorkDir: work, Network: network}
 	return env, lab, func() { os.RemoveAll(work); l.Close() }, nil
 }
 

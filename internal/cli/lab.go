@@ -35,7 +35,7 @@ func newLabCmd(a *app) *cobra.Command {
 		name = labclient.DefaultName
 	}
 	cmd.PersistentFlags().StringVar(&l.name, "name", name, "name of the lab (also $ROSEAU_LAB)")
-	cmd.AddCommand(l.up(), l.down(), l.status(), l.node(), l.link(), l.disk(), l.power(), l.exec(),
+	cmd.AddCommand(l.up(), l.down(), l.status(), l.node(), l.link(), l.disk(), l.power(), l.bmc(), l.exec(),
 		l.partition(), l.heal(), l.service())
 	return cmd
 }

@@ -44,3 +44,25 @@ func (l *labApp) diskHealth() *cobra.Command {
 	}
 	return cmd
 }
+
+// bmc is the nodes' management controllers, from outside: their network and their
+// certificates. What they do, `roseau node power` and `roseau node bmc` order.
+func (l *labApp) bmc() *cobra.Command {
+	cmd := &cobra.Command{Use: "bmc", Short: "The network and certificates of the nodes' management controllers",
+		Long: "Each node has a Redfish BMC that powers it; `lab up` sets it in the cluster. `lab status -o json` shows address, user, the file with the password, and the certificate's SHA-256."}
+	for _, v := range []struct {
+		name, short, done string
+		do                func(*labclient.Client, context.Context, string) error
+	}{
+		{"cut", "Take a node's BMC off the network", "'s BMC is off the network", (*labclient.Client).BMCCut},
+		{"restore", "Put it back", "'s BMC is on the network", (*labclient.Client).BMCRestore},
+		{"renew", "Give it another certificate, as a replaced one has", "'s BMC has another certificate", (*labclient.Client).BMCRenew},
+	} {
+		cmd.AddCommand(&cobra.Command{Use: v.name + " NODE", Short: v.short, Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+			return l.do(cmd, args[0]+v.done, func(ctx context.Context, c *labclient.Client) (labclient.Answer, error) {
+				return plain(v.do(c, ctx, args[0]))
+			})
+		}})
+	}
+	return cmd
+}

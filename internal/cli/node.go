@@ -35,10 +35,10 @@ func newNodeCmd(a *app) *cobra.Command {
 		&cobra.Command{Use: "list", Short: "List nodes", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
 			var ns []*model.Node
 			return a.get(cmd, "/v1/nodes", &ns, func() *table {
-				tb := newTable("NAME", "READY", "VOTER", "ADDRESS", "CPUS", "MEMORY", "FREE", "QEMU", "VERSION")
+				tb := newTable("NAME", "READY", "VOTER", "ADDRESS", "CPUS", "MEMORY", "FREE", "QEMU", "VERSION", "MAINTENANCE")
 				for _, n := range ns {
 					tb.row(n.Name, yes(n.Status.Ready), yes(n.Spec.Voter), strings.Join(n.Spec.Addresses[model.RoleCluster], ","),
-						n.Status.CPUs, n.Status.Memory, n.Status.MemoryFree, n.Status.QEMU, n.Status.Version)
+						n.Status.CPUs, n.Status.Memory, n.Status.MemoryFree, n.Status.QEMU, n.Status.Version, maintenanceText(n))
 				}
 				return tb
 			})
@@ -53,6 +53,9 @@ func newNodeCmd(a *app) *cobra.Command {
 		newNodeLocate(a),
 		newNodeReplace(a),
 		newNodeRemove(a),
+		newNodeDrain(a), newNodeUndrain(a),
+		newNodeLeave(a, "shutdown", "Drain a node, stop its services and switch it off"),
+		newNodeLeave(a, "reboot", "Drain a node, stop its services and boot it anew"),
 	)
 	return cmd
 }
@@ -64,6 +67,9 @@ func nodeTable(n *model.Node) *table {
 			tb.row(string(role)+" address", strings.Join(a, ", "))
 		}
 	}
+	if m := maintenanceText(n); m != "" {
+		tb.row("maintenance", m)
+	}
 	for network, ifc := range n.Spec.Uplinks {
 		tb.row("uplink of "+network, ifc)
 	}
@@ -71,6 +77,9 @@ func nodeTable(n *model.Node) *table {
 		if p[1] != "" {
 			tb.row(p[0], p[1])
 		}
+	}
+	if n.Spec.Watchdog > 0 {
+		tb.row("watchdog", "on, "+n.Spec.Watchdog.String())
 	}
 	if len(n.Spec.Labels) > 0 {
 		tb.row("labels", strings.Join(n.Spec.Labels, ", "))
@@ -84,29 +93,31 @@ func nodeTable(n *model.Node) *table {
 }
 
 func newNodeSet(a *app) *cobra.Command {
-	var chassis, rack, site string
+	var chassis, rack, site, dog string
 	var labels, removed []string
-	cmd := &cobra.Command{Use: "set NODE", Short: "Say where a node stands, for pools whose failure domain is a chassis, a rack or a site, and label it for rules", Args: cobra.ExactArgs(1),
-		Example: "  roseau node set n1 --rack R1 --site paris\n  roseau node set n1 --chassis ''\n  roseau node set n1 --label ssd --label gpu=a100",
+	cmd := &cobra.Command{Use: "set NODE", Short: "Say where a node stands, label it for rules, and whether its watchdog is fed", Args: cobra.ExactArgs(1),
+		Long:    "Chassis, rack and site are for pools whose failure domain they are. The watchdog is off unless it is asked for: Roseau fences by leases and\nresets no machine. On, the node's daemon feeds /dev/watchdog; a machine whose kernel or daemon hangs for the timeout, or that is cut off\nwhile none of its machines holds a lease, resets itself, and what is paused on it is lost.",
+		Example: "  roseau node set n1 --rack R1 --site paris\n  roseau node set n1 --chassis ''\n  roseau node set n1 --label ssd --label gpu=a100\n  roseau node set n1 --watchdog on",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			var req member.NodeChange
 			for _, f := range []struct {
 				name string
 				v    *string
 				to   **string
-			}{{"chassis", &chassis, &req.Chassis}, {"rack", &rack, &req.Rack}, {"site", &site, &req.Site}} {
+			}{{"chassis", &chassis, &req.Chassis}, {"rack", &rack, &req.Rack}, {"site", &site, &req.Site}, {"watchdog", &dog, &req.Watchdog}} {
 				if cmd.Flags().Changed(f.name) {
 					*f.to = f.v
 				}
 			}
 			req.AddLabels, req.RemoveLabels = labels, removed
-			if req.Chassis == nil && req.Rack == nil && req.Site == nil && len(labels)+len(removed) == 0 {
-				return errs.New(errs.Invalid, "set node %s: nothing to set", args[0]).WithHint("say --chassis, --rack, --site, --label or --remove-label")
+			if req.Chassis == nil && req.Rack == nil && req.Site == nil && req.Watchdog == nil && len(labels)+len(removed) == 0 {
+				return errs.New(errs.Invalid, "set node %s: nothing to set", args[0]).WithHint("say --chassis, --rack, --site, --watchdog, --label or --remove-label")
 			}
 			return a.change(cmd, http.MethodPatch, "/v1/nodes/"+url.PathEscape(args[0]), req, new(model.Node), func() string { return "node " + args[0] + " set" })
 		}}
 	cmd.Flags().StringVar(&chassis, "chassis", "", "enclosure with common power or cooling")
 	cmd.Flags().StringVar(&rack, "rack", "", "rack")
+	cmd.Flags().StringVar(&dog, "watchdog", "", "on (60s), off, or a timeout: 10s to 10m")
 	cmd.Flags().StringVar(&site, "site", "", "room, building or town")
 	cmd.Flags().StringArrayVar(&labels, "label", nil, "give it a label that rules can name; repeat for more")
 	cmd.Flags().StringArrayVar(&removed, "remove-label", nil, "take a label away; repeat for more")

@@ -43,6 +43,7 @@ func newVMCmd(a *app) *cobra.Command {
 			return a.remove(cmd, vmPath(args[0]), "vm "+args[0])
 		}}),
 		newVMConsoleCmd(a),
+		newVMSnapshotCmd(a),
 		newVMScreenshotCmd(a),
 	)
 	return cmd

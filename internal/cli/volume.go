@@ -114,6 +114,12 @@ func newVolumeSnapshotCmd(a *app) *cobra.Command {
 				return fmt.Sprintf("snapshot %s of volume %s deleted", args[1], args[0])
 			})
 		}}),
+		destroys(&cobra.Command{Use: "rollback VOLUME NAME", Short: "Take a volume that nobody uses back to a snapshot", Annotations: map[string]string{confirmFirst: "yes"}, Args: cobra.ExactArgs(2),
+			Long: "Take a volume back to a snapshot. What was written since is lost; snapshots, newer ones too, stay. The volume must not be in use. " +
+				"Once the command is accepted it is carried out, whatever fails meanwhile: who opens the volume waits until it is done.",
+			RunE: func(cmd *cobra.Command, args []string) error {
+				return a.change(cmd, http.MethodPost, path(args[0])+"/"+url.PathEscape(args[1])+"/rollback", nil, nil, nil)
+			}}),
 	)
 	return cmd
 }
@@ -149,6 +155,9 @@ func volumeTable(vs []volume.Info) *table {
 }
 
 func healthText(st *model.VolumeStatus) string {
+	if st.RollingBack != "" {
+		return string(st.Health) + ", goes back to snapshot " + st.RollingBack
+	}
 	if st.SyncTotal > 0 {
 		text := string(st.Health)
 		if st.Health == model.Healthy {

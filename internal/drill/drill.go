@@ -55,6 +55,12 @@ type Cluster interface {
 	// ReplaceNode lets a node take the place of one that is gone for good, and waits
 	// for the end: every copy is in sync elsewhere, the old node is removed.
 	ReplaceNode(ctx context.Context, old, with string) error
+	// Drain, Leave and RestartRolling wait for the end of their task: every VM has
+	// left the node, the node is off (or back), every node was restarted.
+	Drain(ctx context.Context, node string) error
+	Undrain(ctx context.Context, node string) error
+	Leave(ctx context.Context, node string, verb model.OrderVerb) error
+	RestartRolling(ctx context.Context) error
 }
 
 // VMDisk is a further disk of a VM.
@@ -110,6 +116,8 @@ type Env struct {
 	Cluster Cluster
 	Faults  Faults
 	Vantage Vantage
+	Rough   RoughFaults   // nil: there are none
+	Frames  FrameRecorder // nil: there is none
 	Log     *slog.Logger
 	Out     io.Writer // progress, one line a step
 	Image   string    // path of the unconfigured probe image
@@ -151,7 +159,7 @@ type Test struct {
 
 // Tests returns all tests in the order in which they run.
 func Tests() []Test {
-	return []Test{liveMigration, nodeFailure, diskFailure, processKill, controlPlane, isolation, doubleFailure, nodeReplacement, migrations}
+	return []Test{liveMigration, nodeFailure, diskFailure, processKill, controlPlane, isolation, doubleFailure, freeze, drainTest, nodeShutdown, rollingRestart, coldStart, nodeReplacement, migrations}
 }
 
 // essential are run when none is named: the three promises.

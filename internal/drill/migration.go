@@ -171,6 +171,10 @@ func runNodeFailure(ctx context.Context, e *Env) error {
 
 // watchFailover measures the restart and reads back.
 func watchFailover(ctx context.Context, e *Env, p *probeVM, cut time.Time, node string, before probe.Status) error {
+	return watchFailoverWithin(ctx, e, p, cut, node, before, restartLimit)
+}
+
+func watchFailoverWithin(ctx context.Context, e *Env, p *probeVM, cut time.Time, node string, before probe.Status, limit time.Duration) error {
 	r, f := e.report, e.report.Figures
 	var vm model.VM
 	err := waitUntil(ctx, 60*time.Second, 20*time.Millisecond, "the VM to run on another node", func() (bool, error) {
@@ -223,7 +227,7 @@ func watchFailover(ctx context.Context, e *Env, p *probeVM, cut time.Time, node 
 	}
 	f["writes_acked"], f["writes_lost"], f["vms_run_twice"] = acked, lost, twice
 	r.require(f["detected_ms"] != nil, "no event tells when the loss was detected")
-	r.require(restarted > 0 && restarted <= restartLimit, "restarted after %s, at most %s allowed", restarted.Round(time.Millisecond), restartLimit)
+	r.require(restarted > 0 && restarted <= limit, "restarted after %s, at most %s allowed", restarted.Round(time.Millisecond), limit)
 	r.require(lost == 0, "%d of %d acknowledged writes lost", lost, acked)
 	r.require(acked > 0, "no write was acknowledged before the cut")
 	r.require(twice == 0, "the guest of before the cut still answers")

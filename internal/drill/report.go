@@ -26,6 +26,11 @@ var headline = map[string][]string{
 	"node-replacement": {"restarted_ms", "service_back_ms", "replaced_ms", "copies", "writes_acked", "writes_lost", "vms_run_twice"},
 	"double-failure":   {"restarted_ms", "in_turn_restarted_ms", "service_back_ms", "writes_acked", "writes_lost", "vms_run_twice"},
 	"isolation":        {"silent_ms", "restarted_ms", "service_back_ms", "writes_acked", "writes_lost", "vms_run_twice"},
+	"freeze":           {"silent_ms", "restarted_ms", "service_back_ms", "vm_restarts", "writes_acked", "writes_lost", "vms_run_twice"},
+	"drain":            {"drain_ms", "failback_ms", "vm_restarts", "pings_sent", "pings_lost", "longest_gap_ms", "writes_acked", "writes_lost"},
+	"node-shutdown":    {"shutdown_ms", "failback_ms", "vm_restarts", "longest_stall_ms", "writes_acked", "writes_lost"},
+	"rolling-restart":  {"took_ms", "nodes_restarted", "fewest_copies", "vm_restarts", "longest_stall_ms", "writes_acked", "writes_lost"},
+	"cold-start":       {"restarted_ms", "service_back_ms", "writes_acked", "writes_lost", "vms_run_twice"},
 	"disk-failure":     {"io_errors", "longest_stall_ms", "degraded_seen", "rebuilt_bytes", "rebuild_ms", "writes_acked", "writes_lost"},
 }
 

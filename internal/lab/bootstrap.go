@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -20,6 +21,7 @@ import (
 	"roseau/internal/lab/labclient"
 	"roseau/internal/model"
 	"roseau/internal/pki"
+	"roseau/internal/svc/bmc"
 	"roseau/internal/svc/member"
 )
 
@@ -54,6 +56,11 @@ func Bootstrap(ctx context.Context, st labclient.Status, say func(string)) error
 	// Before the disks: who has to find out why one is refused needs the command line.
 	if err := addContext(ctx, st); err != nil {
 		return err
+	}
+	for _, n := range st.Nodes {
+		if err := setBMC(ctx, first, n, say); err != nil {
+			return fmt.Errorf("set the BMC of node %s: %w", n.Name, err)
+		}
 	}
 	for _, n := range st.Nodes {
 		if err := claim(ctx, first, n, say); err != nil {
@@ -191,6 +198,26 @@ func task(ctx context.Context, c *client.Client, path string, in any) error {
 		return err
 	}
 	return client.TaskError(end)
+}
+
+// setBMC tells the cluster of a node's management controller, as `roseau node bmc
+// set` does.
+func setBMC(ctx context.Context, c *client.Client, n labclient.Node, say func(string)) error {
+	path := "/v1/nodes/" + n.Name + "/bmc"
+	err := c.Get(ctx, path, new(bmc.Shown))
+	if err == nil || !errors.Is(err, errs.NotFound) || n.BMC == nil {
+		return err
+	}
+	password, err := os.ReadFile(n.BMC.PasswordFile)
+	if err != nil {
+		return err
+	}
+	req := bmc.SetRequest{Address: n.BMC.Address, User: n.BMC.User, Password: strings.TrimSpace(string(password)), Fingerprint: n.BMC.Fingerprint}
+	if _, err := c.Do(ctx, http.MethodPut, path, req, nil); err != nil {
+		return err
+	}
+	say("the BMC of " + n.Name + " is at " + n.BMC.Address)
+	return nil
 }
 
 // claim gives all disks of a node to the cluster; claiming one twice is nothing.

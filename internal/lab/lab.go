@@ -155,6 +155,9 @@ func open(dir string, log *slog.Logger, stop context.CancelFunc) (l *Lab, err er
 			return nil, fmt.Errorf("forward to node %s: %w", n.name, err)
 		}
 		l.nodes = append(l.nodes, n)
+		if n.bmc, err = newController(n); err != nil {
+			return nil, err
+		}
 	}
 	if l.spec.Witness {
 		if l.third, err = l.machine(labclient.WitnessName, witnessNumber, 0); err != nil {
@@ -190,6 +193,11 @@ func (l *Lab) close() (err error) {
 	l.mu.Lock()
 	l.down = true
 	l.mu.Unlock()
+	for _, n := range l.nodes {
+		if n.bmc != nil {
+			err = errors.Join(err, n.bmc.close())
+		}
+	}
 	var g errgroup.Group
 	for _, n := range l.machines() {
 		g.Go(func() error {
@@ -200,7 +208,7 @@ func (l *Lab) close() (err error) {
 			return err
 		})
 	}
-	err = g.Wait()
+	err = errors.Join(err, g.Wait())
 	l.tasks.Wait()
 	for _, n := range l.machines() {
 		if n.api != nil {

@@ -504,3 +504,77 @@ func (v inventory) compare(t *testing.T, now inventory) {
 		}
 	}
 }
+
+// The controllers answer on the cluster switch while the lab is up, power their
+// node, and keep password and certificate with the lab.
+func TestControllers(t *testing.T) {
+	r := newRig(t, "bmcs")
+	n1 := r.node("n1")
+	if n1.BMC == nil || n1.BMC.Fingerprint == "" || n1.BMC.Fingerprint == r.node("n2").BMC.Fingerprint {
+		t.Fatalf("controllers: %+v", n1.BMC)
+	}
+	password, err := os.ReadFile(n1.BMC.PasswordFile)
+	r.must(err)
+	// As n2 reaches it: every request runs in that node's namespaces.
+	ask := func(user, method, path, body string) (string, int) {
+		t.Helper()
+		var out bytes.Buffer
+		argv := []string{"curl", "-sk", "-m", "10", "-u", user, "-X", method, n1.BMC.Address + path}
+		if body != "" {
+			argv = append(argv, "-d", body)
+		}
+		code, err := Exec(r.Context(), r.node("n2"), argv, Streams{Out: &out, Err: &out})
+		r.must(err)
+		return out.String(), code
+	}
+	if _, err := exec.LookPath("curl"); err != nil {
+		t.Skip("needs curl")
+	}
+	good := n1.BMC.User + ":" + strings.TrimSpace(string(password))
+	const system = "/redfish/v1/Systems/1"
+	if out, _ := ask(n1.BMC.User+":wrong", "GET", system, ""); !strings.Contains(out, "password is wrong") {
+		t.Errorf("wrong password: %s", out)
+	}
+	if out, _ := ask(good, "GET", system, ""); !strings.Contains(out, `"PowerState":"On"`) {
+		t.Errorf("power: %s", out)
+	}
+	reset := func(typ string) {
+		t.Helper()
+		if out, code := ask(good, "POST", system+"/Actions/ComputerSystem.Reset", `{"ResetType":"`+typ+`"}`); code != 0 || out != "" {
+			t.Fatalf("%s: %d, %s", typ, code, out)
+		}
+	}
+	reset("ForceOff")
+	if n := r.node("n1"); n.Power != labclient.Off {
+		t.Fatalf("power is %s after ForceOff", n.Power)
+	}
+	if out, _ := ask(good, "GET", system, ""); !strings.Contains(out, `"PowerState":"Off"`) {
+		t.Errorf("power: %s", out)
+	}
+	reset("On")
+	for end := time.Now().Add(20 * time.Second); r.node("n1").Power != labclient.On; {
+		if time.Now().After(end) {
+			t.Fatal("no power after On")
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	r.must(r.BMCCut(r.Context(), "n1"))
+	if out, code := ask(good, "GET", system, ""); code == 0 {
+		t.Errorf("off the network, and answers: %s", out)
+	}
+	r.must(r.BMCRestore(r.Context(), "n1"))
+	if out, _ := ask(good, "GET", system, ""); !strings.Contains(out, `"PowerState":"On"`) {
+		t.Errorf("back on the network: %s", out)
+	}
+	r.must(r.BMCRenew(r.Context(), "n1"))
+	renewed := r.node("n1").BMC.Fingerprint
+	if renewed == n1.BMC.Fingerprint {
+		t.Error("the certificate is the same after renew")
+	}
+	r.must(Down(r.Context(), r.Dir(), true, quiet()))
+	r.up()
+	again := r.node("n1")
+	if b, err := os.ReadFile(again.BMC.PasswordFile); err != nil || string(b) != string(password) || again.BMC.Fingerprint != renewed {
+		t.Errorf("a kept lab has other controllers: %v", err)
+	}
+}

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -38,7 +39,9 @@ type node struct {
 	number int // from 1
 	dir    string
 	log    *slog.Logger
-	api    *forward // nil: it has none
+	api    *forward    // nil: it has none
+	bmc    *controller // nil: it has none
+	supply atomic.Bool // as power != Off, readable while an order goes on
 
 	diskCount int
 	mu        sync.Mutex // held for the whole of a power order
@@ -117,6 +120,7 @@ func (n *node) powerOn(ctx context.Context) error {
 		return fmt.Errorf("boot node %s: %w", n.name, errors.Join(err, cerr))
 	}
 	n.power, n.etcdDown = labclient.On, false
+	n.supply.Store(true)
 	n.boots++
 	n.lab.tasks.Add(1)
 	go func() {
@@ -243,18 +247,38 @@ func (n *node) hold(l *life) error {
 	return nil
 }
 
-// watch collects a node whose init ended by itself.
+// watch collects a node whose init ended by itself: it was ordered off, or to
+// boot anew, by its own daemon; else it is an accident.
 func (n *node) watch(l *life) {
 	<-l.exited
+	code := l.cmd.ProcessState.ExitCode()
+	if !n.collect(l, code) || code != initd.ExitReboot {
+		return
+	}
+	// The lab that goes down refuses the boot.
+	if err := n.powerOn(context.Background()); err != nil {
+		n.log.Error("reboot node", "err", err)
+	}
+}
+
+// collect ends a life whose first process has ended; false: an order did.
+func (n *node) collect(l *life, code int) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if n.life != l || l.ending {
-		return
+		return false
 	}
-	n.log.Error("node's init ended by itself: the node has no power now", "state", l.cmd.ProcessState)
-	if _, err := n.end(); err != nil {
-		n.log.Error("collect node", "err", err)
+	switch code {
+	case initd.ExitOff, initd.ExitReboot:
+		n.log.Info("node went down in order", "reboot", code == initd.ExitReboot)
+	default:
+		n.log.Error("node's init ended by itself: the node has no power now", "state", l.cmd.ProcessState)
 	}
+	err := n.lab.board.Unpowered(n.name)
+	if _, e := n.end(); e != nil || err != nil {
+		n.log.Error("collect node", "err", errors.Join(err, e))
+	}
+	return true
 }
 
 // cut takes the power. The answer tells what the disks lost.
@@ -300,6 +324,7 @@ func (n *node) end() (losses []labclient.DiskLoss, err error) {
 	}
 	err = errors.Join(err, l.lifeline.Close(), l.freezer.remove(), n.lab.forget(n.name, l))
 	n.life, n.power = nil, labclient.Off
+	n.supply.Store(false)
 	return losses, err
 }
 
@@ -356,6 +381,9 @@ func (n *node) status(ctx context.Context) labclient.Node {
 		if a := w.NodeAddress(n.number); a.IsValid() {
 			st.Addresses[w.Name] = a.Addr().String()
 		}
+	}
+	if n.bmc != nil {
+		st.BMC = n.bmc.status()
 	}
 	st.Addresses["vm"] = cable.VMAddress(n.number).Addr().String()
 	n.mu.Lock()

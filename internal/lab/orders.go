@@ -47,6 +47,9 @@ func (l *Lab) handler() http.Handler {
 		"service-stop":  l.service("stop"),
 		"service-start": l.service("start"),
 		"service-kill":  l.service("kill"),
+		"bmc-cut":       l.bmcDo(func(c *controller) error { return c.setLink(false) }),
+		"bmc-restore":   l.bmcDo(func(c *controller) error { return c.setLink(true) }),
+		"bmc-renew":     l.bmcDo((*controller).renew),
 		"down":          l.goDown,
 	}
 	mux := http.NewServeMux()

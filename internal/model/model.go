@@ -81,8 +81,76 @@ type NodeSpec struct {
 	Chassis string `json:"chassis,omitempty"`
 	Rack    string `json:"rack,omitempty"`
 	Site    string `json:"site,omitempty"`
+	// Watchdog is the timeout of the machine's hardware watchdog, which the daemon
+	// feeds; 0: it is left alone. Whole seconds, 10 s to 10 min.
+	Watchdog time.Duration `json:"watchdog_ns,omitempty"`
 	// Labels are for rules: docs/design/placement.md.
 	Labels []string `json:"labels,omitempty"`
+	// Drain: no VM is placed there and those that run there move away, until a
+	// person takes it back.
+	Drain bool `json:"drain,omitempty"`
+	// DrainTask is the task that shows the progress of Drain; zero: it has ended.
+	DrainTask ids.ID `json:"drain_task,omitzero"`
+	// Order is a shutdown or reboot that was asked for; nil: none.
+	Order *NodeOrder `json:"order,omitempty"`
+	// Guests are the VMs that left because of Drain or Order and go back when it
+	// is over.
+	Guests []ids.ID `json:"guests,omitempty"`
+}
+
+// NodeOrder is a shutdown or a reboot of a node.
+type NodeOrder struct {
+	Verb  OrderVerb  `json:"verb"`
+	Phase OrderPhase `json:"phase"`
+	// NoDrain: guests are powered off and started elsewhere, not moved.
+	NoDrain bool `json:"no_drain,omitempty"`
+	// NoFailback: what left does not come back by itself.
+	NoFailback bool `json:"no_failback,omitempty"`
+	// Boot is the boot of the node that the order was given to; it binds no other.
+	Boot  string    `json:"boot"`
+	Asked time.Time `json:"asked"`
+	Task  ids.ID    `json:"task,omitzero"` // that shows its progress; zero: a plan's
+}
+
+// OrderVerb is what a node is ordered to do.
+type OrderVerb string
+
+// The verbs.
+const (
+	OrderShutdown OrderVerb = "shutdown"
+	OrderReboot   OrderVerb = "reboot"
+)
+
+// Words is the verb as it stands in a sentence: "shut down".
+func (v OrderVerb) Words() string {
+	if v == OrderShutdown {
+		return "shut down"
+	}
+	return string(v)
+}
+
+// OrderPhase is how far an order has come.
+type OrderPhase string
+
+// The phases.
+const (
+	OrderDraining OrderPhase = "draining" // VMs leave, copies and votes are waited for
+	OrderLeaving  OrderPhase = "leaving"  // it may go down and is told to
+	OrderAway     OrderPhase = "away"     // it is down, as asked
+)
+
+// Draining says why no VM is placed on the node and those there leave; "": no
+// reason.
+func (s *NodeSpec) Draining() string {
+	switch {
+	case s.Order != nil && s.Order.Verb == OrderReboot:
+		return "is to reboot"
+	case s.Order != nil:
+		return "is to shut down"
+	case s.Drain:
+		return "is drained"
+	}
+	return ""
 }
 
 // Witness is a machine that adds votes and holds no data of VMs. A cluster has
@@ -298,6 +366,9 @@ type VolumeStatus struct {
 	SyncTotal size.Bytes `json:"sync_total,omitempty"`
 	// SyncLeft is about how long the copying takes yet; 0: not known.
 	SyncLeft time.Duration `json:"sync_left_ns,omitempty"`
+	// RollingBack names the snapshot that the volume is being taken back to; it
+	// serves nobody until that is over.
+	RollingBack string `json:"rolling_back,omitempty"`
 	// LostBlocks of 4 KiB were found readable on no copy since the volume was opened,
 	// and not written since: reads of them fail.
 	LostBlocks int `json:"lost_blocks,omitempty"`

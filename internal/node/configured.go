@@ -125,6 +125,7 @@ func (d *daemon) newLife(ctx context.Context, conf *nodeconf.Config) (*life, err
 	reader := voters.Reader{Store: s, Sessions: n.deps.Sessions, Beat: n.deps.Beats.Seen, Clock: d.o.Clock}
 	n.member = &member.Server{Config: *conf, Identity: id, Store: s, Sessions: n.deps.Sessions, Tasks: n.deps.Tasks,
 		Events: n.deps.Events, Clock: d.o.Clock, Log: log, Leading: n.deps.Leading, Reader: reader, Probe: n.probe, Proxy: n.deps.Proxy}
+	n.deps.Votes = n.member.View
 	n.voters = &voters.Manager{Reader: reader, Probe: n.probe, Leading: n.deps.Leading, Events: n.deps.Events, Log: log, Timers: d.o.Timers}
 	return n, nil
 }
@@ -173,7 +174,7 @@ func (n *life) run(ctx context.Context, ready chan<- error) error {
 	}
 	late := append([]Service{
 		{Name: "session", Run: func(ctx context.Context) error {
-			return d.Store.KeepSession(ctx, store.Session{Node: d.Node, Boot: bootID(), Started: d.Clock.Wall().UTC()})
+			return d.Store.KeepSession(ctx, store.Session{Node: d.Node, Boot: bootID(), Started: d.Clock.Wall().UTC(), First: n.d.booted})
 		}},
 		{Name: "status", Run: func(ctx context.Context) error { return reportStatus(ctx, d, n.d.o.Version) }},
 		{Name: "sweep", Run: n.member.Sweep},

@@ -9,6 +9,7 @@ import (
 	"roseau/internal/api"
 	"roseau/internal/base/clock"
 	"roseau/internal/base/ids"
+	"roseau/internal/core/quorum"
 	"roseau/internal/model"
 	"roseau/internal/nodeconf"
 	"roseau/internal/pki"
@@ -45,6 +46,9 @@ type Deps struct {
 	// LeaderSince returns since when etcd has had the same leader, as seen from
 	// here; zero: it has none now, or nobody knows.
 	LeaderSince func() clock.Instant
+
+	// Votes returns what this node sees of etcd's votes now.
+	Votes func(ctx context.Context) (quorum.View, error)
 
 	Clock clock.Clock
 	Log   *slog.Logger

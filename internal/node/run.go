@@ -48,14 +48,15 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	defer unlock()
-	if err := makeBootID(); err != nil {
+	booted, err := makeBootID()
+	if err != nil {
 		return err
 	}
 	l, err := listenSocket(paths.APISocket)
 	if err != nil {
 		return err
 	}
-	d := &daemon{o: o}
+	d := &daemon{o: o, booted: booted}
 	d.handler.Store(&handlerBox{http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		api.WriteProblem(w, errs.New(errs.Unavailable, "%s %s: the node is starting", r.Method, r.URL.Path).WithHint("try again in a second"))
 	})})
@@ -74,6 +75,7 @@ func Run(ctx context.Context, o Options) error {
 type daemon struct {
 	o       Options
 	handler atomic.Pointer[handlerBox] // of the unix socket
+	booted  bool                       // this is the first daemon of this boot
 	foreign uint32                     // generation of the cluster that was recovered without this node
 }
 
@@ -218,20 +220,26 @@ func listenSocket(path string) (net.Listener, error) {
 }
 
 // makeBootID writes the boot identity at the first start after a boot: the file
-// is on a tmpfs. The kernel's own id is mixed in, for a /run that is not.
-func makeBootID() error {
+// is on a tmpfs. The kernel's own id is mixed in, for a /run that is not. It
+// reports whether this daemon is the first one of its boot.
+func makeBootID() (first bool, err error) {
+	mark := paths.BootID + ".node" // the identity itself may be another process's
+	if f, err := os.OpenFile(mark, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644); err == nil {
+		first = true
+		f.Close()
+	}
 	if _, err := os.Stat(paths.BootID); err == nil {
-		return nil
+		return first, nil
 	}
 	f, err := os.OpenFile(paths.BootID, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 	if errors.Is(err, fs.ErrExist) {
-		return nil // another process of this node was faster
+		return first, nil // another process of this node was faster
 	}
 	if err != nil {
-		return fmt.Errorf("make boot identity: %w", err)
+		return first, fmt.Errorf("make boot identity: %w", err)
 	}
 	_, err = f.WriteString(ids.New().String() + "\n")
-	return errors.Join(err, f.Close())
+	return first, errors.Join(err, f.Close())
 }
 
 func bootID() string {

@@ -10,7 +10,10 @@ import (
 	"roseau/internal/base/paths"
 	"roseau/internal/driver/locate"
 	"roseau/internal/driver/storagectl"
+	dog "roseau/internal/driver/watchdog"
+	"roseau/internal/model"
 	"roseau/internal/storage"
+	"roseau/internal/store"
 	"roseau/internal/svc"
 	"roseau/internal/svc/balance"
 	"roseau/internal/svc/bmc"
@@ -18,6 +21,7 @@ import (
 	"roseau/internal/svc/disk"
 	"roseau/internal/svc/ha"
 	"roseau/internal/svc/image"
+	"roseau/internal/svc/maint"
 	"roseau/internal/svc/network"
 	"roseau/internal/svc/pool"
 	"roseau/internal/svc/records"
@@ -25,6 +29,7 @@ import (
 	"roseau/internal/svc/secret"
 	"roseau/internal/svc/vm"
 	"roseau/internal/svc/volume"
+	"roseau/internal/svc/watchdog"
 	"roseau/internal/unit"
 )
 
@@ -41,12 +46,13 @@ func services(ctx context.Context, d Deps) ([]Service, error) {
 		Node: d.Node, NodeName: d.Name, Endpoints: d.Endpoints, Clock: d.Clock, Log: d.Log}
 	control := storagectl.New(paths.StorageControlSocket)
 	world := records.NewWorld(d.Store, d.Clock)
-	viewer := &ha.Viewer{Self: d.Node, World: world, Sessions: d.Sessions, Beats: d.Beats, Listening: d.Clock.Now()}
+	viewer := &ha.Viewer{Self: d.Node, World: world, Sessions: d.Sessions, Beats: d.Beats, Listening: d.Clock.Now(),
+		Holds: world.ShutsDown, Wall: d.Clock.Wall}
 	guards := vm.NewGuards(units)
 
-	labHealth, uuidFile := "", "/sys/class/dmi/id/product_uuid"
+	labHealth, uuidFile, dogDevice := "", "/sys/class/dmi/id/product_uuid", dog.Device
 	if storage.LabNode() {
-		labHealth, uuidFile = paths.LabHealth, paths.LabMachine
+		labHealth, uuidFile, dogDevice = paths.LabHealth, paths.LabMachine, paths.LabWatchdog
 	}
 	disks := disk.New(env, disk.NewStorage(control), locate.Light{Lab: labHealth})
 	pools := pool.New(env)
@@ -56,6 +62,8 @@ func services(ctx context.Context, d Deps) ([]Service, error) {
 	networks := network.New(env)
 	vms := vm.New(env, world, viewer, volumes, images, guards)
 	reconciler := vm.NewReconciler(env, world, guards, volumes.Yield, volumes.Peers)
+	maintenance := maint.New(env, maint.Needs{World: world, Viewer: viewer, Leading: func() bool { return d.Leading() && d.LeaderSince() != 0 },
+		Votes: d.Votes, Boot: bootID, ClusterName: d.Config.ClusterName})
 	rules := rule.New(env, viewer)
 	balancer := balance.New(env, viewer, vms, d.Leading)
 	secrets, err := secret.New(env, d.Identity, d.Leading, d.Nodes.Changed)
@@ -63,6 +71,7 @@ func services(ctx context.Context, d Deps) ([]Service, error) {
 		return nil, err
 	}
 	bmcs := bmc.New(env, secrets, d.Sessions, d.Nodes.List, d.Leading, uuidFile)
+	dogs := watchdog.New(env, func() *model.Node { return d.Nodes.Get(d.Node) }, holdsSession(d), vm.Leases{Guards: guards}, dogDevice)
 	manager := ha.NewManager(env, viewer, d.Leading, d.LeaderSince)
 
 	return []Service{
@@ -75,16 +84,27 @@ func services(ctx context.Context, d Deps) ([]Service, error) {
 		{Name: "networks", Run: networks.Run, Routes: networks.Routes},
 		{Name: "vms", Run: reconciler.Run, Routes: vms.Routes},
 		{Name: "ha", Run: manager.Run},
+		{Name: "maintenance", Run: maintenance.Run, Routes: maintenance.Routes},
 		{Name: "rules", Routes: rules.Routes},
 		{Name: "balance", Run: balancer.Run, Routes: balancer.Routes},
 		{Name: "bmc", Run: bmcs.Run, Routes: bmcs.Routes},
 		{Name: "secrets", Run: secrets.Run, Routes: secrets.Routes},
+		{Name: "watchdog", Run: dogs.Run},
 		{Name: "self", Routes: selfRoutes(d)},
 		{Name: "units", Run: func(ctx context.Context) error {
 			<-ctx.Done()
 			return errors.Join(ctx.Err(), units.Close())
 		}},
 	}, nil
+}
+
+// holdsSession reports whether etcd, asked with a quorum, has this node's session:
+// what is cached here does not end while etcd is away.
+func holdsSession(d Deps) func(context.Context) bool {
+	return func(ctx context.Context) bool {
+		r, err := store.GetRecord[store.Session](ctx, d.Store, store.SessionKey(d.Node))
+		return err == nil && r.Revision > 0
+	}
 }
 
 // Self is which node answers.

@@ -10,7 +10,10 @@ import (
 	"roseau/internal/block/disk"
 )
 
-const sectorBytes = 512
+const (
+	sectorBytes = 512
+	superBytes  = 1 << 20 // the beginning of a disk, with two copies of the superblock
+)
 
 // simDisk is a disk with a volatile write cache: what no completed fdatasync
 // covers may be kept or lost sector by sector when power fails.
@@ -25,6 +28,8 @@ type simDisk struct {
 	syncHungTill clock.Instant
 	stuck        []func() // actions that wait for the end of a hang
 	rotten       int
+	syncLies     bool
+	rottenSupers int // bits flipped where superblocks are
 	lies         lies
 }
 
@@ -102,6 +107,10 @@ func (d *simDisk) do(w *world, io disk.IO) error {
 			delete(d.durable, p)
 		}
 	case disk.OpSync:
+		if d.syncLies { // the device answers, and has nothing
+			w.note("lying_sync")
+			break
+		}
 		d.settle(len(d.cache))
 	case disk.OpRead:
 		at := io.Offset
@@ -206,5 +215,12 @@ func (d *simDisk) rot(rng *rand.Rand) (offset int64, ok bool) {
 		pages = append(pages, p)
 	}
 	slices.Sort(pages)
-	return d.flip(rng, pages[rng.IntN(len(pages))]*4096)
+	at := pages[rng.IntN(len(pages))] * 4096
+	if at < superBytes || at >= diskBytes-tailBytes {
+		if d.rottenSupers == 2 {
+			return 0, false // of four copies of the superblock: a disk without any does not open
+		}
+		d.rottenSupers++
+	}
+	return d.flip(rng, at)
 }

@@ -115,6 +115,7 @@ type Bias struct {
 	// Snapshots: the mean time between orders of the operator who takes and
 	// deletes them; 0 = as the seed draws.
 	Snapshots time.Duration
+	Rollbacks bool // he takes the volume back to one now and then
 }
 
 func (b *Bias) apply(p *profile) {
@@ -328,7 +329,7 @@ func (w *world) faultForgetful() {
 	w.isolated(g.node)
 	n := g.node
 	w.after(w.between(100*time.Millisecond, 600*time.Millisecond), func() {
-		if to := w.manager.pick(n); to != nil && to != n {
+		if to := w.manager.pick(n); to != nil && to != n && !w.calm {
 			w.manager.challenge(to, w.newID(), 0)
 		}
 	})
@@ -375,13 +376,16 @@ func (w *world) haunt(n *node, old *guard) {
 	}
 	g.predecessor = wire.PredecessorID{Epoch: old.lastOwn.Epoch, Nonce: old.lastOwn.Nonce, Inc: old.lastOwn.Inc}
 	g.step(writer.Command{Kind: writer.Reopen, Predecessor: g.predecessor})
-	w.after(w.between(time.Second, 8*time.Second), func() {
-		if !g.ended() {
-			g.step(writer.Command{Kind: writer.Stop})
-			g.done = true
-			g.dropLinks()
-		}
-	})
+	w.after(w.between(time.Second, 8*time.Second), g.layDown)
+}
+
+// layDown ends a ghost.
+func (g *guard) layDown() {
+	if !g.ended() {
+		g.step(writer.Command{Kind: writer.Stop})
+		g.done = true
+		g.dropLinks()
+	}
 }
 
 func (w *world) heal(n *node) {
@@ -549,37 +553,6 @@ func (w *world) faultSplitFlush() {
 	})
 }
 
-// rottenAlone: every in-sync copy of one of the request's blocks is on the node
-// whose disks rot, or was when a join gave the block up: the only cases in which a
-// read may fail (C5).
-func (w *world) rottenAlone(r *request) bool {
-	if !w.lied() {
-		return false
-	}
-	for b := r.first; b < r.first+r.count; b++ {
-		if w.givenUp[b] {
-			return true
-		}
-		// What the guard does not know of yet, it does not read: a grow whose answer is
-		// under way.
-		for _, set := range [][]int{w.isr(b)[0], w.knownISR(r.by, b)} {
-			if len(set) == 1 && set[0] == w.profile.rotNode {
-				return true
-			}
-		}
-	}
-	return false
-}
-
-// knownISR is the nodes of the in-sync set of a block's segment, as a guard knows
-// the records.
-func (w *world) knownISR(g *guard, block int) []int {
-	if g == nil || !g.hasKnown {
-		return nil
-	}
-	return w.isrNodes(&g.known.Volumes[0], block*repl.BlockBytes/segmentBytes)
-}
-
 // settle ends all faults and demands that everything comes right: the writer
 // serves, every copy is in sync, every block reads as one of its legal values,
 // and all copies are equal.
@@ -597,6 +570,9 @@ func (w *world) settle() {
 	for _, g := range w.guards {
 		if g.frozen {
 			g.thaw()
+		}
+		if g.ghost && w.opt.Scenario == nil {
+			g.layDown() // a fault is over with the others
 		}
 	}
 	w.repeatReplace()

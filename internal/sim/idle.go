@@ -24,7 +24,7 @@ func (p *player) maintain(a []string) error {
 	w.guards, n.guards = append(w.guards, g), append(n.guards, g)
 	m.challenger = g
 	m.follow(g, func() { m.becomeActive(g) })
-	g.step(writer.Liveness{Alive: w.liveNodes()})
+	g.step(w.liveness())
 	g.step(writer.Command{Kind: writer.Prepare})
 	return p.await("the maintenance writer", time.Minute, func() bool { return m.active == g })
 }

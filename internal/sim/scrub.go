@@ -168,7 +168,7 @@ func (w *world) faultStaleRead() {
 
 // lied reports whether a disk may hold anything wrong.
 func (w *world) lied() bool {
-	return w.counts["bit_rot"]+w.counts["log_rot"]+w.counts["lost_write"]+w.counts["misdirected_write"]+w.counts["stale_read"] > 0
+	return w.counts["bit_rot"]+w.counts["log_rot"]+w.counts["lost_write"]+w.counts["misdirected_write"]+w.counts["stale_read"]+w.counts["lying_sync"] > 0
 }
 
 // faultScrub is none, but work that races with everything else: passes over all
@@ -270,8 +270,19 @@ func (w *world) scrubClean() bool {
 	return true
 }
 
-// demandClean reads every block of every in-sync copy from its disk.
+// demandClean reads every block of every in-sync copy from its disk, as the head
+// and as each snapshot shows it.
 func (w *world) demandClean() {
+	w.demandCleanReader(0)
+	if w.counts["block_given_up"] > 0 {
+		return // a write heals the head, nothing heals a snapshot
+	}
+	for _, snap := range w.snaps.numbers() {
+		w.demandCleanReader(snap)
+	}
+}
+
+func (w *world) demandCleanReader(snap uint32) {
 	r := w.etcd.records(w.vm, idsOf(w.volume), w.diskIdx)
 	for e := range uint64(extentCount) {
 		var want []wire.Tag
@@ -280,9 +291,9 @@ func (w *world) demandClean() {
 			if n.diskByID(d).dead || n.engines[d] == nil {
 				continue
 			}
-			got, bad := n.readExtent(d, w.volume, e)
+			got, bad := n.readExtent(d, w.volume, e, snap)
 			if len(bad) > 0 {
-				w.failf("extent %d on %s is not readable after a scrub: blocks %v", e, n.name(), bad)
+				w.failf("extent %d of snapshot %d on %s is not readable after a scrub: blocks %v", e, snap, n.name(), bad)
 				return
 			}
 			if want == nil {
@@ -291,7 +302,7 @@ func (w *world) demandClean() {
 			}
 			for b := range want {
 				if !sameContent(want[b], got[b]) {
-					w.failf("extent %d block %d differs after a scrub: %v and, on %s, %v", e, b, want[b], n.name(), got[b])
+					w.failf("extent %d block %d of snapshot %d differs after a scrub: %v and, on %s, %v", e, b, snap, want[b], n.name(), got[b])
 					return
 				}
 			}
@@ -300,9 +311,9 @@ func (w *world) demandClean() {
 }
 
 // readExtent reads an extent from the engine of a disk.
-func (n *node) readExtent(d, volume ids.ID, extent uint64) ([]wire.Tag, []int) {
+func (n *node) readExtent(d, volume ids.ID, extent uint64, snap uint32) ([]wire.Tag, []int) {
 	c, err := n.ask(d, func(eng *disk.Core, token uint64) {
-		eng.Read(token, disk.ReadRequest{Volume: volume, Extent: extent, Count: repl.ExtentBlocks, Buf: make([]byte, repl.ExtentBytes)})
+		eng.Read(token, disk.ReadRequest{Volume: volume, Extent: extent, Object: snap, Count: repl.ExtentBlocks, Buf: make([]byte, repl.ExtentBytes)})
 	})
 	if err != nil {
 		return nil, []int{-1}

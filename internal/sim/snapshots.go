@@ -18,12 +18,14 @@ type snapshots struct {
 	w        *world
 	rng      *rand.Rand
 	on       bool
+	rollRng  *rand.Rand // of rollbacks; nil: there are none
 	every    time.Duration
 	attempts map[ids.ID]*attempt
 	open     []*attempt          // not ended: what is written now may be in them
 	exist    map[uint32]*attempt // by number, as the store has it
 	leaving  map[uint32]bool     // a deletion was asked for: no read proves anything
 	busy     *guard              // an order is not answered
+	rolled   bool                // a rollback was ordered that may not be over
 	nextRead uint64
 	reads    map[uint64]snapRead
 }
@@ -52,6 +54,10 @@ func newSnapshots(w *world) *snapshots {
 	s.every = 100*time.Millisecond + time.Duration(s.rng.Int64N(int64(2*time.Second)))
 	if b := w.opt.Bias; b != nil && b.Snapshots > 0 {
 		s.on, s.every = true, b.Snapshots
+	}
+	s.rollRng = rand.New(rand.NewPCG(w.opt.Seed, 0x726f6c6c))
+	if b := w.opt.Bias; b != nil && !b.Rollbacks || b == nil && s.rollRng.IntN(2) == 0 {
+		s.rollRng = nil
 	}
 	w.oracle.touched = s.touched
 	if s.on {
@@ -87,6 +93,12 @@ func (s *snapshots) act() {
 	}
 	if s.busy != nil && !s.busy.ended() {
 		return
+	}
+	if s.rollRng != nil && s.rollRng.IntN(3) == 0 && s.w.manager.challenger == nil {
+		if n, ok := s.pick(); ok {
+			s.rollback(n)
+			return
+		}
 	}
 	x := s.rng.IntN(10)
 	if n, ok := s.pick(); ok && (x < 4 || len(s.exist) > 4) {
@@ -181,6 +193,10 @@ func (s *snapshots) committed(cfg *repl.Cfg) {
 			s.exist[n.Number] = s.attempts[n.ID]
 			s.w.tracef("etcd: snapshot %d exists (%s)", n.Number, n.ID.Short())
 		}
+	}
+	if s.rolled && cfg.Rollback == 0 {
+		s.rolled = false
+		s.w.note("rolled_back")
 	}
 	for n := range s.exist {
 		if cfg.Snap.Find(n) == nil {

@@ -53,7 +53,9 @@ func init() {
 		"lost":       (*player).lost,
 		"snapshot":   (*player).snapshot,
 		"scrub":      (*player).scrub,
+		"rollback":   (*player).rollback,
 		"bmc":        (*player).bmc,
+		"lie-sync":   (*player).lieSync,
 		"maintain":   (*player).maintain,
 		"yield":      (*player).yield,
 	}
@@ -535,6 +537,23 @@ func (p *player) rotLog(a []string) error {
 	}
 	p.w.profile.rotNode = n.index
 	p.w.rotLogs(n)
+	return nil
+}
+
+// rollback NUMBER: the VM is stopped by force, and its volume is to be taken back
+// to a snapshot.
+func (p *player) rollback(a []string) error {
+	if len(a) != 1 {
+		return errors.New("want the number of a snapshot")
+	}
+	n, err := strconv.ParseUint(a[0], 10, 32)
+	if err != nil {
+		return err
+	}
+	s := p.w.snaps
+	if s.exist[uint32(n)] == nil || !s.rollback(uint32(n)) {
+		return fmt.Errorf("snapshot %d does not exist, or etcd is away", n)
+	}
 	return nil
 }
 

@@ -23,7 +23,7 @@ func (p *process) copies(ctx context.Context) ([]storagectl.Copy, error) {
 			}
 			for _, vol := range d.core.Volumes() {
 				if i, ok := d.core.Volume(vol); ok {
-					out = append(out, storagectl.Copy{Disk: d.id, Volume: vol, Promise: i.Promise, CfgVersion: i.Told.CfgVersion, Max: i.MaxMark, Extents: i.Extents})
+					out = append(out, storagectl.Copy{Disk: d.id, Volume: vol, Promise: i.Promise, CfgVersion: i.Told.CfgVersion, Max: i.MaxMark, Extents: i.Extents, MergeStuck: d.core.MergeStuck(vol)})
 				}
 			}
 		}

@@ -24,6 +24,7 @@ type Session struct {
 	Node    ids.ID    `json:"node"`
 	Boot    string    `json:"boot"` // boot identity of the node
 	Started time.Time `json:"started"`
+	First   bool      `json:"first,omitempty"` // by the first daemon of this boot
 }
 
 // SessionKey is where a node's session stands.

@@ -51,6 +51,13 @@ type Controller interface {
 	Close() error
 }
 
+// Machine is implemented by supervisors that have the power of the machine.
+type Machine interface {
+	// Power ends every unit and switches the machine off, or boots it anew. It
+	// returns when the order was taken.
+	Power(ctx context.Context, reboot bool) error
+}
+
 // Detect returns the controller of this machine: the lab's init where its
 // socket exists, else systemd.
 func Detect(ctx context.Context) (Controller, error) {

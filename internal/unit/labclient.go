@@ -12,7 +12,10 @@ import (
 // node's init.
 type LabClient struct{ sock *ctlsock.Client }
 
-var _ Controller = (*LabClient)(nil)
+var (
+	_ Controller = (*LabClient)(nil)
+	_ Machine    = (*LabClient)(nil)
+)
 
 // NewLabClient returns a client of the init that listens on socket. It connects
 // at the first call.
@@ -52,6 +55,15 @@ func (c *LabClient) List(ctx context.Context) ([]Status, error) {
 	var list []Status
 	err := c.sock.Call(ctx, http.MethodGet, "/units", nil, &list)
 	return list, err
+}
+
+// Power implements Machine.
+func (c *LabClient) Power(ctx context.Context, reboot bool) error {
+	path := "/power/off"
+	if reboot {
+		path = "/power/reboot"
+	}
+	return c.sock.Call(ctx, http.MethodPost, path, LabRequest{}, nil)
 }
 
 // Close implements Controller.

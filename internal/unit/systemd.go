@@ -19,7 +19,10 @@ type Systemd struct {
 	conn *dbus.Conn
 }
 
-var _ Controller = (*Systemd)(nil)
+var (
+	_ Controller = (*Systemd)(nil)
+	_ Machine    = (*Systemd)(nil)
+)
 
 // NewSystemd connects to the system's service manager.
 func NewSystemd(ctx context.Context) (*Systemd, error) {
@@ -103,6 +106,18 @@ func (s *Systemd) List(ctx context.Context) ([]Status, error) {
 	}
 	sort.Slice(list, func(i, j int) bool { return list[i].Name < list[j].Name })
 	return list, nil
+}
+
+// Power implements Machine: systemd ends its units in their order.
+func (s *Systemd) Power(ctx context.Context, reboot bool) error {
+	target := "poweroff.target"
+	if reboot {
+		target = "reboot.target"
+	}
+	if _, err := s.conn.StartUnitContext(ctx, target, "replace-irreversibly", nil); err != nil {
+		return fmt.Errorf("start %s: %w", target, err)
+	}
+	return nil
 }
 
 // Close implements Controller.

@@ -229,6 +229,10 @@ func (p *proc) work(ctx context.Context) error {
 		}
 	}
 	var scrub scrubWait
+	lingers := 0
+	if p.cfg.Merge {
+		lingers = mergeLinger
+	}
 	for pause(ctx) {
 		st := p.set.Status()
 		switch st.Phase {
@@ -236,12 +240,19 @@ func (p *proc) work(ctx context.Context) error {
 			return errs.New(errs.Fenced, "the writer of volume %s is %s", p.cfg.Volume, st.Phase)
 		}
 		if p.cfg.Purpose == repl.PurposeMaintenance && st.Phase == volume.PhaseServing && st.Lease && healthy(st) && scrub.over(ctx, p, st) {
+			if lingers--; lingers >= 0 {
+				continue
+			}
 			p.log.Info("every copy is in sync and nothing waits for repair, release")
 			return nil
 		}
 	}
 	return nil
 }
+
+// mergeLinger is how many looks a writer stays that was opened for merges: four
+// heartbeats, which carry its flush mark.
+const mergeLinger = int(2 * time.Second / pace)
 
 // scrubLinger is how many looks a writer stays after its scrub has ended, so that
 // whoever asked for it can read the outcome: about half a minute.
@@ -278,7 +289,7 @@ func (s *scrubWait) over(ctx context.Context, p *proc, st volume.Status) bool {
 
 func healthy(st volume.Status) bool {
 	for _, v := range st.Volumes {
-		if !v.Healthy || v.Healing > 0 {
+		if !v.Healthy || v.Healing > 0 || v.Rollback != 0 {
 			return false
 		}
 	}

@@ -31,6 +31,7 @@ type fakeSet struct {
 	phase    volume.Phase
 	healthy  bool
 	healing  int
+	rollback uint32
 	scrub    volume.ScrubStatus
 	refusals int // rounds of PREPARE that say no
 	conflict int // takes that lose
@@ -87,7 +88,7 @@ func (f *fakeSet) Events() <-chan volume.Event { return f.events }
 func (f *fakeSet) Status() volume.Status {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	v := volume.VolumeStatus{Volume: f.vol, Copies: 3, CopiesInSync: 3, Healthy: f.healthy, Healing: f.healing, Scrub: f.scrub}
+	v := volume.VolumeStatus{Volume: f.vol, Copies: 3, CopiesInSync: 3, Healthy: f.healthy, Healing: f.healing, Rollback: f.rollback, Scrub: f.scrub}
 	if !f.healthy {
 		v.CopiesInSync = 2
 		v.Disks = []volume.DiskStatus{{Disk: f.vol, Reason: "lost"}}
@@ -232,6 +233,22 @@ func TestMaintenanceWaitsForRepairs(t *testing.T) {
 	default:
 	}
 	f.set(func() { f.healing = 0 })
+	if err := wait(t, done); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A maintenance writer stays until a rollback is over.
+func TestMaintenanceWaitsForRollback(t *testing.T) {
+	f := &fakeSet{healthy: true, rollback: 2}
+	c, _, done := start(t, f, repl.PurposeMaintenance)
+	until(t, c, volumectl.PhaseServing)
+	select {
+	case err := <-done:
+		t.Fatalf("ended in the middle of a rollback: %v", err)
+	case <-time.After(3 * pace):
+	}
+	f.set(func() { f.rollback = 0 })
 	if err := wait(t, done); err != nil {
 		t.Fatal(err)
 	}

@@ -52,6 +52,11 @@ func TestDrills(t *testing.T) {
 		{"process-kill", []string{"node_killed_ms", "storage_killed_ms", "guard_killed_ms", "io_errors"}},
 		{"control-plane", []string{"longest_stall_ms", "io_errors", "writes_lost"}},
 		{"isolation", []string{"silent_ms", "restarted_ms", "vms_run_twice"}},
+		{"freeze", []string{"silent_ms", "restarted_ms", "service_back_ms", "writes_acked", "writes_lost", "vms_run_twice", "vm_pauses", "vm_paused_ms", "vm_restarts"}},
+		{"drain", []string{"drain_ms", "failback_ms", "pings_lost", "vm_restarts", "writes_acked", "writes_lost"}},
+		{"node-shutdown", []string{"shutdown_ms", "failback_ms", "longest_stall_ms", "vm_restarts", "writes_acked", "writes_lost"}},
+		{"rolling-restart", []string{"took_ms", "nodes_restarted", "fewest_copies", "longest_stall_ms", "vm_restarts", "writes_acked", "writes_lost"}},
+		{"cold-start", []string{"restarted_ms", "service_back_ms", "writes_acked", "writes_lost", "vms_run_twice", "vm_pauses", "vm_paused_ms"}},
 	} {
 		t.Run(d.name, func(t *testing.T) {
 			rep := drill(t, 15*time.Minute, d.name)

@@ -59,6 +59,20 @@ func TestWrongInput(t *testing.T) {
 	refused(t, exitConflict, []string{"d1", "claimed"}, "disk", "wipe", "n1/d1", "--confirm", "n1/d1")
 	refused(t, exitInvalid, []string{"named once", "--confirm"}, "disk", "wipe", "n1/d1")
 
+	// Maintenance: nothing of this may begin.
+	refused(t, exitNotFound, []string{"n9"}, "node", "drain", "n9")
+	refused(t, exitNotFound, []string{"n9"}, "node", "reboot", "n9")
+	refused(t, exitConflict, []string{"n2", "not drained"}, "node", "undrain", "n2")
+	refused(t, exitInvalid, []string{"--rolling"}, "cluster", "restart")
+	refused(t, exitConflict, []string{"there is none"}, "cluster", "restart", "--cancel")
+	refused(t, exitInvalid, []string{"confirm", labName}, "cluster", "shutdown", "--confirm", "another")
+	must(t, time.Minute, "node", "drain", "n2")
+	must(t, time.Minute, "node", "drain", "n3")
+	refused(t, exitConflict, []string{"last node that takes VMs", "n2 is drained", "undrain"}, "node", "drain", "n1")
+	refused(t, exitConflict, []string{"last node that takes VMs", "cluster shutdown"}, "node", "shutdown", "n1")
+	must(t, time.Minute, "node", "undrain", "n2")
+	must(t, time.Minute, "node", "undrain", "n3")
+
 	for _, noun := range []string{"image", "volume", "vm", "task"} {
 		out := must(t, time.Minute, noun, "list", "-o", "json")
 		var list []struct {

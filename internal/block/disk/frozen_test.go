@@ -33,6 +33,7 @@ const frozenDir = "testdata/frozen"
 var makers = map[string]func(t *testing.T) *disktest.Disk{
 	"v1":         func(t *testing.T) *disktest.Disk { return frozenDisk(t) },
 	"v1-damaged": frozenDamaged,
+	"v1-objects": frozenObjects,
 	"v1-lost":    frozenLost,
 }
 
@@ -138,6 +139,60 @@ func frozenDamaged(t *testing.T) *disktest.Disk {
 	}}); err != nil || n < 4 {
 		t.Fatal(n, err)
 	}
+	return d
+}
+
+// frozenObjects has what snapshots leave and data that went in place at once: the
+// incompat bits 1 and 2. Objects, holes, a tombstone over an older object, merged
+// and freed ones in images and in the log, fresh records that a later batch proves,
+// and a last one that has only its data.
+func frozenObjects(t *testing.T) *disktest.Disk {
+	d, err := disktest.Format(identity, frozenGeometry())
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := open(t, d, disk.Options{FreshBlocks: 2})
+	f.ok(f.promise(vol1, 1))
+	f.ok(f.promise(vol2, 1))
+	f.ok(f.write(vol1, 1, 1, 9, 0, pattern(2, 1)))
+	f.Quiesce() // the superblock has the bit of fresh records from here on
+	f.writeObject(0, 2, 0, 0, pattern(extentBlocks, 2))
+	f.writeObject(0, 3, 1, 0, pattern(extentBlocks, 3))
+	f.writeObject(0, 4, 2, 4, pattern(6, 4))
+	f.ok(f.flush(vol1, 1, 4))
+	f.tell(wire.Told{CfgVersion: 1, SnapSeq: 1, Snaps: []uint32{1}})
+	f.writeObject(1, 5, 0, 3, pattern(2, 5))
+	f.zeroObject(disk.KindZero, 1, 6, 0, 8, 2)
+	f.zeroObject(disk.KindTombstone, 1, 7, 1, 0, extentBlocks)
+	f.ok(f.flush(vol1, 1, 7))
+	f.tell(wire.Told{CfgVersion: 2, SnapSeq: 2, Snaps: []uint32{1, 2}})
+	f.writeObject(2, 8, 0, 4, pattern(1, 6))
+	f.writeObject(2, 9, 2, 4, pattern(3, 7))
+	f.writeObject(2, 10, 3, 0, pattern(4, 8))
+	f.ok(f.flush(vol1, 1, 10))
+	f.Core.SetFlushMark(vol1, repl.Mark{Epoch: 1, Wseq: 10})
+	f.tell(wire.Told{CfgVersion: 3, Whole: true, SnapSeq: 3, Snaps: []uint32{2, 3}}) // the first one is deleted
+	f.mergeAll()
+	f.Quiesce()
+
+	f = open(t, d, disk.Options{FreshBlocks: 2})
+	f.ok(f.promise(vol1, 1))
+	f.writeObject(3, 11, 0, 0, pattern(1, 9))
+	f.zeroObject(disk.KindZero, 3, 12, 0, 5, 2)
+	f.writeObject(3, 13, 4, 2, pattern(5, 10)) // fresh
+	f.zeroObject(disk.KindTombstone, 3, 14, 3, 0, extentBlocks)
+	f.ok(f.flush(vol1, 1, 14))
+	f.Core.SetFlushMark(vol1, repl.Mark{Epoch: 1, Wseq: 14})
+	f.tell(wire.Told{CfgVersion: 4, Whole: true, SnapSeq: 3, Snaps: []uint32{3}}) // so is the second
+	for f.Core.Merge() {
+		f.Settle() // and no checkpoint: the log has it
+	}
+	f.ok(f.write(vol2, 1, 1, 6, 1, pattern(4, 11)))
+	f.ok(f.flush(vol2, 1, 1))
+	f.ok(f.promise(vol2, 2)) // its batch proves what stands before it
+	f.writeObject(3, 15, 5, 3, pattern(3, 12))
+	last := d.Volatile()
+	d.Crash(last, func(i int) bool { return last[i].Offset >= 2<<20+512<<10 }) // the record of the last write is lost
 	return d
 }
 
@@ -302,11 +357,14 @@ func compareReaders(t *testing.T, d *disktest.Disk, lines []string) {
 	compared := 0
 	for _, v := range []ids.ID{vol1, vol2} {
 		for no := range uint64(10) {
-			for b := range extentBlocks {
-				data, good := other.Block(v, no, b)
-				c := f.read(v, no, b, 1)
+			for i := range 4 * extentBlocks {
+				b, snap := i%extentBlocks, uint32(i/extentBlocks) // as the head, and as snapshots 1 to 3
+				data, good := other.Block(v, no, b, uint64(snap))
+				tok := f.next()
+				f.Core.Read(tok, disk.ReadRequest{Volume: v, Extent: no, Object: snap, Block: b, Count: 1, Buf: f.Pool.Alloc(disk.BlockBytes)})
+				c := f.wait(tok)
 				if bad := len(c.Bad) > 0; bad == good {
-					t.Fatalf("volume %s extent %d block %d: good %v by the page, bad %v by the engine", v, no, b, good, bad)
+					t.Fatalf("volume %s extent %d block %d of snapshot %d: good %v by the page, bad %v by the engine", v, no, b, snap, good, bad)
 				} else if bad {
 					continue
 				}
@@ -315,7 +373,7 @@ func compareReaders(t *testing.T, d *disktest.Disk, lines []string) {
 					got = make([]byte, disk.BlockBytes)
 				}
 				if !bytes.Equal(got, data) {
-					t.Fatalf("volume %s extent %d block %d differs", v, no, b)
+					t.Fatalf("volume %s extent %d block %d of snapshot %d differs", v, no, b, snap)
 				}
 				if !bytes.Equal(got, make([]byte, len(got))) {
 					compared++

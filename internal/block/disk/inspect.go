@@ -83,6 +83,8 @@ type ItemVolume struct {
 	Pending    ids.ID    `json:"pending"`
 	Complete   bool      `json:"complete"`
 	Out        []ids.ID  `json:"out"`
+	SnapSeq    uint32    `json:"told_snap_seq,omitempty"`
+	Snaps      []uint32  `json:"told_snaps,omitempty"`
 }
 
 // ItemBatch is a batch of the log; its records follow.
@@ -112,6 +114,7 @@ type ItemRecord struct {
 	OrigLSN  uint64      `json:"orig_lsn"`
 	CRC      []uint32    `json:"crc"`
 	Blocks   []ItemBlock `json:"blocks"`
+	Slot     uint32      `json:"slot,omitempty"` // of a fresh record
 	Volume   *ItemVolume `json:"entry,omitempty"`
 }
 
@@ -183,14 +186,14 @@ func itemVolume(index uint32, v *volumeEntry) *ItemVolume {
 		Index: index, Volume: v.Volume, Version: v.Version, Cluster: v.Promise.Generation.Cluster, Generation: v.Promise.Generation.Volume,
 		Epoch: v.Promise.Epoch, Nonce: v.Promise.Nonce, Inc: v.Promise.Inc, Node: v.Promise.Node, Run: v.Promise.Run, Boot: v.Boot,
 		Released: v.Released, Damaged: v.Damaged, Durable: v.Durable, Flush: v.Flush, Tombstones: v.TombForget,
-		ToldEpoch: v.Told.Epoch, ToldCfg: v.Told.CfgVersion, Pending: v.Told.Pending, Complete: v.Told.Complete, Out: v.Told.Out,
+		ToldEpoch: v.Told.Epoch, ToldCfg: v.Told.CfgVersion, Pending: v.Told.Pending, Complete: v.Told.Complete, Out: v.Told.Out, SnapSeq: v.Told.SnapSeq, Snaps: v.Told.Snaps,
 	}
 }
 
 func itemRecord(d *descriptor) *ItemRecord {
 	r := &ItemRecord{
 		Type: recordNames[d.Type], Flags: d.Flags, Index: d.Index, Extent: d.Extent, Block: d.Block, Count: d.Count, Object: d.Object,
-		Mark: d.Mark, ImageSeq: d.ImageSeq, Payload: d.Payload, OrigLSN: d.OrigLSN, CRC: d.CRC,
+		Mark: d.Mark, ImageSeq: d.ImageSeq, Payload: d.Payload, OrigLSN: d.OrigLSN, CRC: d.CRC, Slot: d.Slot,
 	}
 	for _, b := range d.Blocks {
 		r.Blocks = append(r.Blocks, ItemBlock{b.Block, b.Tag.CRC, b.Tag.Stamp})

@@ -314,3 +314,22 @@ func (c *Core) MergeLeft(volume ids.ID) bool {
 	}
 	return false
 }
+
+// MergeStuck reports whether extents of a volume wait for a merge that only a
+// writer's CONFIG, or its flush mark, can let go on: it has been so since the last
+// writer left, or since this process started.
+func (c *Core) MergeStuck(volume ids.ID) bool {
+	v := c.vols[volume]
+	if v == nil || v.chained == 0 || v.dropped {
+		return false
+	}
+	for _, e := range v.exts {
+		for ; e != nil && e.older != nil; e = e.older {
+			needed := slices.ContainsFunc(v.Told.Snaps, func(n uint32) bool { return n > e.older.object && n <= e.object })
+			if !needed && (!v.mayMerge || v.Flush.Less(e.older.mark)) {
+				return true
+			}
+		}
+	}
+	return false
+}

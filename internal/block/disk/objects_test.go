@@ -157,9 +157,12 @@ func TestDeletedSnapshotsGiveTheirSpaceBack(t *testing.T) {
 	if n := used(f); n != 12 {
 		t.Fatalf("%d slots used: merged in a sync", n)
 	}
+	if !f.Core.MergeStuck(vol1) {
+		t.Fatal("the merge does not wait for a writer's word")
+	}
 	f.tell(wire.Told{Whole: true, SnapSeq: 3, Snaps: []uint32{2}})
-	if !f.Core.MergeLeft(vol1) {
-		t.Fatal("nothing to merge")
+	if !f.Core.MergeLeft(vol1) || f.Core.MergeStuck(vol1) {
+		t.Fatal("nothing to merge, or not permitted")
 	}
 	f.mergeAll()
 	if n := used(f); n != 6 || f.Core.MergeLeft(vol1) {

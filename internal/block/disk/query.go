@@ -129,6 +129,18 @@ func (c *Core) Objects(volume ids.ID, from repl.Mark) []wire.ExtEntry {
 	return list
 }
 
+// ObjectsOf returns the numbers of the objects of an extent, falling.
+func (c *Core) ObjectsOf(volume ids.ID, extent uint64) (list []uint32) {
+	if v := c.vols[volume]; v != nil {
+		for e := v.exts[extent]; e != nil; e = e.older {
+			if !e.gone {
+				list = append(list, e.object)
+			}
+		}
+	}
+	return list
+}
+
 // Stats returns counters.
 func (c *Core) Stats() Stats {
 	s := c.stats

@@ -78,6 +78,7 @@ type Disk interface {
 	Volume(volume ids.ID) (disk.VolumeInfo, bool)
 	Window(volume ids.ID, from repl.Mark) []wire.WindowEntry
 	Objects(volume ids.ID, from repl.Mark) []wire.ExtEntry
+	ObjectsOf(volume ids.ID, extent uint64) []uint32
 	SetFlushMark(volume ids.ID, m repl.Mark)
 	ForgetTombstones(volume ids.ID, m repl.Mark)
 	ReadTags(token uint64, volume ids.ID, extent uint64, snap uint32)

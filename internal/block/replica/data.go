@@ -126,7 +126,7 @@ func (c *Core) repair(now clock.Instant, cn *conn, m *wire.Repair) {
 	}
 	d := h.slot.disk
 	d.d.Append(c.pending.add(pending{
-		kind: pendAppend, conn: cn.id, reqID: m.ReqID, disk: d, slot: h.slot, mark: m.Mark, repair: true, extent: m.Extent, block: int(m.Block),
+		kind: pendAppend, conn: cn.id, reqID: m.ReqID, disk: d, slot: h.slot, mark: m.Mark, repair: true, extent: m.Extent, object: m.Object, block: int(m.Block),
 	}), disk.Record{
 		Volume: h.slot.volume, Writer: h.writer(),
 		Kind: disk.KindRepair, Extent: m.Extent, Object: m.Object, Mark: m.Mark, Block: int(m.Block), Count: 1,

@@ -40,6 +40,7 @@ type pending struct {
 	buf      []byte // pendRead, pendScrub
 	extent   uint64 // pendRead, pendAppend of a repair
 	block    int    // the same: the first one
+	object   uint32 // pendScrub, pendAppend of a repair: the snapshot that shows it
 	repair   bool   // pendAppend: a REPAIR
 }
 
@@ -146,7 +147,7 @@ func (c *Core) readDone(p *pending, done *disk.Completion) {
 		// The reader repairs them; they are kept for the next one in case it cannot.
 		for _, i := range done.Bad {
 			r.Bad = append(r.Bad, uint16(i))
-			c.foundBad(p.disk, p.slot, p.extent, p.block+i, done.Tags[i])
+			c.foundBad(p.disk, p.slot, shown{p.extent, 0}, p.block+i, done.Tags[i])
 		}
 	}
 	if r.Data == nil {

@@ -148,6 +148,7 @@ func (f *fakeDisk) Objects(v ids.ID, from repl.Mark) (es []wire.ExtEntry) {
 	}
 	return es
 }
+func (f *fakeDisk) ObjectsOf(ids.ID, uint64) []uint32 { return nil }
 func (f *fakeDisk) SetFlushMark(v ids.ID, m repl.Mark) {
 	f.log = append(f.log, fmt.Sprintf("flush mark %d/%d", m.Epoch, m.Wseq))
 }

@@ -71,6 +71,8 @@ type scrub struct {
 	stage    scrubStage
 	vols     []ids.ID
 	exts     []wire.ExtEntry // of vols[0]
+	snaps    []uint32        // snapshots whose view of exts[0] is still to be read
+	object   uint32          // whose view is read now, 0 = head
 	block    int
 	tries    int
 	began    clock.Instant // of the step under way
@@ -150,6 +152,23 @@ func extentsOf(d *diskState, v ids.ID) []wire.ExtEntry {
 	return slices.CompactFunc(list, func(a, b wire.ExtEntry) bool { return a.Extent == b.Extent })
 }
 
+// readersOf lists the snapshots that see something of an extent which the head does
+// not show.
+func readersOf(d *diskState, volume ids.ID, extent uint64) []uint32 {
+	info, _ := d.d.Volume(volume)
+	if len(info.Told.Snaps) == 0 {
+		return nil
+	}
+	oldest, newest := uint32(0), uint32(0)
+	for i, e := range d.d.ObjectsOf(volume, extent) {
+		if i == 0 || e < oldest {
+			oldest = e
+		}
+		newest = max(newest, e)
+	}
+	return slices.DeleteFunc(slices.Clone(info.Told.Snaps), func(n uint32) bool { return n <= oldest || n > newest })
+}
+
 func (c *Core) tickScrub(now clock.Instant, d *diskState) {
 	s := &d.scrub
 	if !s.due() || now < s.nextAt {
@@ -171,8 +190,8 @@ func (c *Core) tickScrub(now clock.Instant, d *diskState) {
 		d.d.CheckImages(c.pending.add(p), s.vols[0], s.exts[0].Extent)
 	case scrubData:
 		n := min(scrubBlocks, d.d.ExtentBlocks()-s.block)
-		p.slot, p.extent, p.block, p.buf = d.slotOf(s.vols[0]), s.exts[0].Extent, s.block, c.o.Pool.Alloc(n*repl.BlockBytes)
-		d.d.Read(c.pending.add(p), disk.ReadRequest{Volume: s.vols[0], Extent: p.extent, Block: s.block, Count: n, Buf: p.buf})
+		p.slot, p.extent, p.object, p.block, p.buf = d.slotOf(s.vols[0]), s.exts[0].Extent, s.object, s.block, c.o.Pool.Alloc(n*repl.BlockBytes)
+		d.d.Read(c.pending.add(p), disk.ReadRequest{Volume: s.vols[0], Extent: p.extent, Object: p.object, Block: s.block, Count: n, Buf: p.buf})
 	}
 	d.touched = true
 }
@@ -190,6 +209,7 @@ func (s *scrub) choose(d *diskState) bool {
 	}
 	s.st.Cursor = ScrubCursor{s.vols[0], s.exts[0].Extent}
 	s.stage, s.block, s.tries = scrubImages, 0, 0
+	s.object, s.snaps = 0, readersOf(d, s.vols[0], s.exts[0].Extent)
 	return true
 }
 
@@ -233,14 +253,14 @@ func (c *Core) scrubbed(p *pending, done *disk.Completion) {
 	d := p.disk
 	s := &d.scrub
 	n := len(done.Tags)
-	p.slot.overwritten(p.extent, p.block, n) // what can be read now is no damage; the rest is noted again
+	p.slot.undamaged(shown{p.extent, p.object}, p.block, n) // what can be read now is no damage; the rest is noted again
 	var bad []wire.SyncBlock
 	for _, i := range done.Bad {
 		s.st.BadBlocks++
-		c.foundBad(d, p.slot, p.extent, p.block+i, done.Tags[i])
+		c.foundBad(d, p.slot, shown{p.extent, p.object}, p.block+i, done.Tags[i])
 		bad = append(bad, wire.SyncBlock{Block: uint16(p.block + i), Tag: done.Tags[i]})
 	}
-	c.tellExtent(p.slot, p.extent, bad)
+	c.tellExtent(p.slot, shown{p.extent, p.object}, bad)
 	for _, t := range done.Tags {
 		if t.Stamp != 0 {
 			s.st.Bytes += repl.BlockBytes
@@ -249,6 +269,10 @@ func (c *Core) scrubbed(p *pending, done *disk.Completion) {
 	s.block += max(n, 1)
 	// A volume or extent that is gone meanwhile answers without tags.
 	if n == 0 || s.block >= d.d.ExtentBlocks() {
+		if len(s.snaps) > 0 {
+			s.object, s.snaps, s.block = s.snaps[0], s.snaps[1:], 0
+			return
+		}
 		s.stage = scrubNext
 		s.st.Extents++
 		if len(s.exts) > 0 {

@@ -202,6 +202,62 @@ func TestScrubTellsTheWriterAndRemembers(t *testing.T) {
 	}
 }
 
+// What only a snapshot shows is read, too: its damage is told under the snapshot's
+// number, repaired there, and forgotten with the snapshot.
+func TestScrubReadsWhatOnlySnapshotsSee(t *testing.T) {
+	w := newScrubWorld(t)
+	h := w.open()
+	version := uint32(0)
+	tell := func(snaps ...uint32) {
+		w.req++
+		version++
+		w.c.Received(w.now, 1, &wire.Config{ReqID: w.req, Handle: h, Told: wire.Told{Epoch: 1, CfgVersion: version, SnapSeq: 1, Snaps: snaps}})
+		w.pump()
+	}
+	write := func(wseq uint64, snap uint32, data []byte) {
+		w.req++
+		w.c.Received(w.now, 1, &wire.Write{ReqID: w.req, Handle: h, Mark: repl.Mark{Epoch: 1, Wseq: wseq}, Offset: 0, SnapSeq: snap,
+			Data: bytes.Clone(data), CRC: []uint32{wire.Checksum(data)}})
+		w.pump()
+	}
+	old := bytes.Repeat([]byte{1}, repl.BlockBytes)
+	write(1, 0, old)
+	w.scrub(ScrubOptions{DutyPercent: 100}) // at rest, in the first slot
+	tell(1)
+	write(2, 1, bytes.Repeat([]byte{2}, repl.BlockBytes))
+	w.scrub(ScrubOptions{})
+	if st := w.c.Scrub(w.id); st.BadBlocks != 0 || st.Bytes != 2*repl.BlockBytes {
+		t.Fatalf("clean pass: %+v", st)
+	}
+	rot := func() { w.dev.Flip(w.layout().DataOffset+5, 1) }
+	rot()
+	w.scrub(ScrubOptions{})
+	told := w.damage()
+	if len(told) != 1 || told[0].Object != 1 || told[0].Extent != 0 || len(told[0].Blocks) != 1 || told[0].Blocks[0].Block != 0 {
+		t.Fatalf("told %+v", told)
+	}
+	w.req++
+	tag := told[0].Blocks[0].Tag
+	w.c.Received(w.now, 1, &wire.Repair{ReqID: w.req, Handle: h, Object: 1, Expect: tag, Tag: tag, Mark: repl.Mark{Epoch: 1, Wseq: 1}, Data: old})
+	w.pump()
+	if list := w.c.DamageOf(w.id); len(list) > 0 || w.count(BlockRepaired) != 1 {
+		t.Fatalf("after REPAIR: %v, %d events", list, w.count(BlockRepaired))
+	}
+	w.scrub(ScrubOptions{})
+	if st := w.c.Scrub(w.id); st.BadBlocks != 0 {
+		t.Errorf("after the repair: %+v", st)
+	}
+	rot()
+	w.scrub(ScrubOptions{})
+	if list := w.c.DamageOf(w.id); len(list) != 1 {
+		t.Fatalf("damage %v", list)
+	}
+	tell()
+	if list := w.c.DamageOf(w.id); len(list) > 0 {
+		t.Errorf("damage of a snapshot that is gone: %v", list)
+	}
+}
+
 // A write over a bad block ends its damage; so does nothing else.
 func TestDamageEndsByAWrite(t *testing.T) {
 	w := newScrubWorld(t)

@@ -26,7 +26,7 @@ func (l *liveSet) has(k objectKey, block int) bool {
 // wrote notes a live write while a sync session is open.
 func (h *handle) wrote(extent uint64, object uint32, block, count int) {
 	if len(h.slot.damage) > 0 {
-		h.slot.overwritten(extent, block, count)
+		h.slot.undamaged(shown{extent, 0}, block, count)
 	}
 	if h.live == nil {
 		return
@@ -87,7 +87,7 @@ func (c *Core) syncWrite(now clock.Instant, cn *conn, m *wire.SyncWrite) {
 	}
 	for _, b := range blocks {
 		if b.Tag == wire.Lost && m.Object == 0 {
-			h.slot.addDamage(m.Extent, int(b.Block), b.Tag) // healed like any, once in sync
+			h.slot.addDamage(shown{m.Extent, 0}, int(b.Block), b.Tag) // healed like any, once in sync
 		}
 	}
 	c.append(now, cn, h, m.ReqID, disk.Record{

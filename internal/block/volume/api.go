@@ -275,8 +275,11 @@ type VolumeStatus struct {
 	Waiting      int           `json:"waiting"` // client requests not answered yet
 	Disks        []DiskStatus  `json:"disks"`
 	Healing      int           `json:"healing,omitempty"` // blocks that are being repaired
-	Lost         int           `json:"lost,omitempty"`    // blocks found readable on no copy, and not written since
-	Scrub        ScrubStatus   `json:"scrub"`
+	// Rollback is the number of the snapshot that the volume is being taken back
+	// to, while clients wait; 0: none.
+	Rollback uint32      `json:"rollback,omitempty"`
+	Lost     int         `json:"lost,omitempty"` // blocks found readable on no copy, and not written since
+	Scrub    ScrubStatus `json:"scrub"`
 	// The client I/O since the volume was opened.
 	Reads      uint64 `json:"reads"`
 	Writes     uint64 `json:"writes"`

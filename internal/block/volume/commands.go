@@ -459,6 +459,9 @@ func (s *Set) Snapshot(ctx context.Context, o repl.SnapshotOrder) error {
 	if len(want.Volumes) == 0 {
 		return errs.New(errs.NotFound, "snapshot volume %s: it is not in this set", o.Volume)
 	}
+	if err := s.serve(ctx); err != nil { // a VM that has just been started is being opened
+		return err
+	}
 	return s.command(ctx, onSnapshotted, false, s.do(writer.Command{Kind: writer.Snapshot, Snapshot: want}), func() (error, bool) {
 		e := s.lastSnapshot
 		switch {

@@ -78,12 +78,15 @@ type Mutations struct {
 	FlushWhileReconciling  bool // the flush mark moves before a takeover has rewritten every window
 	PrepareNeverLonger     bool // a round of PREPARE never waits longer than the first
 	LostWithoutAsking      bool // a join gives a block up although an in-sync copy was not asked
+	ResyncMixedSources     bool // a join takes objects of one extent from several copies
 	LostAsAbsent           bool // a join makes a block that no copy can read absent
 	KeepSyncOnReplace      bool // a disk that is given more segments goes on joining as it was
 
 	SnapshotNumberReused bool // a number that a failed attempt left is used again
 	SnapshotWithoutOwn   bool // the snapshot's transaction does not compare own
 	SnapshotWithoutDrain bool // the boundary waits neither for writes under way nor for a flush
+	RollbackServesEarly  bool // clients are served while a rollback is under way
+	RollbackWithoutFlush bool // a rollback is over before it is durable
 	RawListFromBase      bool // resync compares only the objects above BASE, not all of their extents
 }
 
@@ -493,6 +496,7 @@ type VolumeHealth struct {
 	Healing    int           // blocks that are being repaired, or wait for it
 	Lost       int           // blocks that were found readable on no copy, and not written since
 	Scrub      ScrubHealth
+	Rollback   uint32 // the snapshot that it is being taken back to; clients wait; 0: none
 	Members    []MemberHealth
 }
 

@@ -19,6 +19,7 @@ const (
 	changeReplace
 	changeReserve  // a snapshot number
 	changeSnapshot // a snapshot exists, or does not any more
+	changeRollback // the volume reads as the snapshot that it was to be taken back to
 )
 
 // change is a transaction on one volume whose outcome is not known. Until it is,
@@ -41,6 +42,11 @@ func (ch *change) putsSeg() bool {
 // txnRetry is how long to wait before a transaction of unknown outcome is
 // looked at again.
 const txnRetry = 200e6
+
+// putsCfg reports whether the configuration changes, too.
+func (ch *change) putsCfg() bool {
+	return slices.ContainsFunc(ch.txn.Puts, func(p repl.Put) bool { return p.Cfg != nil })
+}
 
 // settleMembers finds out which counted members have to go or may stay.
 func (v *volume) settleMembers() {
@@ -311,7 +317,7 @@ func (c *Core) txnDone(ev TxnDone) {
 			if ch.putsSeg() {
 				ch.next.SegRev = ev.Revision
 			}
-			if ch.kind == changeReserve || ch.kind == changeSnapshot {
+			if ch.putsCfg() {
 				ch.next.CfgRev = ev.Revision
 			}
 			if c.mut.SnapshotWithoutOwn && ch.kind == changeSnapshot {
@@ -396,6 +402,9 @@ func (v *volume) changed(ch *change) {
 	case changeSnapshot:
 		v.rec = ch.next
 		v.snap.done = true
+	case changeRollback:
+		v.rec = ch.next
+		v.rolledBack()
 	case changeReplace:
 		v.restartSync(ch.replace.New)
 		// layout searches disks by halves: the new one must stand in its place.

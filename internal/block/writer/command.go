@@ -38,6 +38,10 @@ func (c *Core) received(n *node, msg wire.Message) {
 			c.scrubList(n, a)
 			return
 		}
+		if c.kindOf(a.ReqID) == slotRollback {
+			c.rollbackList(n, a)
+			return
+		}
 		c.syncAnswer(n, a.ReqID, a)
 	case *wire.ExtTags:
 		if c.kindOf(a.ReqID) == slotScrub {
@@ -185,6 +189,9 @@ func (c *Core) settleDrain() {
 // admitFlushes answers the FLUSHes that came while stalling: nothing was replied
 // since that is not durable.
 func (v *volume) admitFlushes() {
+	if v.rolling() {
+		return
+	}
 	for r := v.held.head; r != nil; {
 		next := r.state.next
 		if r.Op == OpFlush {
@@ -299,6 +306,7 @@ func (c *Core) Health() Health {
 				vh.Inflight++
 			}
 		}
+		vh.Rollback = v.rec.Cfg.Rollback
 		vh.Scrub, vh.Healing, vh.Lost = v.scrubHealth(), v.healing(), len(v.lost)
 		for _, m := range v.members {
 			_, out := v.rec.Own.Out[m.disk]

@@ -11,9 +11,10 @@ import (
 // damage, or a scrub found copies that differ. It is a read that holds its block,
 // and ends with REPAIR.
 type heal struct {
-	ext   int64
-	block int
-	bad   []badBlock // i is 0
+	ext    int64
+	object uint32 // the snapshot that shows it, 0 = head
+	block  int
+	bad    []badBlock // i is 0
 	// sources are the copies that may be read; nil: all that are not in bad.
 	sources []*member
 	// proof are copies whose block is kept before it is overwritten.
@@ -75,13 +76,13 @@ func (v *volume) evidence(o *op, m *member, a *wire.ReadReply) {
 // damaged queues the repair of what a replica told.
 func (c *Core) damaged(n *node, a *wire.Damage) {
 	for _, m := range n.members {
-		if m.open != opened || m.handle != a.Handle || a.Object != 0 {
+		if m.open != opened || m.handle != a.Handle || !m.v.shows(a.Object) {
 			continue
 		}
 		v := m.v
 		for _, b := range a.Blocks {
 			if int64(a.Extent) < v.extentCount() && v.inVolume(int64(a.Extent), int(b.Block)) {
-				v.heals.list = append(v.heals.list, &heal{ext: int64(a.Extent), block: int(b.Block), bad: []badBlock{{m: m, tag: b.Tag}}})
+				v.heals.list = append(v.heals.list, &heal{ext: int64(a.Extent), object: a.Object, block: int(b.Block), bad: []badBlock{{m: m, tag: b.Tag}}})
 			}
 		}
 		v.dirty = true
@@ -125,6 +126,9 @@ func (v *volume) settleHeals() {
 	for _, h := range q.list {
 		seg := v.segment(uint64(h.ext))
 		h.bad = slices.DeleteFunc(h.bad, func(b badBlock) bool { return !b.m.usable() || !slices.Contains(seg.members, b.m) })
+		if !v.shows(h.object) {
+			continue // nobody sees it any more
+		}
 		due := len(h.bad) > 0 && q.running < healParallel
 		for _, b := range h.bad {
 			due = due && v.readable(seg, b.m)
@@ -146,6 +150,7 @@ func (v *volume) settleHeals() {
 func (v *volume) beginHeal(h *heal) {
 	v.heals.running++
 	o := v.c.newOp(opRead, v, h.ext, h.block, 1)
+	o.object = h.object
 	o.rep = &readTask{heal: h, bad: slices.Clone(h.bad)}
 	for _, b := range h.bad {
 		o.rep.unreadable = append(o.rep.unreadable, b.m)

@@ -279,3 +279,14 @@ func TestCompareTags(t *testing.T) {
 		}
 	}
 }
+
+// Extents with older objects are compared as each snapshot shows them that sees
+// something else than the head does.
+func TestScrubTargets(t *testing.T) {
+	objects := []scrubTarget{{7, 2}, {1, 0}, {7, 0}, {1, 0}, {7, 2}, {9, 5}, {7, 4}}
+	got := scrubTargets(objects, []uint32{1, 3, 4, 5})
+	want := []scrubTarget{{1, 0}, {7, 0}, {7, 1}, {7, 3}, {7, 4}, {9, 0}}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}

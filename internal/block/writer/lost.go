@@ -2,6 +2,7 @@ package writer
 
 import (
 	"fmt"
+	"slices"
 
 	"roseau/internal/base/ids"
 	"roseau/internal/block/wire"
@@ -17,7 +18,11 @@ func (j *syncJob) collect(p *op, from *member, n int, a *wire.ReadReply) *wire.R
 		p.rep = &readTask{}
 	}
 	t := p.rep
+	known := slices.Clone(t.have)
 	all := t.add(from, n, a)
+	if j.bound() && known != nil {
+		all = t.keepAlike(known)
+	}
 	v.unreadableSource(p, from, a)
 	t.unreadable = append(t.unreadable, from)
 	if !all && v.source(p.seg, t.unreadable) != nil {
@@ -40,6 +45,20 @@ func (j *syncJob) collect(p *op, from *member, n int, a *wire.ReadReply) *wire.R
 		}
 	}
 	return &wire.ReadReply{Tags: t.tags, Marks: []repl.Mark{t.mark}, Data: t.data}
+}
+
+// keepAlike forgets again what a further copy has in another object: only the very
+// block that the first copy could not read takes its place.
+func (t *readTask) keepAlike(known []bool) (all bool) {
+	all = true
+	for i := range t.have {
+		first := slices.IndexFunc(t.bad, func(b badBlock) bool { return b.i == i })
+		if t.have[i] && !known[i] && (first < 0 || t.bad[first].tag != t.tags[i]) {
+			t.have[i], t.tags[i] = false, wire.Tag{}
+		}
+		all = all && t.have[i]
+	}
+	return all
 }
 
 // blockLost notes a block that no in-sync copy can read, until it is written or

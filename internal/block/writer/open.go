@@ -42,6 +42,8 @@ func (v *volume) lostSlot(m *member, s slot) {
 		v.rc.restart = true
 	case slotScrub:
 		v.scrubLost(s)
+	case slotRollback:
+		v.rollbackLost()
 	case slotSync:
 		if j := s.job; j.m.sync == j && j.m != m {
 			j.orphan = true

@@ -254,7 +254,9 @@ func (v *volume) endRead(o *op, a *wire.ReadReply) {
 		v.notLost(o.ext, o.block, o.count)
 	}
 	if o.rep != nil {
-		v.repair(o)
+		if v.shows(o.object) { // else the copies may have begun to merge
+			v.repair(o)
+		}
 		if o.rep.heal != nil {
 			v.endHeal(o)
 			return

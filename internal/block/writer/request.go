@@ -12,7 +12,8 @@ type requestState struct {
 	shared     bool // of any part
 	readAll    bool // Data was nil and must be made if any part is not zero
 	prev, next *Request
-	chain      *Request // FLUSHes of one round
+	chain      *Request     // FLUSHes of one round
+	then       func(Result) // the request is the core's own
 }
 
 type requestList struct{ head, tail *Request }
@@ -50,15 +51,18 @@ func (c *Core) request(r *Request) {
 	v := c.vols[r.Volume]
 	c.reqSeq++
 	r.state = requestState{seq: c.reqSeq}
-	if c.state != Serving && !(c.state == Stalled && r.Op == OpFlush) {
+	if c.state != Serving && !(c.state == Stalled && r.Op == OpFlush) || v.rolling() {
 		v.held.push(r)
 		return
 	}
 	v.begin(r)
 }
 
-// admit begins the requests that waited for Serving.
+// admit begins the requests that waited for Serving, or for the end of a rollback.
 func (v *volume) admit() {
+	if v.rolling() {
+		return
+	}
 	for r := v.held.head; r != nil; r = v.held.head {
 		v.held.remove(r)
 		v.begin(r)
@@ -175,6 +179,11 @@ func (c *Core) endPart(r *Request) {
 
 func (c *Core) finish(r *Request, res Result) {
 	c.active.remove(r)
+	if r.state.then != nil {
+		c.wake = true
+		r.state.then(res)
+		return
+	}
 	c.out.Done = append(c.out.Done, Completion{Request: r, Result: res, Shared: r.state.shared})
 	c.wake = c.wake || c.draining
 }

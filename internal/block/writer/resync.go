@@ -278,16 +278,6 @@ func (j *syncJob) settle() {
 	}
 }
 
-// rereadLost asks another source for the chunks whose source is gone.
-func (j *syncJob) rereadLost() {
-	j.lost = false
-	for _, p := range slices.Clone(j.ops) {
-		if p.state == opRunning && p.from == nil {
-			j.readSource(p)
-		}
-	}
-}
-
 // list asks the sources and the joining disk for what is newer than BASE.
 // Every segment of the disk needs a source: without one nothing would look stale.
 func (j *syncJob) list() {
@@ -333,16 +323,6 @@ func (j *syncJob) addList(from *member, es []wire.ExtEntry, own bool) {
 			ext: e.Extent, object: e.Object, prio: v.segs[k].rest(), mark: e.Mark, tomb: e.Tombstone && !own, atSource: !own,
 		})
 	}
-}
-
-// source picks the in-sync member of a segment to copy from.
-func (v *volume) source(s *segment, not []*member) *member {
-	for _, m := range s.members {
-		if m.counted && !v.isOut(m) && !s.lacks(m) && m.usable() && !slices.Contains(not, m) {
-			return m
-		}
-	}
-	return nil
 }
 
 // listed: both sides' lists are known. One entry an object; the source's wins.
@@ -398,6 +378,9 @@ func (j *syncJob) beginObject(i int) {
 	m := j.m
 	v := m.v
 	o.src = v.source(v.segment(o.ext), nil)
+	if j.bound() {
+		o.src = j.listSource(o.ext)
+	}
 	if o.src == nil {
 		j.fail("no source")
 		return
@@ -471,37 +454,6 @@ func (j *syncJob) endObject(i int) {
 	j.done++
 	j.m.v.c.wake = true
 	j.m.v.dirty = true
-}
-
-// readSource reads a chunk from the source; its range is locked now.
-func (j *syncJob) readSource(p *op) {
-	v := j.m.v
-	o := &j.objects[p.arg]
-	if o.src == nil || !o.src.usable() || !o.src.counted || !p.seg.holds(o.src) || p.rep.has(o.src) {
-		var tried []*member
-		if p.rep != nil {
-			tried = p.rep.unreadable
-		}
-		o.src = v.source(p.seg, tried)
-	}
-	if o.src == nil {
-		p.from, j.lost = nil, true // asked again at the next settle
-		return
-	}
-	n := p.length()
-	if p.unlocked > 0 {
-		n = int64(p.unlocked) * repl.BlockBytes
-	}
-	p.from = o.src
-	id := v.c.newSlot(slotRead, o.src, p, 0)
-	v.c.send(o.src.node, &wire.Read{ReqID: id, Handle: o.src.handle, Offset: p.offset(), Length: n, Repair: true, Raw: true, Object: o.object})
-}
-
-// sourceLost: the source went away with the question.
-func (j *syncJob) sourceLost(p *op) {
-	j.objects[p.arg].src, p.from = nil, nil
-	j.lost = true
-	j.m.v.c.wake = true
 }
 
 // sourceRead sends a chunk to the joining disk, and only then lets go of the

@@ -1,6 +1,7 @@
 package writer
 
 import (
+	"cmp"
 	"slices"
 
 	"roseau/internal/base/clock"
@@ -17,10 +18,49 @@ type scrubJob struct {
 	lists   int // unanswered
 	failed  bool
 	retryAt clock.Instant
-	exts    []uint64 // rising
+	heads   []scrubTarget // of the lists: every object of every copy
+	exts    []scrubTarget // rising
 	next    int
 	running int
 	health  ScrubHealth
+}
+
+// scrubTarget is an extent as one reader sees it: a snapshot, or 0 for the head.
+type scrubTarget struct {
+	ext    uint64
+	object uint32
+}
+
+func (a scrubTarget) compare(b scrubTarget) int {
+	return cmp.Or(cmp.Compare(a.ext, b.ext), cmp.Compare(a.object, b.object))
+}
+
+// scrubTargets makes the list of what is compared of the objects that any copy has:
+// each extent as the head shows it, and, where there are older objects, as each
+// snapshot does.
+func scrubTargets(objects []scrubTarget, snaps []uint32) (list []scrubTarget) {
+	slices.SortFunc(objects, scrubTarget.compare)
+	objects = slices.Compact(objects)
+	for i := 0; i < len(objects); {
+		ext, oldest := objects[i].ext, objects[i].object
+		for i < len(objects) && objects[i].ext == ext {
+			i++
+		}
+		newest := objects[i-1].object
+		list = append(list, scrubTarget{ext: ext})
+		for _, n := range snaps {
+			if oldest < n && n <= newest { // it sees something, and not what the head does
+				list = append(list, scrubTarget{ext: ext, object: n})
+			}
+		}
+	}
+	return list
+}
+
+// shows reports whether the reader still exists: copies merge what a snapshot that
+// is gone told apart, each in its own time.
+func (v *volume) shows(object uint32) bool {
+	return object == 0 || v.rec.Cfg.Snap.Find(object) != nil
 }
 
 // scrubExt is one extent under comparison.
@@ -76,12 +116,13 @@ func (v *volume) settleScrub() {
 	}
 	switch {
 	case j.failed && j.lists == 0:
-		j.exts, j.failed, j.retryAt = nil, false, c.now.Add(c.t.OpenRetry)
+		j.heads, j.failed, j.retryAt = nil, false, c.now.Add(c.t.OpenRetry)
 	case !j.listed && j.lists == 0 && c.now >= j.retryAt:
 		v.scrubAskLists()
 	case j.listed:
 		for j.health.Running && j.running < scrubWindow && j.next < len(j.exts) {
-			o := c.newOp(opScrub, v, int64(j.exts[j.next]), 0, repl.ExtentBlocks)
+			o := c.newOp(opScrub, v, int64(j.exts[j.next].ext), 0, repl.ExtentBlocks)
+			o.object = j.exts[j.next].object
 			o.cmp = &scrubExt{job: j}
 			j.next++
 			j.running++
@@ -138,12 +179,11 @@ func (c *Core) scrubList(n *node, a *wire.ExtList) {
 	}
 	for i := range a.Entries {
 		if e := &a.Entries[i]; int64(e.Extent) < v.extentCount() {
-			j.exts = append(j.exts, e.Extent)
+			j.heads = append(j.heads, scrubTarget{e.Extent, e.Object})
 		}
 	}
 	if j.lists == 0 && !j.failed {
-		slices.Sort(j.exts)
-		j.exts = slices.Compact(j.exts)
+		j.exts, j.heads = scrubTargets(j.heads, v.rec.Cfg.Snap.Numbers()), nil
 		j.listed = true
 		j.health.Total = len(j.exts)
 	}
@@ -157,14 +197,14 @@ func (v *volume) askTags(o *op) {
 			k.members = append(k.members, m)
 		}
 	}
-	if len(k.members) < 2 {
+	if len(k.members) < 2 || !v.shows(o.object) {
 		k.members = nil
 	}
 	k.copies, k.gone = make([]copyTags, len(k.members)), make([]bool, len(k.members))
 	k.asked = len(k.members)
 	for i, m := range k.members {
 		id := c.newSlot(slotScrub, m, o, uint64(i))
-		c.send(m.node, &wire.ExtTagsReq{ReqID: id, Handle: m.handle, Extent: uint64(o.ext), Resolved: true})
+		c.send(m.node, &wire.ExtTagsReq{ReqID: id, Handle: m.handle, Extent: uint64(o.ext), Object: o.object, Resolved: true})
 	}
 	if k.asked == 0 {
 		v.compared(o)
@@ -195,7 +235,7 @@ func (v *volume) scrubLost(s slot) {
 // answer takes the tags of one copy; nil: it did not answer.
 func (k *scrubExt) answer(s slot, a *wire.ExtTags) {
 	i := int(s.arg)
-	if a == nil || a.Status != wire.OK {
+	if a == nil || a.Status != wire.OK && a.Status != wire.Unreadable {
 		k.gone[i] = true
 	} else {
 		k.copies[i] = copyTags{a.Mark, a.Tags}
@@ -218,7 +258,9 @@ func (v *volume) compared(o *op) {
 		}
 	}
 	j.health.Done++
-	if len(ms) < 2 {
+	if !v.shows(o.object) {
+		// It was deleted meanwhile, and the copies may have begun to merge.
+	} else if len(ms) < 2 {
 		j.health.Skipped++
 	} else {
 		said := 0
@@ -236,7 +278,7 @@ func (v *volume) compared(o *op) {
 				continue // lost on all: a read says so
 			}
 			j.health.Repaired += len(d.bad)
-			v.heals.list = append(v.heals.list, v.healOf(o.ext, &d, ms, copies))
+			v.heals.list = append(v.heals.list, v.healOf(o, &d, ms, copies))
 		}
 	}
 	j.running--
@@ -245,8 +287,8 @@ func (v *volume) compared(o *op) {
 	v.dirty, c.wake = true, true
 }
 
-func (v *volume) healOf(ext int64, d *difference, ms []*member, copies []copyTags) *heal {
-	h := &heal{ext: ext, block: d.block}
+func (v *volume) healOf(o *op, d *difference, ms []*member, copies []copyTags) *heal {
+	h := &heal{ext: o.ext, object: o.object, block: d.block}
 	for _, i := range d.source {
 		h.sources = append(h.sources, ms[i])
 		h.mark = copies[i].mark

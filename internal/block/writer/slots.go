@@ -20,7 +20,8 @@ const (
 	slotSync // any request of a resync job, see syncJob
 	slotRepair
 	slotRelease
-	slotScrub // a list (op nil) or a table of tags for a scrub
+	slotRollback // a list of extents
+	slotScrub    // a list (op nil) or a table of tags for a scrub
 )
 
 // slot remembers one unanswered message. A request id is its index and

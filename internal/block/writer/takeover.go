@@ -21,6 +21,7 @@ func (c *Core) beginOpening() {
 		v.rc = reconcile{}
 		v.config = configState{serial: 1}
 		v.snap = snapVolume{}
+		v.roll = nil
 		v.pending, v.change, v.frozenSince = nil, nil, 0
 		for i := range v.segs {
 			v.segs[i].dirtyWseq = 0

@@ -114,6 +114,7 @@ type volume struct {
 	frozenSince                         clock.Instant // since when a member is leaving
 
 	scrub *scrubJob
+	roll  *rollbackJob
 	heals healQueue
 	lost  map[int64]bool // blocks that no copy can read, by number in the volume
 
@@ -263,6 +264,7 @@ func (v *volume) settle() {
 	v.settleReconcile()
 	v.settleSync()
 	v.settleScrub()
+	v.settleRollback()
 	v.settleHeals()
 	v.settleFlush()
 	v.settleRelease()
@@ -291,6 +293,9 @@ func (v *volume) deadlines(d *deadline) {
 		}
 	}
 	if j := v.scrub; j != nil && j.health.Running {
+		d.later(j.retryAt)
+	}
+	if j := v.roll; j != nil && !j.listed {
 		d.later(j.retryAt)
 	}
 	v.flushDeadlines(d)

@@ -68,6 +68,13 @@ type world struct {
 	vms   []*wvm
 	log   strings.Builder
 	rev   int64
+	// moves is how long a migration takes that the world carries out by itself; 0:
+	// the script does.
+	moves     time.Duration
+	failMoves bool
+	hold      bool
+	slow      bool // placements cannot be written
+	migrating map[ids.ID]clock.Instant
 }
 
 type wnode struct {
@@ -248,6 +255,33 @@ func (w *world) command(f []string) {
 		w.state.View.Rules = append(w.state.View.Rules, r)
 	case "told": // beats say that the guard of VM holds its lease
 		w.vm(f[1]).ToldAlive = 1
+	case "moves": // moves DURATION|fail: migrations are carried out, or fail after 1 s
+		w.moves, w.failMoves = time.Second, f[1] == "fail"
+		if !w.failMoves {
+			w.moves, _ = time.ParseDuration(f[1])
+		}
+	case "drain": // drain NODE
+		w.node(f[1]).Drain = "is drained"
+	case "undrain": // undrain NODE
+		n := w.node(f[1])
+		n.Drain, n.PowerOff, n.Away = "", false, false
+	case "poweroff": // poweroff NODE: it is to reboot, without a drain
+		n := w.node(f[1])
+		n.Drain, n.PowerOff = "is to reboot", true
+	case "away": // away NODE: it goes down as asked
+		w.node(f[1]).Away = true
+	case "slow": // slow on|off: no placement can be written
+		w.slow = f[1] == "on"
+	case "hold": // hold on|off: the cluster shuts down
+		w.hold = f[1] == "on"
+	case "fresh": // fresh NODE on|off
+		w.node(f[1]).Fresh = f[2] == "on"
+	case "powered": // the manager's process has just begun, and no guard runs anywhere
+		w.state.VMs, w.state.Nodes = nil, nil
+		w.state.View.Listening = w.now
+		for _, v := range w.vms {
+			v.guards, v.writerGone = map[ids.ID]*wguard{}, w.now
+		}
 	case "want":
 		w.vm(f[1]).Want = f[2] == "on"
 	case "migrate": // migrate VM NODE
@@ -313,6 +347,9 @@ func (w *world) turn(start clock.Instant) {
 		fmt.Fprintf(&w.log, "%5.1fs %s\n", w.now.Sub(start).Seconds(), a)
 		switch a := a.(type) {
 		case SetPlacement:
+			if w.slow {
+				continue // the write times out
+			}
 			for _, v := range w.vms {
 				if v.ID == a.VM && v.PlacementRev == a.Expect {
 					v.Placement = a.Placement
@@ -321,6 +358,12 @@ func (w *world) turn(start clock.Instant) {
 			}
 		case SetWant:
 			w.vm(a.Name).Want = a.Running
+		case SetHome:
+			n := w.byID(a.Node)
+			n.Guests = slices.DeleteFunc(n.Guests, func(id ids.ID) bool { return id == a.VM })
+			if a.Add {
+				n.Guests = append(n.Guests, a.VM)
+			}
 		}
 	}
 }
@@ -335,6 +378,14 @@ func (w *world) guards(start clock.Instant) {
 		if p.State == PlaceStopping && n != nil && n.up {
 			v.guards[p.Node] = &wguard{attempt: p.Attempt, r: Report{Node: p.Node, Attempt: p.Attempt, Phase: "stopped", Since: w.now}}
 			v.writer, v.writerGone = ids.ID{}, 0
+		}
+		if p.State != PlaceMigrating {
+			delete(w.migrating, v.ID)
+		} else if w.moves > 0 {
+			w.migrate(v, start)
+		}
+		if p.State == PlaceRunning && n != nil && n.up && v.guards[p.Node] == nil && w.etcd {
+			v.guards[p.Node] = &wguard{attempt: p.Attempt, r: Report{Node: p.Node, Attempt: p.Attempt, Phase: "absent", Since: w.now}}
 		}
 		if p.State != PlaceStarting || n == nil || !n.up || !w.etcd {
 			continue
@@ -377,10 +428,33 @@ func (w *world) guards(start clock.Instant) {
 	}
 }
 
+// migrate plays the guards of a migration: it commits, or fails, after w.moves.
+func (w *world) migrate(v *wvm, start clock.Instant) {
+	p := v.Placement
+	if w.migrating == nil {
+		w.migrating = map[ids.ID]clock.Instant{}
+	}
+	began, ok := w.migrating[v.ID]
+	if !ok {
+		w.migrating[v.ID] = w.now
+		return
+	}
+	if w.now.Sub(began) < w.moves {
+		return
+	}
+	delete(w.migrating, v.ID)
+	if w.failMoves {
+		v.guards[p.Node].r.MigrationOver, v.guards[p.Node].r.MigrationError = p.Attempt, "the stream broke"
+		return
+	}
+	w.command([]string{"commit", v.Name})
+	fmt.Fprintf(&w.log, "%5.1fs world %s runs on %s\n", w.now.Sub(start).Seconds(), v.Name, w.byID(v.Placement.Node).Name)
+}
+
 // show fills the manager's view.
 func (w *world) show() {
 	view := &w.state.View
-	view.Leader = w.etcd
+	view.Leader, view.Hold = w.etcd, w.hold
 	view.Nodes, view.VMs = nil, nil
 	for _, n := range w.nodes {
 		if n.up && w.deaf {

@@ -93,7 +93,12 @@ func (m *step) stopped(vm VM, mem *VMMemory) (model.VMState, string) {
 	if lives {
 		return m.leaveAlone(vm, mem)
 	}
-	return m.start(vm, mem, repl.Placement{Run: vm.Placement.Run}, "start", exclude)
+	from := repl.Placement{Run: vm.Placement.Run}
+	home, ok := m.home[vm.ID]
+	if _, not := exclude[home.ID]; ok && !not {
+		return m.startAtHome(vm, mem, from, home, exclude)
+	}
+	return m.start(vm, mem, from, "start", exclude)
 }
 
 // Reason0 is the last reason without the words that stopped puts before it.
@@ -102,6 +107,12 @@ func (mem *VMMemory) Reason0() string { return strings.TrimPrefix(mem.Reason, "t
 // start chooses a node and places the VM there. from is the placement to leave,
 // zero for a first start; its Run makes the attempt a recovery.
 func (m *step) start(vm VM, mem *VMMemory, from repl.Placement, why string, exclude map[ids.ID]string) (model.VMState, string) {
+	if m.view.Hold {
+		return model.VMStopped, "the cluster shuts down"
+	}
+	if m.cold != "" {
+		return model.VMStarting, m.cold
+	}
 	if ok, copyWhy := place.MissingCopy(vm.Volumes, m.candidates(vm)); !ok && len(vm.Volumes) > 0 {
 		m.say(vm, mem, "warn", "waits: "+copyWhy)
 		return model.VMWaitingForCopy, copyWhy
@@ -149,8 +160,8 @@ func (m *step) say(vm VM, mem *VMMemory, level, text string) {
 // starting1: a first start is under way; nobody ran it before.
 func (m *step) starting1(vm VM, mem *VMMemory) (model.VMState, string) {
 	p := vm.Placement
-	if !vm.Want {
-		m.setPlacement(vm, repl.Placement{Node: p.Node, Attempt: p.Attempt, State: PlaceStopping, Run: p.Run}, "stop asked for")
+	if why := m.stopWhy(vm); why != "" {
+		m.setPlacement(vm, repl.Placement{Node: p.Node, Attempt: p.Attempt, State: PlaceStopping, Run: p.Run}, why)
 		return model.VMStopping, ""
 	}
 	n := m.node[p.Node]
@@ -200,8 +211,8 @@ func (m *step) nodeName(id ids.ID) string {
 // replicas until it may, or until it finds the old writer alive.
 func (m *step) recovering(vm VM, mem *VMMemory) (model.VMState, string) {
 	p := vm.Placement
-	if !vm.Want {
-		m.setPlacement(vm, repl.Placement{Node: p.Node, Attempt: p.Attempt, State: PlaceStopping, Run: p.Run}, "stop asked for")
+	if why := m.stopWhy(vm); why != "" {
+		m.setPlacement(vm, repl.Placement{Node: p.Node, Attempt: p.Attempt, State: PlaceStopping, Run: p.Run}, why)
 		return model.VMStopping, ""
 	}
 	if why := m.gone(m.node[p.Node]); why != "" {
@@ -260,6 +271,9 @@ func (m *step) leaveAlone(vm VM, mem *VMMemory) (model.VMState, string) {
 	}
 	mem.NotUntil = m.now.Add(min(m.p.ProbeAgain<<min(mem.Probes, 3), time.Minute))
 	mem.Probes++
+	if mem.Counted == vm.Placement.Attempt && mem.Restarts > 0 {
+		mem.Restarts, mem.Counted = mem.Restarts-1, 0 // nothing was restarted
+	}
 	owner := m.nodeName(vm.Owner)
 	m.setPlacement(vm, repl.Placement{Node: vm.Owner, Attempt: vm.Placement.Attempt + 1, State: PlaceRunning, Run: vm.Placement.Run}, "its writer lives there")
 	m.event("info", "vm "+vm.Name, "left alone: it runs on %s and its copies answer it; asked again in %s", owner, short(mem.NotUntil.Sub(m.now)))
@@ -317,8 +331,8 @@ func (m *step) guestStopped(vm VM, p repl.Placement, r Report) (model.VMState, s
 func (m *step) running(vm VM, mem *VMMemory) (model.VMState, string) {
 	p := vm.Placement
 	r, ok := report(vm, p.Node, 0)
-	if !vm.Want {
-		m.setPlacement(vm, repl.Placement{Node: p.Node, Attempt: p.Attempt, State: PlaceStopping, Run: p.Run}, "stop asked for")
+	if why := m.stopWhy(vm); why != "" {
+		m.setPlacement(vm, repl.Placement{Node: p.Node, Attempt: p.Attempt, State: PlaceStopping, Run: p.Run}, why)
 		return model.VMStopping, ""
 	}
 	if ok && r.Phase == "stopped" && r.Attempt >= p.Attempt {
@@ -332,14 +346,13 @@ func (m *step) running(vm VM, mem *VMMemory) (model.VMState, string) {
 			p.Stay = false
 			m.setPlacement(vm, p, "its storage link works again, or it goes on with one copy")
 		}
-		return m.runningState(r)
+		return m.maintain(vm, mem, r)
 	case why == "":
 		return model.VMRunning, ""
 	case m.now.Before(mem.NotUntil):
 		return model.VMRunning, "lives on " + m.nodeName(p.Node) + ", which the cluster does not hear well"
 	case vm.HA == model.HAOff:
-		m.say(vm, mem, "warn", why+"; not restarted: its HA is off")
-		return model.VMFailed, why + "; not restarted: its HA is off"
+		return m.startAgain(vm, mem, why)
 	}
 	if !fellOver(p, r, ok) {
 		return m.recover(vm, mem, why, onlySession)
@@ -399,15 +412,16 @@ func (m *step) pausedLease(r Report) (model.VMState, string) {
 // recover places a VM that ran elsewhere, if it can.
 func (m *step) recover(vm VM, mem *VMMemory, why string, onlySession bool) (model.VMState, string) {
 	p := vm.Placement
-	mem.Restarts++
 	exclude := map[ids.ID]string{}
 	if r, ok := report(vm, p.Node, 0); ok && r.WantsMove != "" && m.silent(m.node[p.Node]) == "" {
-		mem.Restarts--
 		return m.leave(vm, mem, r)
 	} else if onlySession || ok && r.Phase == "running" {
 		exclude[p.Node] = why // it lives there or cannot go on there: elsewhere or not at all
 	} else {
 		mem.Blame = map[ids.ID]string{p.Node: why}
+		if m.bootedAnew(vm, r, ok) {
+			mem.Blame, exclude = nil, m.allBut(p.Node)
+		}
 	}
 	run := p.Run
 	if run.IsZero() {
@@ -415,11 +429,11 @@ func (m *step) recover(vm VM, mem *VMMemory, why string, onlySession bool) (mode
 	}
 	before := len(m.actions)
 	state, reason := m.start(vm, mem, repl.Placement{Run: run}, why, exclude)
-	if m.wasPlaced(vm, before) {
+	if m.wasPlaced(vm, before) && mem.Counted != p.Attempt+1 {
+		mem.Restarts++
+		mem.Counted = p.Attempt + 1
 		m.event("warn", "vm "+vm.Name, "recovers from %s: %s", m.nodeName(p.Node), why)
-		return state, reason
 	}
-	mem.Restarts--
 	return state, reason
 }
 

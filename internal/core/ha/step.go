@@ -27,6 +27,7 @@ func Step(s State, now clock.Instant) (State, []Action) {
 	for _, i := range startOrder(s.View.VMs) {
 		m.vm(s.View.VMs[i])
 	}
+	m.guests()
 	m.forget()
 	return m.out, m.actions
 }
@@ -42,6 +43,11 @@ type step struct {
 	promised map[ids.ID]size.Bytes // memory of the VMs placed on a node
 	placed   map[ids.ID]int
 	starting map[ids.ID]int
+	moving   map[ids.ID]int
+	asked    map[ids.ID]clock.Instant // VMs whose entry in Guests was asked to change in this step
+	home     map[ids.ID]Node          // of a VM: the node that has it in its Guests
+	ranks    map[ids.ID]rank          // made when first needed
+	cold     string                   // why nothing starts yet: a cold start; "": it may
 	startAll int
 	deaf     bool
 	named    map[string]*VM
@@ -52,6 +58,7 @@ type step struct {
 func newStep(s State, now clock.Instant) *step {
 	m := &step{p: s.Params, now: now, view: s.View, out: s,
 		node: map[ids.ID]Node{}, promised: map[ids.ID]size.Bytes{}, placed: map[ids.ID]int{}, starting: map[ids.ID]int{},
+		moving: map[ids.ID]int{}, home: map[ids.ID]Node{},
 		named: make(map[string]*VM, len(s.View.VMs)), spots: make(map[string]place.Placed, len(s.View.VMs))}
 	if m.p == (Params{}) {
 		m.p = Defaults
@@ -67,7 +74,11 @@ func newStep(s State, now clock.Instant) *step {
 	sort.Slice(m.view.Nodes, func(i, j int) bool { return m.view.Nodes[i].Name < m.view.Nodes[j].Name })
 	for _, n := range m.view.Nodes {
 		m.node[n.ID] = n
+		for _, vm := range n.Guests {
+			m.home[vm] = n
+		}
 	}
+	m.cold = m.coldStart()
 	for i := range s.View.VMs {
 		vm := &s.View.VMs[i]
 		m.named[vm.Name] = vm
@@ -93,6 +104,9 @@ func (m *step) count(vm *VM, p repl.Placement, sign int, slot bool) {
 			m.starting[n] += sign
 			m.startAll += sign
 		}
+		if p.State == PlaceMigrating {
+			m.moving[n] += sign
+		}
 	}
 }
 
@@ -107,14 +121,14 @@ func (m *step) nodes() {
 		mem.Losses = slices.DeleteFunc(slices.Clone(mem.Losses), func(t clock.Instant) bool { return m.now.Sub(t) > m.p.FlapWindow })
 		switch why := m.silent(n); {
 		case why != "" && !mem.Lost:
-			mem.Lost = true
-			if mem.Seen {
+			mem.Lost, mem.Clean = true, n.Away
+			if mem.Seen && !n.Away {
 				mem.Losses = append(mem.Losses, m.now)
 				m.event("warn", "node "+n.Name, "lost: %s", why)
 			}
 		case why == "" && mem.Lost:
 			mem.Lost = false
-			if mem.Seen {
+			if mem.Seen && !mem.Clean {
 				m.returned(n, &mem)
 			}
 			mem.Seen = n.LastBeat != 0
@@ -154,6 +168,8 @@ func (m *step) usable(n Node) string {
 		return "its session in etcd is lost"
 	case !n.Known:
 		return "has not reported yet"
+	case n.Drain != "":
+		return n.Drain
 	}
 	return ""
 }

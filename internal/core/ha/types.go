@@ -45,6 +45,10 @@ type Params struct {
 	Window       time.Duration // 10 min
 	HealAfter    time.Duration // failed is tried again after. 10 min
 	StartsANode  int           // VMs that start on one node at a time. 4
+	MovesANode   int           // live migrations of a drain or a failback that a node takes part in. 2
+	MoveAgain    time.Duration // after a failed one, doubled up to 120 s. 10 s
+	FailbackFor  time.Duration // a VM that cannot go back to its node is let stay after. 10 min
+	ColdWait     time.Duration // a cold start waits so long for absent nodes. 20 s
 	StartsAll    int           // VMs that start in the cluster at a time. 64
 	HoldLimit    time.Duration // a start waits for others no longer than this and its delay. 2 min
 	Quarantine   time.Duration // of a node lost twice within FlapWindow, doubled at each further loss. 30 s
@@ -56,7 +60,8 @@ var Defaults = Params{
 	BeatLoss: 1500 * time.Millisecond, SessionGrace: 4 * time.Second, Stall: 2 * time.Second,
 	LeaderSettle: 2 * time.Second, GuardAbsent: 5 * time.Second, PrepareLimit: 6 * time.Second,
 	StartLimit: 30 * time.Second, MigrateStart: 15 * time.Second, ProbeAgain: 10 * time.Second, MaxRestarts: 5, Window: 10 * time.Minute,
-	HealAfter: 10 * time.Minute, StartsANode: 4, StartsAll: 64, HoldLimit: 2 * time.Minute, Quarantine: 30 * time.Second, FlapWindow: 30 * time.Minute,
+	HealAfter: 10 * time.Minute, StartsANode: 4, StartsAll: 64, HoldLimit: 2 * time.Minute,
+	MovesANode: 2, MoveAgain: 10 * time.Second, FailbackFor: 10 * time.Minute, ColdWait: 20 * time.Second, Quarantine: 30 * time.Second, FlapWindow: 30 * time.Minute,
 }
 
 // Placement states, the values of repl.Placement.State.
@@ -87,9 +92,11 @@ type View struct {
 	LeaderSince clock.Instant
 	// Listening is since when this process hears beats.
 	Listening clock.Instant
-	Nodes     []Node
-	VMs       []VM
-	Rules     []place.VMRule
+	// Hold: the cluster shuts down: machines stop in reverse order, none starts.
+	Hold  bool
+	Nodes []Node
+	VMs   []VM
+	Rules []place.VMRule
 }
 
 // Node is a node as the manager sees it.
@@ -108,9 +115,20 @@ type Node struct {
 	KVM        bool
 	Storage    bool
 	Networks   []string
-	Labels     []string // its own and those of its place
-	CPUFlags   []string // sorted; nil: not known
-	Pressure   int      // of the CPU, percent of the last minute; < 0: not known
+	// Drain says why machines leave the node and none comes ("is drained"); "":
+	// it takes machines. PowerOff: they are powered off and started elsewhere
+	// instead of moved.
+	Drain    string
+	PowerOff bool
+	// Away: it goes down, or is down, because it was asked to: no alarm.
+	Away bool
+	// Guests are the machines that left it because of Drain and go back.
+	Guests []ids.ID
+	// Fresh: its session is the first of a boot that began less than 2 min ago.
+	Fresh    bool
+	Labels   []string // its own and those of its place
+	CPUFlags []string // sorted; nil: not known
+	Pressure int      // of the CPU, percent of the last minute; < 0: not known
 }
 
 // VM is a machine as the manager sees it.
@@ -177,6 +195,17 @@ type VMMemory struct {
 	Said     string            // last refusal told as an event
 	// HeldSince is when its start began to wait for other VMs; zero: it does not.
 	HeldSince clock.Instant
+
+	// Counted is the attempt that Restarts counted last: one whose placement could
+	// not be written is made again, and is still one restart.
+	Counted uint64
+
+	Moving  uint64        // attempt of the last migration that a drain or failback began
+	Moves   int           // of these that failed in a row
+	NoMove  clock.Instant // none begins before
+	Stay    string        // why it cannot leave or go back, last told
+	HomeTry clock.Instant // since when it cannot go back to its node
+	HomeAt  clock.Instant // when its entry in a node's Guests was last asked to change
 }
 
 // NodeMemory is what the manager remembers of a node.
@@ -185,6 +214,7 @@ type NodeMemory struct {
 	Lost   bool
 	Losses []clock.Instant
 	Until  clock.Instant // quarantined
+	Clean  bool          // Lost, but as asked
 }
 
 // Action is one of the types below.
@@ -217,6 +247,15 @@ type SetWant struct {
 	Running bool
 }
 
+// SetHome adds a VM to the Guests of a node, or takes it out.
+type SetHome struct {
+	Node     ids.ID
+	NodeName string
+	VM       ids.ID
+	Name     string
+	Add      bool
+}
+
 // Event is for the cluster's timeline.
 type Event struct {
 	Level   string // info | warn | error
@@ -244,5 +283,12 @@ func (a SetStatus) String() string {
 }
 
 func (a SetWant) String() string { return fmt.Sprintf("want %s running=%v", a.Name, a.Running) }
+
+func (a SetHome) String() string {
+	if a.Add {
+		return fmt.Sprintf("home of %s is %s", a.Name, a.NodeName)
+	}
+	return fmt.Sprintf("home of %s was %s", a.Name, a.NodeName)
+}
 
 func (a Event) String() string { return fmt.Sprintf("event %s %s: %s", a.Level, a.Subject, a.Text) }

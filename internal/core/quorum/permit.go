@@ -1,6 +1,7 @@
 package quorum
 
 import (
+	"fmt"
 	"slices"
 
 	"roseau/internal/base/ids"
@@ -81,6 +82,27 @@ func answering(v View, minus uint64) (yes, all int) {
 func stands(v View, minus uint64) bool {
 	yes, all := answering(v, minus)
 	return all > 0 && yes >= Majority(all)
+}
+
+// Needed returns why etcd would have no majority while the machine of owner is
+// down, or "".
+func Needed(v View, owner ids.ID) string {
+	yes, all, own := 0, 0, 0
+	for _, m := range v.Members {
+		switch {
+		case m.Learner:
+			continue
+		case m.Owner == owner:
+			own++
+		case m.Answers:
+			yes++
+		}
+		all++
+	}
+	if own == 0 || yes >= Majority(all) {
+		return ""
+	}
+	return fmt.Sprintf("its vote is needed: without it %d of %d votes answer, %d decide", yes, all, Majority(all))
 }
 
 // level is how many nodes, whichever, may fail at once (-1: not even none), and

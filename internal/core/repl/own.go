@@ -137,6 +137,9 @@ type Cfg struct {
 	VM        ids.ID      `json:"vm,omitzero"` // the VM that it belongs to, if any
 	Pool      ids.ID      `json:"pool"`
 	Snap      SnapContext `json:"snap,omitzero"`
+	// Rollback is the number of the snapshot that the volume is being taken back
+	// to; 0: none. Whoever opens the volume finishes that before it serves.
+	Rollback uint32 `json:"rollback,omitempty"`
 	// Incompat has a bit for each feature without which the volume would be
 	// written wrongly. A writer that does not know one refuses the volume.
 	Incompat uint64 `json:"incompat,omitempty"`
@@ -180,10 +183,16 @@ func (s SnapContext) Numbers() []uint32 {
 
 // KnownFeatures are the bits of Cfg.Incompat that this build knows. A bit is
 // never given a second meaning; docs/formats/disk.md has the same rule for disks.
-const KnownFeatures = FeatureSnapshots
+const KnownFeatures = FeatureSnapshots | FeatureRollback
 
-// FeatureSnapshots: numbers of snapshots were reserved, and writes must bear them.
-const FeatureSnapshots uint64 = 1 << 0
+// The features.
+const (
+	// FeatureSnapshots: numbers of snapshots were reserved, and writes must bear
+	// them.
+	FeatureSnapshots uint64 = 1 << 0
+	// FeatureRollback: Rollback is set, and nobody may be served before it is not.
+	FeatureRollback uint64 = 1 << 1
+)
 
 // Supported returns nil if this build knows every feature that the volume needs,
 // else errs.Invalid.

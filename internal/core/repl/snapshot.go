@@ -26,6 +26,8 @@ func ReserveSnapshot(v VolumeRecord, name string) (Txn, VolumeRecord, error) {
 	switch {
 	case v.Cfg.State != VolumeLive:
 		return Txn{}, v, errs.New(errs.Conflict, "snapshot volume %s: it is %s", v.ID, v.Cfg.State)
+	case v.Cfg.Rollback != 0:
+		return Txn{}, v, rollingBack("snapshot", v)
 	case len(v.Cfg.Snap.List) >= MaxSnapshots:
 		return Txn{}, v, errs.New(errs.Conflict, "snapshot volume %s: it has %d snapshots", v.ID, len(v.Cfg.Snap.List)).
 			WithHint("delete one first: roseau volume snapshot delete")
@@ -57,6 +59,9 @@ func CommitSnapshot(v VolumeRecord, s Snapshot) (Txn, VolumeRecord, error) {
 
 // DeleteSnapshot makes a snapshot not exist any more; its number stays used.
 func DeleteSnapshot(v VolumeRecord, number uint32) (Txn, VolumeRecord, error) {
+	if v.Cfg.Rollback != 0 {
+		return Txn{}, v, rollingBack("delete snapshot of", v)
+	}
 	if v.Cfg.Snap.Find(number) == nil {
 		return Txn{}, v, errs.New(errs.NotFound, "delete snapshot of volume %s: there is no number %d", v.ID, number)
 	}
@@ -64,6 +69,54 @@ func DeleteSnapshot(v VolumeRecord, number uint32) (Txn, VolumeRecord, error) {
 	cfg.Snap.List = slices.DeleteFunc(slices.Clone(cfg.Snap.List), func(s Snapshot) bool { return s.Number == number })
 	txn, next := putCfg(v, cfg)
 	return txn, next, nil
+}
+
+func rollingBack(what string, v VolumeRecord) error {
+	return errs.New(errs.Conflict, "%s volume %s: it is being taken back to snapshot %d", what, v.ID, v.Cfg.Rollback).
+		WithHint("wait until that is done: `roseau volume show`")
+}
+
+// BeginRollback resolves to take volumes back to snapshots, all of them or none:
+// numbers[i] is volume i's. Nobody has them open: whoever has nevertheless stops
+// at its next transaction, and whoever opens them next takes them back before it
+// serves. For volumes of a VM the placement, which recs must have then, must name
+// nobody. errs.Conflict, errs.NotFound: the reason.
+func BeginRollback(recs Records, numbers []uint32) (Txn, error) {
+	var txn Txn
+	if !recs.VM.IsZero() {
+		if !recs.Placement.Node.IsZero() {
+			return txn, errs.New(errs.Conflict, "roll back vm %s: it is on node %s", recs.VM, recs.Placement.Node.Short()).WithHint("stop it first")
+		}
+		txn.Compares = append(txn.Compares, Compare{Key{KeyPlacement, recs.VM}, recs.PlacementRev})
+	}
+	for i, v := range recs.Volumes {
+		switch {
+		case v.Cfg.State != VolumeLive:
+			return txn, errs.New(errs.Conflict, "roll back volume %s: it is %s", v.ID, v.Cfg.State)
+		case v.Cfg.Rollback != 0:
+			return txn, rollingBack("roll back", v)
+		case v.Cfg.Snap.Find(numbers[i]) == nil:
+			return txn, errs.New(errs.NotFound, "roll back volume %s: there is no snapshot %d", v.ID, numbers[i])
+		case v.Cfg.VM != recs.VM:
+			return txn, errs.New(errs.Conflict, "roll back volume %s: it belongs to another VM", v.ID)
+		}
+		cfg := v.Cfg
+		cfg.Rollback = numbers[i]
+		cfg.Incompat |= FeatureRollback
+		one, _ := putCfg(v, cfg)
+		txn.Compares = append(txn.Compares, one.Compares...)
+		txn.Puts = append(txn.Puts, one.Puts...)
+	}
+	return txn, nil
+}
+
+// EndRollback says that the volume reads as the snapshot does, durably on every
+// in-sync copy.
+func EndRollback(v VolumeRecord) (Txn, VolumeRecord) {
+	cfg := v.Cfg
+	cfg.Rollback = 0
+	cfg.Incompat &^= FeatureRollback
+	return putCfg(v, cfg)
 }
 
 // putCfg writes cfg under own's revision, and bumps own.CfgVersion with it: so a

@@ -18,6 +18,7 @@ import (
 	"roseau/internal/drill"
 	"roseau/internal/model"
 	"roseau/internal/svc/disk"
+	"roseau/internal/svc/maint"
 	"roseau/internal/svc/member"
 	"roseau/internal/svc/vm"
 	"roseau/internal/svc/volume"
@@ -212,6 +213,27 @@ func (k *Cluster) DeleteVolume(ctx context.Context, name string) error {
 // ReplaceNode lets a node take the place of another.
 func (k *Cluster) ReplaceNode(ctx context.Context, old, with string) error {
 	return k.change(ctx, http.MethodPost, "/v1/nodes/"+url.PathEscape(old)+"/replace", volume.ReplaceNodeRequest{With: with})
+}
+
+// Drain moves every VM away from a node.
+func (k *Cluster) Drain(ctx context.Context, node string) error {
+	return k.change(ctx, http.MethodPost, "/v1/nodes/"+url.PathEscape(node)+"/drain", nil)
+}
+
+// Undrain ends a drain.
+func (k *Cluster) Undrain(ctx context.Context, node string) error {
+	_, err := k.c.Change(ctx, http.MethodPost, "/v1/nodes/"+url.PathEscape(node)+"/undrain", maint.UndrainRequest{}, new(model.Node))
+	return err
+}
+
+// Leave shuts a node down or reboots it.
+func (k *Cluster) Leave(ctx context.Context, node string, verb model.OrderVerb) error {
+	return k.change(ctx, http.MethodPost, "/v1/nodes/"+url.PathEscape(node)+"/"+string(verb), maint.LeaveRequest{})
+}
+
+// RestartRolling restarts every node, one at a time.
+func (k *Cluster) RestartRolling(ctx context.Context) error {
+	return k.change(ctx, http.MethodPost, "/v1/cluster/restart", nil)
 }
 
 // ReturnDisk waits until a disk that was put back serves again.

@@ -212,7 +212,9 @@ func TestBadServices(t *testing.T) {
 	var elsewhere int
 	other := serve(t, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { elsewhere++ }))
 	for name, h := range map[string]http.HandlerFunc{
-		"redirect": func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "https://"+other.Address()+"/", http.StatusFound) },
+		"redirect": func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "https://"+other.Address()+"/", http.StatusFound)
+		},
 		"other host": func(w http.ResponseWriter, _ *http.Request) {
 			fmt.Fprintf(w, `{"Systems":{"@odata.id":"//%s/x"}}`, other.Address())
 		},

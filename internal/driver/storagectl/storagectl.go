@@ -130,6 +130,8 @@ type Copy struct {
 	CfgVersion uint32       `json:"cfg_version"` // newest that it was told
 	Max        repl.Mark    `json:"max"`         // newest record
 	Extents    int          `json:"extents"`     // allocated
+	// MergeStuck: objects of deleted snapshots wait for a writer's word.
+	MergeStuck bool `json:"merge_stuck,omitempty"`
 }
 
 // LimitsRequest is the body of POST /limits: how many bytes guests may use of each

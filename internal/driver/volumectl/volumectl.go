@@ -48,7 +48,10 @@ type Config struct {
 	Snapshot uint32 `json:"snapshot,omitempty"`
 	// Scrub: the copies are compared before the writer has nothing left to do;
 	// maintenance only. It stays for a while then, so that its status can be read.
-	Scrub bool     `json:"scrub,omitempty"`
+	Scrub bool `json:"scrub,omitempty"`
+	// Merge: it stays until the copies have heard its flush mark, without which
+	// they do not merge what deleted snapshots left; maintenance only.
+	Merge bool     `json:"merge,omitempty"`
 	Nodes []Peer   `json:"nodes"` // all nodes of the cluster, this one included
 	Etcd  []string `json:"etcd"`  // client endpoints of all members, "https://10.0.0.1:7379"
 }
@@ -165,6 +168,9 @@ func (c *Config) Validate() error {
 		return bad("snapshot is for serve and export only")
 	case c.Scrub && c.Purpose != repl.PurposeMaintenance:
 		return bad("scrub is for maintenance only")
+	}
+	if c.Merge && c.Purpose != repl.PurposeMaintenance {
+		return bad("merge is for maintenance only")
 	}
 	for _, p := range c.Nodes {
 		for role, list := range p.Addresses {

@@ -59,6 +59,52 @@ func (w Network) NodeAddress(n int) netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom4(a), w.Prefix.Bits())
 }
 
+// ControllerAddress is where the management controller of node number n is, on
+// the cluster network.
+func ControllerAddress(n int) netip.Prefix {
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 203, 0, byte(100 + n)}), 24)
+}
+
+// ListenAt gives a switch itself an address, for a device that stands beside the
+// nodes, and listens there. The listener is the caller's.
+func (b *Board) ListenAt(network string, address netip.Prefix, port int) (l net.Listener, err error) {
+	if err := b.SetAddress(network, address, true); err != nil {
+		return nil, err
+	}
+	ns, err := b.Namespace(network)
+	if err != nil {
+		return nil, err
+	}
+	err = Within(ns, func() error {
+		l, err = net.Listen("tcp", netip.AddrPortFrom(address.Addr(), uint16(port)).String())
+		return err
+	})
+	return l, err
+}
+
+// SetAddress gives a switch an address, or takes it away: then nobody answers
+// there.
+func (b *Board) SetAddress(network string, address netip.Prefix, up bool) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := b.switches[network]
+	if s == nil {
+		return errs.New(errs.Invalid, "find network %q: want cluster, storage or vm", network)
+	}
+	link, err := s.handle.LinkByName("sw")
+	if err != nil {
+		return err
+	}
+	addr, err := netlink.ParseAddr(address.String())
+	if err != nil {
+		return err
+	}
+	if up {
+		return s.handle.AddrReplace(link, addr)
+	}
+	return s.handle.AddrDel(link, addr)
+}
+
 // ByName returns the networks called name, all for "".
 func ByName(name string) ([]Network, error) {
 	if name == "" {
@@ -124,6 +170,9 @@ func newSwitch() (s *swtch, err error) {
 	}
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.Flags = "sw", net.FlagUp
+	// One of its own: a bridge without takes its ports' lowest, and changes it when
+	// a node loses power, under the eyes of those who talk to it.
+	attrs.HardwareAddr = mac(0, 0)
 	off := false
 	if err := s.handle.LinkAdd(&netlink.Bridge{LinkAttrs: attrs, MulticastSnooping: &off}); err != nil {
 		return nil, errors.Join(err, s.close())

@@ -39,5 +39,19 @@ func Handler(c unit.Controller) http.Handler {
 		}
 		ctlsock.Reply(w, struct{}{}, err)
 	})
+	mux.HandleFunc("POST /power/{verb}", func(w http.ResponseWriter, r *http.Request) {
+		m, ok := c.(unit.Machine)
+		verb := r.PathValue("verb")
+		var err error
+		switch {
+		case !ok:
+			err = errs.New(errs.Unavailable, "power %s: this supervisor has no power over the machine", verb)
+		case verb != "off" && verb != "reboot":
+			err = errs.New(errs.Invalid, "power %q: want off or reboot", verb)
+		default:
+			err = m.Power(r.Context(), verb == "reboot")
+		}
+		ctlsock.Reply(w, struct{}{}, err)
+	})
 	return mux
 }

@@ -125,7 +125,7 @@ func (n *Node) run(ctx context.Context, logs string) error {
 		}
 	}
 	sup, err := New(Config{
-		Units: n.Units, LogDir: logs, NotifyDir: notify, UnitGroups: cgroup.Beside(InitGroup),
+		Units: n.Units, LogDir: logs, NotifyDir: notify, UnitGroups: cgroup.Beside(InitGroup), Exit: os.Exit,
 		Env: append([]string{
 			"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8",
 		}, n.Env...),

@@ -30,6 +30,9 @@ type Config struct {
 	NotifyDir string      // for the sockets that units notify; made if absent
 	Env       []string    // of every unit, before its own
 	Clock     clock.Clock // nil = the system's
+	// Exit ends the first process with a code, and with it the node; nil: Power is
+	// refused.
+	Exit func(code int)
 	// UnitGroups is the version 2 cgroup in which units with Delegate get one of
 	// their own; empty: they get none, and where version 1 is mounted need none.
 	UnitGroups string
@@ -180,10 +183,56 @@ func (s *Supervisor) List(context.Context) ([]unit.Status, error) {
 	return list, nil
 }
 
+// Exit codes of the first process by which a node tells the lab what becomes of
+// its power; any other end is an accident.
+const (
+	ExitOff    = 10
+	ExitReboot = 11
+)
+
+// Power implements unit.Machine: units without VMs end by their own stop, the
+// daemon first, the storage last; then Exit ends the node with all that is left.
+func (s *Supervisor) Power(_ context.Context, reboot bool) error {
+	if s.cfg.Exit == nil {
+		return errs.New(errs.Unavailable, "power: this supervisor has no power over the machine")
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closing {
+		return nil // it goes down already
+	}
+	s.closing = true
+	code := ExitOff
+	if reboot {
+		code = ExitReboot
+	}
+	s.log.Info("node goes down", "reboot", reboot)
+	go func() { // ends with the process
+		for _, last := range []bool{false, true} {
+			var ended []<-chan struct{}
+			s.mu.Lock()
+			for name, svc := range s.services {
+				if _, vm := name.VMID(); !vm && last == (name == unit.Storage) {
+					ended = append(ended, svc.order(orderStop))
+				}
+			}
+			s.mu.Unlock()
+			for _, done := range ended {
+				<-done
+			}
+		}
+		s.cfg.Exit(code)
+	}()
+	return nil
+}
+
 // Close implements unit.Controller; the units go on.
 func (s *Supervisor) Close() error { return nil }
 
-var _ unit.Controller = (*Supervisor)(nil)
+var (
+	_ unit.Controller = (*Supervisor)(nil)
+	_ unit.Machine    = (*Supervisor)(nil)
+)
 
 // logLimitBytes bounds the log of one unit: at a start beyond it the log becomes
 // NAME.log.1 in place of the one before.

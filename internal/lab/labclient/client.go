@@ -143,6 +143,21 @@ func (c *Client) ServiceKill(ctx context.Context, node, service string) (Answer,
 	return c.order(ctx, "service-kill", Request{Node: node, Service: service})
 }
 
+// BMCCut takes a node's management controller off the network.
+func (c *Client) BMCCut(ctx context.Context, node string) error {
+	return c.orderErr(ctx, "bmc-cut", Request{Node: node})
+}
+
+// BMCRestore puts it back.
+func (c *Client) BMCRestore(ctx context.Context, node string) error {
+	return c.orderErr(ctx, "bmc-restore", Request{Node: node})
+}
+
+// BMCRenew gives it another certificate, as a replaced controller has.
+func (c *Client) BMCRenew(ctx context.Context, node string) error {
+	return c.orderErr(ctx, "bmc-renew", Request{Node: node})
+}
+
 // Down ends the lab: all nodes lose power, the daemon ends. The lab's directory
 // stays the caller's business.
 func (c *Client) Down(ctx context.Context) error { return c.orderErr(ctx, "down", Request{}) }

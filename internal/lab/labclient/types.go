@@ -121,7 +121,17 @@ type Node struct {
 	Units     []unit.Status     `json:"units,omitempty"`
 	// GuardNames are the names of the VMs that have a guard here, by VM.
 	GuardNames map[ids.ID]string `json:"guard_names,omitempty"`
-	Boots      int               `json:"boots"` // since the lab came up
+	Boots      int               `json:"boots"`         // since the lab came up
+	BMC        *BMC              `json:"bmc,omitempty"` // nil: it has none
+}
+
+// BMC is a node's management controller, as it is reached from the nodes.
+type BMC struct {
+	Address      string `json:"address"`
+	User         string `json:"user"`
+	PasswordFile string `json:"password_file"` // on the host, for root
+	Fingerprint  string `json:"fingerprint"`   // SHA-256 of its certificate
+	Cut          bool   `json:"cut,omitempty"` // off the network
 }
 
 // Disk is one disk of a node.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -98,6 +99,8 @@ func (m *Manager) carryOut(ctx context.Context, actions []core.Action) error {
 			wg.Go(func() { errc[i] = m.setPlacement(ctx, a) })
 		case core.SetWant:
 			wg.Go(func() { errc[i] = m.setWant(ctx, a) })
+		case core.SetHome:
+			wg.Go(func() { errc[i] = m.setHome(ctx, a) })
 		case core.Event:
 			m.env.Events.Emit(a.Level, a.Subject, a.Text)
 		}
@@ -119,6 +122,21 @@ func (m *Manager) setPlacement(ctx context.Context, a core.SetPlacement) error {
 	if errors.Is(err, errs.Conflict) {
 		return nil // somebody was faster: the next step sees what they wrote
 	}
+	return err
+}
+
+// setHome notes on a node's object that a VM left it for maintenance, or that this
+// is over.
+func (m *Manager) setHome(ctx context.Context, a core.SetHome) error {
+	ctx, cancel := context.WithTimeout(ctx, txnTimeout)
+	defer cancel()
+	_, err := store.Update(ctx, m.env.Store, a.Node, func(n *model.Node) error {
+		n.Spec.Guests = slices.DeleteFunc(slices.Clone(n.Spec.Guests), func(id ids.ID) bool { return id == a.VM })
+		if a.Add {
+			n.Spec.Guests = append(n.Spec.Guests, a.VM)
+		}
+		return nil
+	})
 	return err
 }
 

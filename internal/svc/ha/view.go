@@ -8,6 +8,8 @@
 package ha
 
 import (
+	"time"
+
 	"roseau/internal/base/clock"
 	"roseau/internal/base/ids"
 	core "roseau/internal/core/ha"
@@ -33,11 +35,19 @@ type Viewer struct {
 	Beats    Beats
 	// Listening is since when this process hears beats.
 	Listening clock.Instant
+	// Holds says that the cluster shuts down; nil: never.
+	Holds func() bool
+	// Wall is the time of day, against which sessions tell their age; nil: no node
+	// counts as just booted.
+	Wall func() time.Time
 }
+
+// freshFor is how long a node counts as just booted.
+const freshFor = 2 * time.Minute
 
 // View returns the view at now; Leader and LeaderSince are the caller's.
 func (v *Viewer) View(now clock.Instant) core.View {
-	out := core.View{Listening: v.Listening}
+	out := core.View{Listening: v.Listening, Hold: v.Holds != nil && v.Holds()}
 	nodes, disks := v.World.Nodes.List(), v.World.Disks.List()
 	names := records.NewNames(disks, nodes)
 	for _, n := range nodes {
@@ -72,6 +82,13 @@ func (v *Viewer) node(n *model.Node, now clock.Instant) core.Node {
 		LastBeat: v.Beats.Seen(n.ID), Known: n.Status.CPUs > 0, CPUs: n.Status.CPUs, Memory: n.Status.Memory, MemoryFree: n.Status.MemoryFree,
 		KVM: n.Status.Accelerator == "kvm", Storage: v.World.NodeReport(n.ID).Storage,
 		Labels: n.AllLabels(), CPUFlags: n.Status.CPUFlags, Pressure: n.Status.CPUPressure}
+	c.Drain, c.Guests = n.Spec.Draining(), n.Spec.Guests
+	if o := n.Spec.Order; o != nil {
+		c.PowerOff, c.Away = o.NoDrain, o.Phase != model.OrderDraining
+	}
+	if s, ok := v.Sessions.Session(n.ID); ok && v.Wall != nil {
+		c.Fresh = s.First && v.Wall().Sub(s.Started) < freshFor
+	}
 	if n.ID == v.Self {
 		c.LastBeat = now // this process runs there
 	}

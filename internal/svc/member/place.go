@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"roseau/internal/base/errs"
+	"roseau/internal/core/watchdog"
 	"roseau/internal/model"
 	"roseau/internal/store"
 )
@@ -17,9 +19,26 @@ type NodeChange struct {
 	Chassis *string `json:"chassis,omitempty" doc:"enclosure with common power or cooling"`
 	Rack    *string `json:"rack,omitempty"`
 	Site    *string `json:"site,omitempty"`
+	// Watchdog is on, off, or a timeout for on.
+	Watchdog *string `json:"watchdog,omitempty" doc:"feed the machine's hardware watchdog: on (60 s), off, or its timeout, 10s to 10m"`
 	// AddLabels and RemoveLabels change what rules select nodes by.
 	AddLabels    []string `json:"add_labels,omitempty"`
 	RemoveLabels []string `json:"remove_labels,omitempty"`
+}
+
+// watchdogOf reads NodeChange.Watchdog.
+func watchdogOf(s string) (time.Duration, error) {
+	switch s {
+	case "on":
+		return watchdog.DefaultTimeout, nil
+	case "off", "":
+		return 0, nil
+	}
+	d, err := time.ParseDuration(s)
+	if err != nil || d < watchdog.MinTimeout || d > watchdog.MaxTimeout || d%time.Second != 0 {
+		return 0, errs.New(errs.Invalid, "watchdog is %q, want on, off or a timeout in whole seconds, %s to %s", s, watchdog.MinTimeout, watchdog.MaxTimeout)
+	}
+	return d, nil
 }
 
 // maxPlace bounds the name of a place.
@@ -41,12 +60,21 @@ func (m *Server) SetNode(ctx context.Context, ref string, c NodeChange) (*model.
 			return nil, errs.New(errs.Invalid, "node %s: %s is %q, want at most %d characters without slash and outer spaces", n.Name, f.name, *f.v, maxPlace)
 		}
 	}
+	var feed time.Duration
+	if c.Watchdog != nil {
+		if feed, err = watchdogOf(*c.Watchdog); err != nil {
+			return nil, fmt.Errorf("node %s: %w", n.Name, err)
+		}
+	}
 	for _, l := range c.AddLabels {
 		if err := model.CheckLabel("node "+n.Name, l); err != nil {
 			return nil, err
 		}
 	}
 	n, err = store.Update(ctx, m.Store, n.ID, func(n *model.Node) error {
+		if c.Watchdog != nil {
+			n.Spec.Watchdog = feed
+		}
 		if err := setLabels(n, c); err != nil {
 			return err
 		}

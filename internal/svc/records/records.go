@@ -243,6 +243,9 @@ func Health(v *repl.VolumeRecord, names Names, up map[ids.ID]bool) model.VolumeS
 		st.Out = append(st.Out, text)
 	}
 	slices.Sort(st.Out)
+	if n := v.Cfg.Snap.Find(v.Cfg.Rollback); n != nil {
+		st.RollingBack = n.Name
+	}
 	switch {
 	case waiting:
 		st.Health = model.Waiting

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"maps"
+	"slices"
 	"strings"
 	"sync"
 
@@ -11,6 +12,7 @@ import (
 
 	"roseau/internal/base/clock"
 	"roseau/internal/base/ids"
+	"roseau/internal/core/maint"
 	"roseau/internal/core/repl"
 	"roseau/internal/model"
 	"roseau/internal/store"
@@ -18,6 +20,9 @@ import (
 
 // NodeReportPrefix is where nodes say what only they can know of themselves.
 const NodeReportPrefix = "/r/node/"
+
+// PlanKey is the record of what the whole cluster is to do.
+const PlanKey = "/s/maint/plan"
 
 // NodeReport is /r/node/<node>, written by that node's daemon when it changes.
 type NodeReport struct {
@@ -59,6 +64,8 @@ type World struct {
 	placements map[ids.ID]Placed
 	reports    map[ids.ID]map[ids.ID]SeenReport // by VM, then node
 	nodes      map[ids.ID]NodeReport
+	plan       *maint.Plan // nil: none
+	planRev    int64
 	synced     int // prefixes that were read once
 	changed    chan struct{}
 }
@@ -75,7 +82,7 @@ func NewWorld(s *store.Store, clk clock.Clock) *World {
 	}
 }
 
-const worldPrefixes = 4
+const worldPrefixes = 5
 
 // Synced reports whether everything was read once.
 func (w *World) Synced() bool {
@@ -132,6 +139,27 @@ func (w *World) NodeReport(node ids.ID) NodeReport {
 	return w.nodes[node]
 }
 
+// Plan returns what the whole cluster is to do and the revision of that record;
+// nil: nothing.
+func (w *World) Plan() (*maint.Plan, int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.plan, w.planRev
+}
+
+// ShutsDown reports whether the cluster is being shut down.
+func (w *World) ShutsDown() bool {
+	p, _ := w.Plan()
+	return p != nil && p.Kind == maint.Shutdown
+}
+
+// Volumes returns the records of all volumes.
+func (w *World) Volumes() []*repl.VolumeRecord {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Collect(maps.Values(w.vols))
+}
+
 // NoteOwnPlacement puts in what this process has just written, so that it does
 // not decide on the old value before the watch tells it.
 func (w *World) NoteOwnPlacement(vm ids.ID, p Placed) {
@@ -151,7 +179,7 @@ func (w *World) Run(ctx context.Context) error {
 	g.Go(func() error { return w.VMs.Run(ctx) })
 	g.Go(func() error { return w.Nets.Run(ctx) })
 	g.Go(func() error { return w.Rules.Run(ctx) })
-	for _, prefix := range []string{VolumePrefix, VMPrefix, ReportPrefix, NodeReportPrefix} {
+	for _, prefix := range []string{VolumePrefix, VMPrefix, ReportPrefix, NodeReportPrefix, PlanKey} {
 		g.Go(func() error {
 			first := true
 			return w.s.Follow(ctx, prefix, func(kvs []store.KV) {
@@ -190,6 +218,8 @@ func (w *World) resetLocked(prefix string, kvs []store.KV) {
 		w.placements = map[ids.ID]Placed{}
 	case NodeReportPrefix:
 		w.nodes = map[ids.ID]NodeReport{}
+	case PlanKey:
+		w.plan, w.planRev = nil, 0
 	case ReportPrefix:
 		// When a report was first seen matters: only those that are gone go.
 		have := map[string]bool{}
@@ -217,6 +247,15 @@ func (w *World) oneLocked(prefix string, kv store.KV) {
 		}
 	case ReportPrefix:
 		w.reportLocked(kv)
+	case PlanKey:
+		p := new(maint.Plan)
+		if kv.Value == nil || json.Unmarshal(kv.Value, p) != nil {
+			p = nil
+		}
+		w.plan, w.planRev = p, kv.Revision
+		if p == nil {
+			w.planRev = 0
+		}
 	case NodeReportPrefix:
 		if id, err := ids.Parse(strings.TrimPrefix(kv.Key, NodeReportPrefix)); err == nil {
 			var r NodeReport

@@ -89,11 +89,25 @@ func (r *Runner) Start(ctx context.Context, action string, fn Func) (*model.Task
 	return t, nil
 }
 
+// CreateShared makes a task that no node carries out: what it shows is conducted
+// from wherever the leader is, which writes its progress and its end.
+func (r *Runner) CreateShared(ctx context.Context, action string) (*model.Task, error) {
+	t, err := r.createOn(ctx, action, "")
+	if err != nil {
+		return nil, fmt.Errorf("start task %q: %w", action, err)
+	}
+	return t, nil
+}
+
 func (r *Runner) create(ctx context.Context, action string) (*model.Task, error) {
+	return r.createOn(ctx, action, r.node)
+}
+
+func (r *Runner) createOn(ctx context.Context, action, node string) (*model.Task, error) {
 	var err error
 	for range nameAttempts {
 		id := ids.New()
-		t := &model.Task{Meta: model.Meta{ID: id, Name: "t-" + id.Short()}, Action: action, Node: r.node, State: model.TaskRunning}
+		t := &model.Task{Meta: model.Meta{ID: id, Name: "t-" + id.Short()}, Action: action, Node: node, State: model.TaskRunning}
 		if t, err = store.Create(ctx, r.s, t); err == nil {
 			c := *t
 			return &c, nil

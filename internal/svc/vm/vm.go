@@ -179,6 +179,7 @@ func (s *Service) Routes(r *api.Router) {
 	huma.Register(r, api.Op("reboot-vm", "POST", "/v1/vms/{ref}/reboot", "Power a VM off by its button and on again"), func(ctx context.Context, in *api.Ref) (*api.AcceptTask, error) {
 		return api.Accepted(s.StartReboot(ctx, in.Ref))
 	})
+	s.snapshotRoutes(r)
 	s.nodeRoutes(r)
 	r.Mux.Get("/v1/vms/{ref}/console", s.console(r))
 }

@@ -58,7 +58,7 @@ func plan(w *world) []repair {
 				w.rebuild(&r, d)
 			}
 		}
-		back := false
+		back := v.Cfg.Rollback != 0
 		for d := range v.Own.Out {
 			back = back || usable[d]
 		}

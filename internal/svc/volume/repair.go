@@ -50,7 +50,9 @@ func (s *Service) Run(ctx context.Context) error {
 	}()
 	limits, stray := make(chan error, 1), make(chan error, 1)
 	go func() { limits <- s.env.Loop(rctx, "limits", limitInterval, nil, s.setLimits) }()
-	go func() { stray <- s.env.Loop(rctx, "stray copies", strayInterval, nil, s.freeStray) }()
+	go func() {
+		stray <- s.env.Loop(rctx, "stray copies", strayInterval, nil, (&janitor{s: s, asked: map[ids.ID]clock.Instant{}}).round)
+	}()
 	err := s.env.Loop(ctx, "free", freeInterval, nil, s.freeDead)
 	stop()
 	return errors.Join(err, <-done, <-limits, <-stray)

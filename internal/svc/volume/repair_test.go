@@ -214,3 +214,26 @@ func TestStrays(t *testing.T) {
 		t.Errorf("a tomb says what goes: %v", got)
 	}
 }
+
+// An idle volume of which a rollback is under way is opened, and one whose copies
+// here wait for a writer's word about merges, if all copies are in sync.
+func TestIdleVolumesAreOpened(t *testing.T) {
+	view, disks, alive := testWorld()
+	back, plain, out := volumeOn(201, 1, 11, 21, 31), volumeOn(202, 1, 12, 21, 31), volumeOn(203, 1, 11, 22, 31)
+	back.Cfg.Rollback = 3
+	out.Own.Out[tid(22)] = repl.Out{}
+	for _, v := range []*repl.VolumeRecord{back, plain} {
+		view.Volumes[v.ID] = v
+	}
+	if list := plan(&world{view: view, disks: disks, alive: alive}); len(list) != 1 || list[0].vol != back || len(list[0].replace) != 0 {
+		t.Errorf("%+v", list)
+	}
+	view.Volumes[out.ID] = out
+	got := stuckMerges([]storagectl.Copy{
+		{Disk: tid(11), Volume: back.ID}, {Disk: tid(12), Volume: plain.ID, MergeStuck: true}, {Disk: tid(21), Volume: plain.ID, MergeStuck: true},
+		{Disk: tid(11), Volume: out.ID, MergeStuck: true}, {Disk: tid(11), Volume: tid(299), MergeStuck: true},
+	}, view.Volumes)
+	if len(got) != 1 || got[0] != plain.ID {
+		t.Errorf("opened for merges: %v", got)
+	}
+}

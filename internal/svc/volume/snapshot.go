@@ -41,6 +41,14 @@ type SnapshotRef struct {
 
 var snapshotName = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$`)
 
+// CheckSnapshotName refuses what cannot name a snapshot of the object.
+func CheckSnapshotName(object, name string) error {
+	if !snapshotName.MatchString(name) {
+		return errs.New(errs.Invalid, "snapshot %s: name %q: want lower-case letters, digits, '.', '_', '-', at most 63", object, name)
+	}
+	return nil
+}
+
 func (s *Service) snapshotRoutes(r *api.Router) {
 	huma.Register(r, api.Op("list-snapshots", "GET", "/v1/volumes/{ref}/snapshots", "List the snapshots of a volume"), func(ctx context.Context, in *api.Ref) (*api.Body[[]SnapshotInfo], error) {
 		return api.OK(s.Snapshots(ctx, in.Ref))
@@ -53,6 +61,9 @@ func (s *Service) snapshotRoutes(r *api.Router) {
 	})
 	huma.Register(r, api.Op("delete-snapshot", "DELETE", "/v1/volumes/{ref}/snapshots/{snapshot}", "Delete a snapshot; its space comes back in the background"), func(ctx context.Context, in *SnapshotRef) (*struct{}, error) {
 		return nil, s.DeleteSnapshot(ctx, in.Ref, in.Snapshot)
+	})
+	huma.Register(r, api.Op("rollback-snapshot", "POST", "/v1/volumes/{ref}/snapshots/{snapshot}/rollback", "Take a volume that nobody uses back to a snapshot; what was written since is lost"), func(ctx context.Context, in *SnapshotRef) (*api.AcceptTask, error) {
+		return api.Accepted(s.StartRollback(ctx, in.Ref, in.Snapshot))
 	})
 }
 
@@ -94,15 +105,15 @@ func (s *Service) findSnapshot(ctx context.Context, vol ids.ID, name string) (*r
 // TakeSnapshot takes a snapshot of a volume, whoever writes it, and returns when
 // it exists. A volume that nobody writes is opened for it on this node.
 func (s *Service) TakeSnapshot(ctx context.Context, ref string, req SnapshotRequest) (SnapshotInfo, error) {
-	if !snapshotName.MatchString(req.Name) {
-		return SnapshotInfo{}, errs.New(errs.Invalid, "snapshot volume %s: name %q: want lower-case letters, digits, '.', '_', '-', at most 63", ref, req.Name)
+	if err := CheckSnapshotName("volume "+ref, req.Name); err != nil {
+		return SnapshotInfo{}, err
 	}
 	v, err := store.Get[model.Volume](ctx, s.env.Store, ref)
 	if err != nil {
 		return SnapshotInfo{}, err
 	}
 	o := repl.SnapshotOrder{Volume: v.ID, Snapshot: repl.Snapshot{ID: ids.New(), Name: req.Name, CreatedUnix: s.env.Clock.Wall().Unix()}}
-	if err := s.orderSnapshot(ctx, v, o); err != nil {
+	if err := s.OrderSnapshot(ctx, v, o); err != nil {
 		return SnapshotInfo{}, err
 	}
 	n, err := s.findSnapshot(ctx, v.ID, req.Name)
@@ -127,16 +138,17 @@ func (s *Service) DeleteSnapshot(ctx context.Context, ref, name string) error {
 		return errs.New(errs.Conflict, "delete snapshot %s of volume %s: it is being served", name, v.Name).
 			WithHint("`roseau volume unserve %s` first", v.Name)
 	}
-	if err := s.orderSnapshot(ctx, v, repl.SnapshotOrder{Volume: v.ID, Delete: n.Number}); err != nil {
+	if err := s.OrderSnapshot(ctx, v, repl.SnapshotOrder{Volume: v.ID, Delete: n.Number}); err != nil {
 		return err
 	}
 	s.env.Events.Emit("info", "volume "+v.Name, fmt.Sprintf("snapshot %s deleted", name))
 	return nil
 }
 
-// orderSnapshot passes an order to whoever writes the volume: only the writer
-// may change its records [S8].
-func (s *Service) orderSnapshot(ctx context.Context, v *model.Volume, o repl.SnapshotOrder) error {
+// OrderSnapshot passes an order to whoever writes the volume: only the writer
+// may change its records [S8]. A volume that nobody writes is opened for it on
+// this node. It returns when the order is carried out.
+func (s *Service) OrderSnapshot(ctx context.Context, v *model.Volume, o repl.SnapshotOrder) error {
 	rec, err := records.Volume(ctx, s.env.Store, v.ID)
 	if err != nil {
 		return err

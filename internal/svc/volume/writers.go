@@ -121,6 +121,8 @@ type WriterRequest struct {
 	Replace []volumectl.Replace `json:"replace,omitempty"`
 	// Scrub compares the copies first, with purpose maintenance.
 	Scrub bool `json:"scrub,omitempty"`
+	// Merge keeps it open until the copies may merge, with purpose maintenance.
+	Merge bool `json:"merge,omitempty"`
 }
 
 // WriterRef is the input of operations on the writer of a volume on a node.
@@ -319,7 +321,7 @@ func (s *Service) writerConfig(ctx context.Context, v *model.Volume, req WriterR
 		return nil, err
 	}
 	c := &volumectl.Config{Volume: v.ID, Name: v.Name, Cluster: s.env.Cluster, Generation: gen, Node: s.env.Node,
-		Purpose: req.Purpose, Etcd: s.env.Endpoints(), Socket: req.Socket, Replace: req.Replace, Scrub: req.Scrub}
+		Purpose: req.Purpose, Etcd: s.env.Endpoints(), Socket: req.Socket, Replace: req.Replace, Scrub: req.Scrub, Merge: req.Merge}
 	if req.Snapshot != "" {
 		snap, err := s.findSnapshot(ctx, v.ID, req.Snapshot)
 		if err != nil {

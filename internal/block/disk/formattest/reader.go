@@ -59,6 +59,7 @@ type Disk struct {
 type extent struct {
 	volume string // raw id
 	no     uint64
+	object uint64
 }
 
 type slot struct {
@@ -70,6 +71,8 @@ type record struct {
 	typ, flags   uint64
 	volume       string
 	extent       uint64
+	object       uint64
+	slot         uint64 // of a fresh write
 	block, count int
 	body         bytesAt
 	payload      []byte
@@ -111,7 +114,7 @@ func (d *Disk) superblock() error {
 	var whole []bytesAt
 	for _, at := range []int{0, 64 << 10, end - 1<<20, end - 1<<20 + 64<<10} {
 		b := d.img[at : at+4096]
-		if string(b[:8]) == "RSEAUSB1" && b.crcGood(4092) && b.u32(8) == 1 && b.u64(12)&^8 == 0 && inOrder(b, uint64(end)) {
+		if string(b[:8]) == "RSEAUSB1" && b.crcGood(4092) && b.u32(8) == 1 && b.u64(12)&^14 == 0 && inOrder(b, uint64(end)) {
 			whole = append(whole, b)
 		}
 	}
@@ -153,12 +156,24 @@ func entry(index uint64, e bytesAt) Item {
 		}
 		out = list
 	}
-	return Item{
+	i := Item{
 		"index": index, "volume": e.id(1), "version": e.u64(17), "cluster_generation": e.u32(25), "volume_generation": e.u32(29),
 		"epoch": e.u64(33), "nonce": e.id(41), "inc": e.u32(57), "node": e.id(61), "run": e.id(77), "boot": e.id(93),
 		"released": e.flag(109), "damaged": e.flag(110), "durable_mark": e.mark(111), "flush_mark": e.mark(127), "tombstone_mark": e.mark(143),
 		"told_epoch": e.u64(159), "told_cfg_version": e.u32(167), "pending": e.id(171), "complete": e.flag(187), "out": out,
 	}
+	snaps := 190 + 16*int(e.u16(188))
+	if n := e.u32(snaps); n != 0 {
+		i["told_snap_seq"] = n
+	}
+	var list []uint64
+	for k := range int(e.u16(snaps + 4)) {
+		list = append(list, e.u32(snaps+6+4*k))
+	}
+	if list != nil {
+		i["told_snaps"] = list
+	}
+	return i
 }
 
 func (d *Disk) table() {
@@ -196,7 +211,7 @@ type batch struct {
 	good    bool
 }
 
-var types = []string{1: "write", "zero", "tombstone", "sync", "repair", "volume", "marks", "drop"}
+var types = []string{1: "write", "zero", "tombstone", "sync", "repair", "volume", "marks", "drop", "free"}
 
 // batchAt reads a batch at a position of the ring; nil if there is none.
 func (d *Disk) batchAt(lsn uint64) *batch {
@@ -221,7 +236,7 @@ func (d *Disk) batchAt(lsn uint64) *batch {
 		}
 		r := b[at:head]
 		end := 64 + int(r.u16(2))
-		if end > len(r) || r.u8(0) < 1 || int(r.u8(0)) >= len(types) || r.u32(20) != 0 || r.u16(16)+r.u16(18) > 1024 {
+		if end > len(r) || r.u8(0) < 1 || int(r.u8(0)) >= len(types) || r.u16(16)+r.u16(18) > 1024 {
 			return nil
 		}
 		f.records = append(f.records, r[:end])
@@ -286,7 +301,7 @@ func (d *Disk) readLog() {
 			continue
 		}
 		inPlace := f.at == expected && h.u32(68) == chain
-		if !inPlace || !f.good {
+		if !inPlace || !f.good || !d.freshGood(found[i:]) {
 			proved := slices.ContainsFunc(found[i:], func(o *batch) bool { return o.head.u64(40) > expected })
 			if !proved {
 				d.tail(expected, session, found[i:])
@@ -299,6 +314,49 @@ func (d *Disk) readLog() {
 		d.accept(f)
 		expected, chain, session = f.at+h.u32(56), h.u32(124), h.u64(32)
 	}
+}
+
+// freshGood: in a batch that no later one proves durable, the data of fresh
+// records stands where they say, but for blocks that a later record changes.
+func (d *Disk) freshGood(list []*batch) bool {
+	f := list[0]
+	end := f.at + f.head.u32(56)
+	if slices.ContainsFunc(list, func(o *batch) bool { return o.head.u64(40) >= end }) {
+		return true
+	}
+	for _, r := range f.records {
+		if r.u8(0) != 1 || r.u8(1) != 4 {
+			continue
+		}
+		for b := r.u16(16); b < r.u16(16)+r.u16(18); b++ {
+			if !changedLater(list, r, b) && uint64(sum(d.inPlace(r.u32(60), b))) != r[64:].u32(int(4*(b-r.u16(16)))) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// changedLater reports whether a record behind r changes one of its blocks.
+func changedLater(list []*batch, r bytesAt, block uint64) bool {
+	behind := false
+	for _, f := range list {
+		for _, o := range f.records {
+			if &o[0] == &r[0] {
+				behind = true
+				continue
+			}
+			same := o.u32(4) == r.u32(4) && o.u64(8) == r.u64(8) && o.u32(20) == r.u32(20)
+			if behind && same && (o.u8(0) > 2 || block >= o.u16(16) && block < o.u16(16)+o.u16(18)) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func (d *Disk) inPlace(slot, block uint64) []byte {
+	return d.img[d.sb.u64(140)+(slot*uint64(d.blocks)+block)*4096:][:4096]
 }
 
 func (d *Disk) tail(from, session uint64, list []*batch) {
@@ -337,9 +395,12 @@ func (d *Disk) accept(f *batch) {
 			i["entry"] = entry(r.u32(4), body)
 			d.volumes[r.u32(4)] = body.raw(1)
 		}
+		if n := r.u32(60); n != 0 {
+			i["slot"] = n
+		}
 		d.add("record", i)
 		data, _ := payload(f, r)
-		d.log = append(d.log, record{typ: r.u8(0), flags: r.u8(1), volume: d.volumes[r.u32(4)], extent: r.u64(8),
+		d.log = append(d.log, record{typ: r.u8(0), flags: r.u8(1), volume: d.volumes[r.u32(4)], extent: r.u64(8), object: r.u32(20), slot: r.u32(60),
 			block: int(r.u16(16)), count: int(r.u16(18)), body: body, payload: data})
 	}
 }
@@ -372,7 +433,7 @@ func (d *Disk) metadata() {
 		if best.u32(68) == 2 {
 			state = "free"
 		} else {
-			d.slots[extent{best.raw(40), best.u64(56)}] = slot{s, tags}
+			d.slots[extent{best.raw(40), best.u64(56), best.u32(64)}] = slot{s, tags}
 		}
 		d.add("slot", Item{"slot": s, "state": state, "generation": best.u64(32), "volume": best.id(40), "extent": best.u64(56),
 			"object": best.u32(64), "mark": best.mark(72), "seq": best.u64(88), "cut_lsn": best.u64(96),
@@ -380,53 +441,116 @@ func (d *Disk) metadata() {
 	}
 }
 
-// Block returns a block as a client reads it; good is false if it cannot be
-// verified.
-func (d *Disk) Block(volume [16]byte, no uint64, block int) (data []byte, good bool) {
+// what a block is in one object.
+type kind uint8
+
+const (
+	absent kind = iota // older objects have it
+	hole               // zeros
+	full
+	lost // it cannot be verified
+)
+
+// Block returns a block as a client reads it, who sees the objects below snap (0:
+// all); good is false if it cannot be verified.
+func (d *Disk) Block(volume [16]byte, no uint64, block int, snap uint64) (data []byte, good bool) {
 	v := string(volume[:])
-	data, good = make([]byte, 4096), true
-	s, is := d.slots[extent{v, no}]
+	objects := map[uint64]bool{}
+	for e := range d.slots {
+		objects[e.object] = objects[e.object] || e.volume == v && e.no == no
+	}
+	for _, r := range d.log {
+		objects[r.object] = objects[r.object] || r.volume == v && r.extent == no
+	}
+	var list []uint64
+	for o, mine := range objects {
+		if mine && (snap == 0 || o < snap) {
+			list = append(list, o)
+		}
+	}
+	slices.Sort(list)
+	for _, o := range slices.Backward(list) {
+		switch k, data := d.inObject(extent{v, no, o}, block); k {
+		case hole:
+			return make([]byte, 4096), true
+		case full, lost:
+			return data, k == full
+		}
+	}
+	return make([]byte, 4096), true
+}
+
+// inObject tells what one object has of a block: its slot's image, and the log on
+// top of it.
+func (d *Disk) inObject(e extent, block int) (k kind, data []byte) {
+	s, is := d.slots[e]
 	if is {
 		crc, stamp := s.tags.u32(8*block), s.tags.u32(8*block+4)
 		switch {
+		case stamp == 0 && crc == 0xfffffffe:
+			k = hole
 		case stamp == 0 && crc != 0:
-			good = false
+			k = lost
 		case stamp != 0:
-			copy(data, d.img[d.sb.u64(140)+(s.no*uint64(d.blocks)+uint64(block))*4096:])
-			place := binary.LittleEndian.AppendUint64([]byte(v), no*uint64(d.blocks)+uint64(block))
-			good = uint64(sum(data)^sum(place)) == crc
+			data = d.inPlace(s.no, uint64(block))
+			place := binary.LittleEndian.AppendUint64([]byte(e.volume), e.no*uint64(d.blocks)+uint64(block))
+			k = judge(uint64(sum(data)^sum(place)) == crc)
 		}
 	}
+	zeros := absent
+	if e.object > 0 {
+		zeros = hole
+	}
 	for _, r := range d.log {
-		if r.volume != v || r.extent != no || r.flags != 0 && (r.typ != 3 || r.flags != 1 || is) {
+		if r.volume != e.volume || r.extent != e.no || r.object != e.object {
+			continue
+		}
+		if fresh := r.typ == 1 && r.flags == 4; r.flags != 0 && !fresh && (r.typ != 3 || r.flags != 1 || is) {
 			continue
 		}
 		in := block >= r.block && block < r.block+r.count
 		switch {
 		case r.typ == 1 && in:
-			data = r.payload[4096*(block-r.block):][:4096]
-			good = uint64(sum(data)) == r.body.u32(4*(block-r.block))
+			if data = d.inPlace(r.slot, uint64(block)); r.flags == 0 {
+				data = r.payload[4096*(block-r.block):][:4096]
+			}
+			k = judge(uint64(sum(data)) == r.body.u32(4*(block-r.block)))
 		case r.typ == 2 && in, r.typ == 3:
-			data, good = make([]byte, 4096), true
+			k = zeros
 		case r.typ == 4 || r.typ == 5:
-			d.synced(r, block, &data, &good)
+			r.synced(block, &k, &data)
+		case r.typ == 9:
+			k, is = absent, false
 		}
 	}
-	return data, good
+	return k, data
 }
 
-func (d *Disk) synced(r record, block int, data *[]byte, good *bool) {
+func judge(good bool) kind {
+	if good {
+		return full
+	}
+	return lost
+}
+
+func (r *record) synced(block int, k *kind, data *[]byte) {
 	at := 0
-	for k := 0; k < len(r.body); k += 12 {
-		absent := r.body.u32(k+8) == 0 // no data: absent, a hole, or lost
-		if int(r.body.u16(k)) == block {
-			*data, *good = make([]byte, 4096), r.body.u32(k+4) != 0xffffffff
-			if !absent {
+	for i := 0; i < len(r.body); i += 12 {
+		crc, stamp := r.body.u32(i+4), r.body.u32(i+8)
+		if int(r.body.u16(i)) == block {
+			switch {
+			case stamp != 0:
 				*data = r.payload[at:][:4096]
-				*good = uint64(sum(*data)) == r.body.u32(k+4)
+				*k = judge(uint64(sum(*data)) == crc)
+			case crc == 0xfffffffe:
+				*k = hole
+			case crc == 0xffffffff:
+				*k = lost // given up by a sync
+			default:
+				*k = absent
 			}
 		}
-		if !absent {
+		if stamp != 0 {
 			at += 4096
 		}
 	}

@@ -1,0 +1,404 @@
+package maint
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"roseau/internal/base/clock"
+	"roseau/internal/base/ids"
+	"roseau/internal/model"
+)
+
+var rewrite = flag.Bool("rewrite", false, "write the expected logs of the scenarios anew")
+
+// TestScenarios runs each testdata/scenarios/<name>/script against a small
+// cluster and compares the log with expected.
+func TestScenarios(t *testing.T) {
+	dirs, err := filepath.Glob("testdata/scenarios/*")
+	if err != nil || len(dirs) == 0 {
+		t.Fatal("no scenarios", err)
+	}
+	for _, dir := range dirs {
+		t.Run(filepath.Base(dir), func(t *testing.T) {
+			script, err := os.ReadFile(filepath.Join(dir, "script"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			w := newWorld(t)
+			w.run(string(script))
+			got, file := w.log.String(), filepath.Join(dir, "expected")
+			if *rewrite {
+				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			want, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got != string(want) {
+				t.Errorf("got:\n%s\nwant:\n%s", got, want)
+			}
+		})
+	}
+}
+
+const (
+	tick      = 500 * time.Millisecond
+	moveTime  = 2 * time.Second // of one VM away or back
+	stopTime  = 1 * time.Second // from the power order to silence
+	bootTime  = 5 * time.Second
+	syncTime  = 4 * time.Second // of a node's copies after its return
+	guestTime = 2 * time.Second // of the power button
+)
+
+// world is a cluster as far as the conductor sees it: nodes that obey, machines
+// that core/ha would move, copies that fall behind and catch up.
+type world struct {
+	t        *testing.T
+	now      clock.Instant
+	start    clock.Instant
+	view     View
+	mem      Memory
+	nodes    []*wnode
+	vms      []*wvm
+	copies   []*wcopy
+	log      strings.Builder
+	check    func() // after each step; nil: none
+	progress map[ids.ID]string
+	told     map[string]bool
+}
+
+type wnode struct {
+	Node
+	boot     int
+	downAt   clock.Instant // it goes silent then; 0: it stays
+	upAt     clock.Instant // it is back then; 0: not by itself
+	reboots  bool
+	stubborn bool // does not obey
+	stays    bool // does not come back by itself
+}
+
+type wvm struct {
+	VM
+	home    ids.ID
+	moveAt  clock.Instant
+	stuck   bool
+	stopped bool
+}
+
+// wcopy is a volume with a copy on some nodes; each is in sync or will be.
+type wcopy struct {
+	name   string
+	copies int
+	on     map[ids.ID]clock.Instant // in sync from then on
+	dead   map[ids.ID]bool          // never again
+}
+
+func wid(n int) ids.ID { return ids.MustParse(fmt.Sprintf("00000000-0000-4000-8000-%012d", n)) }
+
+func newWorld(t *testing.T) *world {
+	return &world{t: t, now: clock.Instant(time.Hour), start: clock.Instant(time.Hour), progress: map[ids.ID]string{}, told: map[string]bool{}}
+}
+
+func (w *world) run(script string) {
+	for line := range strings.Lines(script) {
+		f := strings.Fields(line)
+		if len(f) == 0 || strings.HasPrefix(f[0], "#") {
+			continue
+		}
+		at, err := time.ParseDuration(f[0])
+		if err != nil {
+			w.t.Fatalf("line %q: %v", line, err)
+		}
+		for w.now.Sub(w.start) < at {
+			w.now = w.now.Add(tick)
+			w.turn()
+		}
+		w.command(f[1:])
+	}
+}
+
+func (w *world) node(name string) *wnode {
+	for _, n := range w.nodes {
+		if n.Name == name {
+			return n
+		}
+	}
+	w.t.Fatalf("no node %s", name)
+	return nil
+}
+
+func (w *world) byID(id ids.ID) *wnode {
+	for _, n := range w.nodes {
+		if n.ID == id {
+			return n
+		}
+	}
+	return nil
+}
+
+func (w *world) command(f []string) {
+	switch f[0] {
+	case "end":
+	case "node": // node NAME: the first one has the leader
+		n := &wnode{boot: 1, Node: Node{ID: wid(len(w.nodes) + 1), Name: f[1], Up: true, Storage: true, Boot: f[1] + "/1"}}
+		w.nodes = append(w.nodes, n)
+		w.view.Self = w.nodes[0].ID
+	case "vm": // vm NAME NODE
+		n := w.node(f[2])
+		w.vms = append(w.vms, &wvm{home: n.ID, VM: VM{ID: wid(100 + len(w.vms)), Name: f[1], Node: n.ID}})
+	case "volume": // volume NAME COPIES NODE...
+		c := &wcopy{name: f[1], copies: len(f[2]), on: map[ids.ID]clock.Instant{}, dead: map[ids.ID]bool{}}
+		fmt.Sscan(f[2], &c.copies)
+		for _, name := range f[3:] {
+			c.on[w.node(name).ID] = w.now
+		}
+		w.copies = append(w.copies, c)
+	case "order": // order NODE shutdown|reboot [no-drain]
+		n := w.node(f[1])
+		n.Order = &model.NodeOrder{Verb: model.OrderVerb(f[2]), Phase: model.OrderDraining, Boot: n.Boot, NoDrain: len(f) > 3, Task: wid(500)}
+	case "drain":
+		n := w.node(f[1])
+		n.Drain, n.Task = true, wid(501)
+	case "undrain":
+		n := w.node(f[1])
+		n.Drain, n.Order = false, nil
+	case "stuck": // stuck VM on|off
+		for _, v := range w.vms {
+			if v.Name == f[1] {
+				v.stuck = f[2] == "on"
+			}
+		}
+	case "needed": // needed NODE on|off: its vote decides
+		n := w.node(f[1])
+		n.Needed = ""
+		if f[2] == "on" {
+			n.Needed = "its vote is needed"
+		}
+	case "broken": // broken VOLUME NODE: its copy there is lost for good
+		for _, c := range w.copies {
+			if c.name == f[1] {
+				c.dead[w.node(f[2]).ID] = true
+			}
+		}
+	case "mended":
+		for _, c := range w.copies {
+			if c.name == f[1] {
+				delete(c.dead, w.node(f[2]).ID)
+			}
+		}
+	case "stubborn": // stubborn NODE: it does not go down
+		w.node(f[1]).stubborn = true
+	case "stays": // stays NODE: it does not come back
+		w.node(f[1]).stays = true
+	case "cut": // cut NODE: no power, unasked
+		w.silence(w.node(f[1]))
+	case "power": // power NODE: it gets power
+		n := w.node(f[1])
+		n.stays, n.upAt = false, w.now.Add(bootTime)
+	case "leader": // leader NODE: a new conductor, without memory
+		w.view.Self, w.mem = w.node(f[1]).ID, Memory{}
+	case "restart", "shutdown": // of the cluster
+		p := &Plan{Kind: PlanKind(f[0]), Task: wid(502), VMs: len(w.vms)}
+		if p.Kind == Shutdown {
+			p.Phase = Guests
+		}
+		for _, n := range w.nodes {
+			m := Member{ID: n.ID, Name: n.Name, State: Waits}
+			if p.Kind == Shutdown {
+				m.Boot = n.Boot
+			}
+			p.Nodes = append(p.Nodes, m)
+		}
+		w.view.Plan = p
+	case "cancel":
+		p := *w.view.Plan
+		p.Cancel = true
+		w.view.Plan = &p
+	default:
+		w.t.Fatalf("unknown command %q", f)
+	}
+}
+
+func (w *world) silence(n *wnode) {
+	n.Up, n.Boot, n.Storage, n.downAt = false, "", false, 0
+	for _, c := range w.copies {
+		if _, ok := c.on[n.ID]; ok {
+			c.on[n.ID] = 0 // not in sync until it is back
+		}
+	}
+	if w.view.Self == n.ID { // another node leads
+		w.mem = Memory{}
+		for _, o := range w.nodes {
+			if o.Up {
+				w.view.Self = o.ID
+				break
+			}
+		}
+	}
+}
+
+// turn lets the world go on by a tick, then the conductor look at it.
+func (w *world) turn() {
+	for _, n := range w.nodes {
+		if n.downAt != 0 && w.now >= n.downAt {
+			w.silence(n)
+			if n.reboots && !n.stays {
+				n.upAt = w.now.Add(bootTime)
+			}
+		}
+		if n.upAt != 0 && w.now >= n.upAt {
+			n.boot++
+			n.Up, n.Storage, n.Boot, n.upAt = true, true, fmt.Sprintf("%s/%d", n.Name, n.boot), 0
+			for _, c := range w.copies {
+				if _, ok := c.on[n.ID]; ok {
+					c.on[n.ID] = w.now.Add(syncTime)
+				}
+			}
+		}
+	}
+	w.moveVMs()
+	w.show()
+	if !slices.ContainsFunc(w.nodes, func(n *wnode) bool { return n.Up }) {
+		return
+	}
+	st, actions := Step(State{View: w.view, Memory: w.mem}, w.now)
+	w.mem = st.Memory
+	for _, a := range actions {
+		w.obey(a)
+	}
+	if w.check != nil {
+		w.check()
+	}
+}
+
+// moveVMs plays core/ha.
+func (w *world) moveVMs() {
+	hold := w.view.Plan != nil && w.view.Plan.Kind == Shutdown && !w.view.Plan.Cancel
+	for _, v := range w.vms {
+		if v.stopped {
+			if h := w.byID(v.home); !hold && h.Up {
+				v.stopped, v.Node = false, v.home
+				h.Guests = slices.DeleteFunc(h.Guests, func(id ids.ID) bool { return id == v.ID })
+			}
+			continue
+		}
+		n, home := w.byID(v.Node), w.byID(v.home)
+		if n.ID == home.ID && !home.Drain && home.Order == nil {
+			home.Guests = slices.DeleteFunc(home.Guests, func(id ids.ID) bool { return id == v.ID })
+		}
+		leave := n.Drain || n.Order != nil
+		back := n.ID != home.ID && !home.Drain && home.Order == nil && home.Up
+		if v.stuck || !hold && !leave && !back {
+			v.moveAt = 0
+			continue
+		}
+		if leave && n.ID == v.home && !slices.Contains(n.Guests, v.ID) {
+			n.Guests = append(n.Guests, v.ID)
+		}
+		if v.moveAt == 0 {
+			v.moveAt = w.now.Add(moveTime)
+			continue
+		}
+		if w.now < v.moveAt {
+			continue
+		}
+		v.moveAt = 0
+		switch {
+		case hold:
+			v.stopped = true
+		case back:
+			v.Node = v.home
+			home.Guests = slices.DeleteFunc(home.Guests, func(id ids.ID) bool { return id == v.ID })
+		default:
+			for _, o := range w.nodes {
+				if o.ID != n.ID && o.Up && !o.Drain && o.Order == nil {
+					v.Node = o.ID
+					break
+				}
+			}
+		}
+	}
+}
+
+func (w *world) show() {
+	w.view.Leader = true
+	w.view.Nodes, w.view.VMs, w.view.Volumes = nil, nil, nil
+	for _, n := range w.nodes {
+		w.view.Nodes = append(w.view.Nodes, n.Node)
+	}
+	for _, v := range w.vms {
+		if !v.stopped {
+			w.view.VMs = append(w.view.VMs, v.VM)
+		}
+	}
+	for _, c := range w.copies {
+		var g Group
+		for _, n := range w.nodes {
+			since, ok := c.on[n.ID]
+			if !ok {
+				continue
+			}
+			g.All = append(g.All, n.ID)
+			if since != 0 && since <= w.now && !c.dead[n.ID] {
+				g.In = append(g.In, n.ID)
+			}
+		}
+		w.view.Volumes = append(w.view.Volumes, Volume{Name: c.name, Copies: c.copies, Groups: []Group{g}})
+	}
+	slices.Reverse(w.view.Nodes) // no order may be relied on
+}
+
+func (w *world) obey(a Action) {
+	text := a.String()
+	switch a := a.(type) { // shown when it changes
+	case Progress:
+		if w.progress[a.Task] == text {
+			return
+		}
+		w.progress[a.Task] = text
+	case Power:
+		text += " " + a.Boot
+		if w.told[text] {
+			text = ""
+		} else {
+			w.told[text] = true
+		}
+	}
+	if text != "" {
+		w.note(text)
+	}
+	switch a := a.(type) {
+	case Change:
+		if n := w.byID(a.Node); n != nil {
+			n.Order = a.Order
+			if a.Forget {
+				n.Guests = nil
+			}
+		}
+		if a.WritePlan {
+			w.view.Plan = a.Plan
+		}
+	case Power:
+		n := w.byID(a.Node)
+		if !n.stubborn && n.Boot == a.Boot && n.downAt == 0 {
+			n.downAt, n.reboots = w.now.Add(stopTime), a.Verb == model.OrderReboot
+		}
+	case End:
+		if n := w.byID(a.Drained); n != nil {
+			n.Task = ids.ID{}
+		}
+	}
+}
+
+func (w *world) note(text string) {
+	fmt.Fprintf(&w.log, "%5.1fs %s\n", w.now.Sub(w.start).Seconds(), text)
+}
