@@ -249,6 +249,7 @@ func (s *Service) check(ctx context.Context, verb string, paths []string) ([]Dev
 		}
 		switch {
 		case d.State == model.DiskFree, verb == "wipe" && d.State == model.DiskInUse:
+		case verb == "claim" && d.State == model.DiskActive: // a claim asked for twice
 		case d.State == model.DiskInUse:
 			return nil, errs.New(errs.Conflict, "%s disk %s/%s: it holds %s", verb, s.env.NodeName, d.Path, cmp.Or(d.Content, "something")).
 				WithHint("if nothing on it is needed: `roseau disk wipe %s/%s`", s.env.NodeName, d.Path)
