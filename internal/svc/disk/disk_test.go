@@ -8,6 +8,7 @@ import (
 	"roseau/internal/base/errs"
 	"roseau/internal/base/size"
 	"roseau/internal/model"
+	"roseau/internal/svc"
 )
 
 // late is a storage process that does not answer its first questions.
@@ -72,3 +73,24 @@ func TestWorthTelling(t *testing.T) {
 		}
 	}
 }
+
+func TestAClaimMayBeAskedForTwice(t *testing.T) {
+	s := &Service{env: &svc.Env{NodeName: "n1"}, storage: &held{devs: []Device{{Path: "/dev/a", State: model.DiskActive}, {Path: "/dev/b", State: model.DiskFailed}}}}
+	if devs, err := s.check(t.Context(), "claim", []string{"/dev/a"}); err != nil || len(devs) != 1 {
+		t.Errorf("claim of an active disk: %v, %v", devs, err)
+	}
+	if _, err := s.check(t.Context(), "claim", []string{"/dev/b"}); !errors.Is(err, errs.Conflict) {
+		t.Errorf("claim of a failed disk: got %v, want a conflict", err)
+	}
+	if _, err := s.check(t.Context(), "wipe", []string{"/dev/a"}); !errors.Is(err, errs.Conflict) {
+		t.Errorf("wipe of an active disk: got %v, want a conflict", err)
+	}
+}
+
+// held is a storage process that holds these devices.
+type held struct {
+	Storage
+	devs []Device
+}
+
+func (h *held) Devices(context.Context) ([]Device, error) { return h.devs, nil }
