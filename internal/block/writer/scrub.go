@@ -60,7 +60,7 @@ func scrubTargets(objects []scrubTarget, snaps []uint32) (list []scrubTarget) {
 // shows reports whether the reader still exists: copies merge what a snapshot that
 // is gone told apart, each in its own time.
 func (v *volume) shows(object uint32) bool {
-	return object == 0 || v.rec.Cfg.Snap.Find(object) != nil
+	return object == 0 || slices.Contains(v.snapNumbers(), object)
 }
 
 // scrubExt is one extent under comparison.
@@ -183,7 +183,7 @@ func (c *Core) scrubList(n *node, a *wire.ExtList) {
 		}
 	}
 	if j.lists == 0 && !j.failed {
-		j.exts, j.heads = scrubTargets(j.heads, v.rec.Cfg.Snap.Numbers()), nil
+		j.exts, j.heads = scrubTargets(j.heads, v.snapNumbers()), nil
 		j.listed = true
 		j.health.Total = len(j.exts)
 	}
