@@ -22,8 +22,9 @@ import (
 	"roseau/internal/pki"
 )
 
-// Timing of clients. A connection to a dead machine is given up after
-// keepAlive+keepAliveTimeout, so that the next request goes to another member.
+// Timing of clients. A connection to a dead machine is given up when what was
+// sent is not acknowledged for keepAliveTimeout, so that the next request goes to
+// another member; see hangUp for one that acknowledges and does not answer.
 const (
 	dialTimeout      = 2 * time.Second
 	keepAlive        = 1 * time.Second
@@ -47,9 +48,8 @@ func Dial(id *pki.Identity, endpoints []string) (*clientv3.Client, error) {
 		DialKeepAliveTimeout: keepAliveTimeout,
 		PermitWithoutStream:  true,
 		Logger:               zap.NewNop(), // what matters comes back as errors
-		DialOptions: []grpc.DialOption{
-			grpc.WithConnectParams(grpc.ConnectParams{Backoff: bo, MinConnectTimeout: dialTimeout}),
-		},
+		DialOptions: append(newHangUp(id.EtcdTLS()).options(),
+			grpc.WithConnectParams(grpc.ConnectParams{Backoff: bo, MinConnectTimeout: dialTimeout})),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("dial etcd: %w", err)
