@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,7 +22,9 @@ import (
 
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
+	"roseau/internal/base/paths"
 	"roseau/internal/driver/blockdev/faultdisk"
+	"roseau/internal/driver/ctlsock"
 	"roseau/internal/lab/initd"
 	"roseau/internal/lab/labclient"
 	"roseau/internal/unit"
@@ -326,16 +329,22 @@ func TestFreezeWithoutCgroup(t *testing.T) {
 	r.until("all but the child go on", func() bool { s, o := states(); return s == 1 && o == 2 })
 }
 
-// TestCutWithFrozenVM cuts a node in which a guard has frozen its VM by a group
-// of its own: a process that is frozen so takes no SIGKILL in version 1.
-func TestCutWithFrozenVM(t *testing.T) {
-	r := newRig(t, "frozenvm")
+// withFrozenVM is a lab in which a guard of n1 has frozen its VM by a group of its
+// own: a process that is frozen so takes no SIGKILL in version 1.
+func withFrozenVM(t *testing.T, name string) *rig {
+	r := newRig(t, name)
 	if _, err := os.Stat("/sys/fs/cgroup/freezer/tasks"); err != nil {
 		t.Skip("no version 1 freezer")
 	}
 	r.sh("n1", `d=/sys/fs/cgroup/freezer$(sed -n 's/^.*:freezer://p' /proc/1/cgroup)/roseau-vm-x
 		mkdir $d && { sleep 500 >/dev/null 2>&1 & } && echo $! >$d/cgroup.procs && echo FROZEN >$d/freezer.state
 		until grep -qx FROZEN $d/freezer.state; do :; done`)
+	return r
+}
+
+// TestCutWithFrozenVM cuts the node.
+func TestCutWithFrozenVM(t *testing.T) {
+	r := withFrozenVM(t, "frozenvm")
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	_, err := r.CutNode(ctx, "n1")
@@ -344,6 +353,18 @@ func TestCutWithFrozenVM(t *testing.T) {
 	if len(found) > 0 {
 		t.Errorf("groups of a node without power: %v", found)
 	}
+}
+
+// TestRebootWithFrozenVM lets the node boot anew in order.
+func TestRebootWithFrozenVM(t *testing.T) {
+	r := withFrozenVM(t, "rebootvm")
+	was := r.node("n1").InitPID
+	init := ctlsock.New(ctlsock.Client{Socket: fmt.Sprintf("/proc/%d/root%s", was, paths.LabInitSocket), Who: "the node's init"}, false)
+	r.must(init.Call(t.Context(), http.MethodPost, "/power/reboot", nil, nil))
+	r.until("the node is up again", func() bool {
+		n := r.node("n1")
+		return n.Power == labclient.On && n.InitPID != was
+	})
 }
 
 func FuzzParseStat(f *testing.F) {

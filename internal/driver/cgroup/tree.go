@@ -185,6 +185,16 @@ func RemoveAll(dir string) error {
 	}
 }
 
+// ThawInside thaws the version 1 group that this process is in and those in it;
+// in version 2 what is killed needs no thaw.
+func ThawInside() error {
+	dirs, err := Tree{}.dirs("self")
+	if err != nil || dirs["freezer"] == "" {
+		return err
+	}
+	return ThawAll(dirs["freezer"])
+}
+
 // ThawAll thaws a group and those in it, deepest last, so that what was killed
 // while it was frozen ends.
 func ThawAll(dir string) error {

@@ -125,7 +125,7 @@ func (n *Node) run(ctx context.Context, logs string) error {
 		}
 	}
 	sup, err := New(Config{
-		Units: n.Units, LogDir: logs, NotifyDir: notify, UnitGroups: cgroup.Beside(InitGroup), Exit: os.Exit,
+		Units: n.Units, LogDir: logs, NotifyDir: notify, UnitGroups: cgroup.Beside(InitGroup), Exit: func(code int) { end(code, log) },
 		Env: append([]string{
 			"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8",
 		}, n.Env...),
@@ -143,6 +143,18 @@ func (n *Node) run(ctx context.Context, logs string) error {
 		return err
 	}
 	return errors.Join(sup.Run(ctx), <-served)
+}
+
+// end ends the node with a code. The kernel reports a first process only when all
+// others are gone, and a VM that a guard has frozen takes no SIGKILL in version 1.
+func end(code int, log *slog.Logger) {
+	if err := unix.Kill(-1, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+		log.Error("end node: kill what runs", "err", err)
+	}
+	if err := cgroup.ThawInside(); err != nil {
+		log.Error("end node: thaw its VMs", "err", err)
+	}
+	os.Exit(code)
 }
 
 // enter makes the node's mounts. It returns where the log directory is now.

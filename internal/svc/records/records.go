@@ -7,6 +7,7 @@
 //	/s/vm/<id>/placement        repl.Placement
 //	/s/disk/<id>                Disk
 //	/s/tomb/<id>                Tomb, for ever: identities are not used again
+//	/s/vm-tomb/<id>             VMTomb, for ever
 //	/r/vm/<vm>/<node>           Report of a guard, written by its node's daemon
 //	/r/scrub/pool/<id>          PoolScrub
 //	/r/scrub/volume/<id>        VolumeScrub
@@ -33,6 +34,7 @@ const (
 	VMPrefix     = "/s/vm/"
 	DiskPrefix   = "/s/disk/"
 	TombPrefix   = "/s/tomb/"
+	VMTombPrefix = "/s/vm-tomb/"
 	ReportPrefix = "/r/vm/"
 
 	PoolScrubPrefix   = "/r/scrub/pool/"
@@ -57,6 +59,9 @@ func DiskKey(disk ids.ID) string { return DiskPrefix + disk.String() }
 // TombKey is the record of a deleted volume.
 func TombKey(vol ids.ID) string { return TombPrefix + vol.String() }
 
+// VMTombKey is the record of a deleted VM.
+func VMTombKey(vm ids.ID) string { return VMTombPrefix + vm.String() }
+
 // ReportKey is what node's daemon says of the guard of vm there.
 func ReportKey(vm, node ids.ID) string { return ReportPrefix + vm.String() + "/" + node.String() }
 
@@ -76,6 +81,13 @@ type Tomb struct {
 	Pool    ids.ID    `json:"pool"`
 	Disks   []ids.ID  `json:"disks"`
 	Freed   []ids.ID  `json:"freed,omitempty"`
+	Deleted time.Time `json:"deleted"`
+}
+
+// VMTomb is /s/vm-tomb/<id>. A node ends a guard of a VM that it cannot find on
+// reading it, never because the VM's object is missing.
+type VMTomb struct {
+	Name    string    `json:"name"`
 	Deleted time.Time `json:"deleted"`
 }
 

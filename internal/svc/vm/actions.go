@@ -294,7 +294,8 @@ func (s *Service) checkStopped(ctx context.Context, vm *model.VM) error {
 	return nil
 }
 
-// forget removes the object and the placement.
+// forget removes the object and the placement, and leaves a record of that: a node
+// that was cut off may come back with a guard of the VM.
 func (s *Service) forget(ctx context.Context, id ids.ID) error {
 	for range 10 {
 		vm, err := store.GetID[model.VM](ctx, s.env.Store, id)
@@ -313,6 +314,7 @@ func (s *Service) forget(ctx context.Context, id ids.ID) error {
 			tx.Delete(records.PlacementKey(id))
 		}
 		store.TxDelete(tx, vm)
+		tx.Put(records.VMTombKey(id), records.VMTomb{Name: vm.Name, Deleted: s.env.Clock.Wall()})
 		if _, err = s.env.Store.Commit(ctx, tx); err == nil || !errors.Is(err, errs.Conflict) {
 			return err
 		}

@@ -246,8 +246,23 @@ func (w *worker) round(ctx context.Context) (more bool, err error) {
 		// An attempt that was taken back, before it took anything. A guard that
 		// is only starting may be about to adopt a living QEMU: leave it.
 		err = w.r.guards.Control(w.vm).Stop(ctx, guardctl.StopRequest{Force: true})
+	case w.r.world.VMs.Get(w.vm) == nil:
+		return true, w.bury(ctx)
 	}
 	return true, errors.Join(err, w.report(ctx, p, st, present, err))
+}
+
+// bury ends the guard of a VM that was deleted while this node was cut off. What
+// would tell the guard that another took its VM is gone as well.
+func (w *worker) bury(ctx context.Context) error {
+	tomb, err := store.GetRecord[records.VMTomb](ctx, w.r.env.Store, records.VMTombKey(w.vm))
+	if err != nil || tomb.Revision == 0 {
+		return err // nothing is concluded from a missing object
+	}
+	if err := w.r.guards.Control(w.vm).Stop(ctx, guardctl.StopRequest{Force: true}); err != nil {
+		return fmt.Errorf("end the guard of vm %s, which was deleted: %w", tomb.Value.Name, err)
+	}
+	return nil
 }
 
 // ensure brings the guard of a VM that is placed here to what its placement says.
