@@ -386,9 +386,8 @@ func judgeRestart(ctx context.Context, e *Env, p *probeVM, before probe.Status) 
 }
 
 // freezeLimit is larger than that of a power cut: a frozen machine's kernel goes on
-// to acknowledge what is sent to its etcd member, so that connections to that end by
-// gRPC's keep-alive alone, which asks every 10 s at most.
-const freezeLimit = 20 * time.Second
+// to acknowledge what is sent to its etcd member, and clients find that out first.
+const freezeLimit = 12 * time.Second
 
 func runFreeze(ctx context.Context, e *Env) error {
 	if e.Rough == nil || e.Frames == nil {

@@ -2,10 +2,14 @@ package e2e
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
 	"time"
+
+	"roseau/internal/lab/labclient"
+	"roseau/internal/unit"
 )
 
 // drillReport is what a script would read of report.json.
@@ -68,8 +72,35 @@ func TestDrills(t *testing.T) {
 			if !rep.Tests[0].Passed {
 				t.Errorf("missed: %v", rep.Tests[0].Failed)
 			}
+			noGuardIsLeft(t)
 		})
 	}
+}
+
+// noGuardIsLeft waits until no node has a guard: the drills delete their VMs, also
+// while a node that ran one is cut off.
+func noGuardIsLeft(t *testing.T) {
+	t.Helper()
+	var left []string
+	for end := time.Now().Add(time.Minute); ; time.Sleep(500 * time.Millisecond) {
+		var st labclient.Status
+		decode(t, must(t, time.Minute, "lab", "status", "--name", labName, "-o", "json"), &st)
+		left = nil
+		for _, n := range st.Machines() {
+			for _, u := range n.Units {
+				if _, guard := u.Name.VMID(); guard && u.State != unit.Stopped {
+					left = append(left, fmt.Sprintf("%s on %s is %s", u.Name, n.Name, u.State))
+				}
+			}
+		}
+		if len(left) == 0 {
+			return
+		}
+		if time.Now().After(end) {
+			break
+		}
+	}
+	t.Errorf("guards are left behind: %v", left)
 }
 
 // Two of three nodes at once, and one after the other: on a lab with a witness
