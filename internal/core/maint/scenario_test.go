@@ -1,10 +1,7 @@
 package maint
 
 import (
-	"flag"
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -12,42 +9,18 @@ import (
 
 	"roseau/internal/base/clock"
 	"roseau/internal/base/ids"
+	"roseau/internal/base/scenariotest"
 	"roseau/internal/model"
 )
-
-var rewrite = flag.Bool("rewrite", false, "write the expected logs of the scenarios anew")
 
 // TestScenarios runs each testdata/scenarios/<name>/script against a small
 // cluster and compares the log with expected.
 func TestScenarios(t *testing.T) {
-	dirs, err := filepath.Glob("testdata/scenarios/*")
-	if err != nil || len(dirs) == 0 {
-		t.Fatal("no scenarios", err)
-	}
-	for _, dir := range dirs {
-		t.Run(filepath.Base(dir), func(t *testing.T) {
-			script, err := os.ReadFile(filepath.Join(dir, "script"))
-			if err != nil {
-				t.Fatal(err)
-			}
-			w := newWorld(t)
-			w.run(string(script))
-			got, file := w.log.String(), filepath.Join(dir, "expected")
-			if *rewrite {
-				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
-					t.Fatal(err)
-				}
-				return
-			}
-			want, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if got != string(want) {
-				t.Errorf("got:\n%s\nwant:\n%s", got, want)
-			}
-		})
-	}
+	scenariotest.Run(t, func(t *testing.T, script string) string {
+		w := newWorld(t)
+		w.run(script)
+		return w.log.String()
+	})
 }
 
 const (
