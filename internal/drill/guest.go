@@ -242,6 +242,30 @@ func (p *probeVM) readBack(ctx context.Context) (acked, lost int, err error) {
 	return count, lost, nil
 }
 
+// audit reads back and reports what it found; no acknowledged write may be lost.
+func (p *probeVM) audit(ctx context.Context) (acked, lost int, err error) {
+	acked, lost, err = p.readBack(ctx)
+	if err != nil {
+		return 0, 0, err
+	}
+	r := p.env.report
+	r.Figures["writes_acked"], r.Figures["writes_lost"] = acked, lost
+	r.require(lost == 0, "%d of %d acknowledged writes lost", lost, acked)
+	return acked, lost, nil
+}
+
+// reportPauses reports how often and for how long the VM stood still, and returns
+// it.
+func (p *probeVM) reportPauses(ctx context.Context) (model.VM, error) {
+	vm, err := p.vmNode(ctx)
+	if err != nil {
+		return vm, err
+	}
+	f := p.env.report.Figures
+	f["vm_pauses"], f["vm_paused_ms"] = vm.Status.PauseCount, ms(vm.Status.PausedFor)
+	return vm, nil
+}
+
 // vmNode returns the node that runs the VM.
 func (p *probeVM) vmNode(ctx context.Context) (model.VM, error) {
 	return p.env.Cluster.VM(ctx, p.name)
