@@ -573,12 +573,7 @@ func TestControllers(t *testing.T) {
 		t.Errorf("power: %s", out)
 	}
 	reset("On")
-	for end := time.Now().Add(20 * time.Second); r.node("n1").Power != labclient.On; {
-		if time.Now().After(end) {
-			t.Fatal("no power after On")
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
+	r.until("there is power after On", func() bool { return r.node("n1").Power == labclient.On })
 	r.must(r.BMCCut(r.Context(), "n1"))
 	if out, code := ask(good, "GET", system, ""); code == 0 {
 		t.Errorf("off the network, and answers: %s", out)
