@@ -56,8 +56,8 @@ func (r *Result) Table() string {
 	return b.String()
 }
 
-// tableOf renders another kind of value.
-func (r *Result) tableOf(of func(*Figure) float64) string {
+// table renders a cell for each job and target.
+func (r *Result) table(cell func(job, target string) string) string {
 	var b strings.Builder
 	b.WriteString("| job |")
 	for _, t := range r.Targets {
@@ -67,39 +67,34 @@ func (r *Result) tableOf(of func(*Figure) float64) string {
 	for _, job := range r.Options.Jobs {
 		fmt.Fprintf(&b, "| %s |", job.Name)
 		for _, t := range r.Targets {
-			if v := Median(r.values(job.ID, t, of)); v > 0 {
-				fmt.Fprintf(&b, " %.0f |", v)
-			} else {
-				b.WriteString(" - |")
-			}
+			b.WriteString(" " + cell(job.ID, t) + " |")
 		}
 		b.WriteString("\n")
 	}
 	return b.String()
 }
 
-func (r *Result) spread() string {
-	var b strings.Builder
-	b.WriteString("| job |")
-	for _, t := range r.Targets {
-		b.WriteString(" " + t + " |")
-	}
-	b.WriteString("\n|---|" + strings.Repeat("---:|", len(r.Targets)) + "\n")
-	for _, job := range r.Options.Jobs {
-		fmt.Fprintf(&b, "| %s |", job.Name)
-		for _, t := range r.Targets {
-			low, high := 0.0, 0.0
-			for i, v := range r.values(job.ID, t, func(f *Figure) float64 { return f.Value }) {
-				if i == 0 {
-					low, high = v, v
-				}
-				low, high = min(low, v), max(high, v)
-			}
-			fmt.Fprintf(&b, " %.0f-%.0f |", low, high)
+// tableOf renders the medians of another kind of value.
+func (r *Result) tableOf(of func(*Figure) float64) string {
+	return r.table(func(job, target string) string {
+		if v := Median(r.values(job, target, of)); v > 0 {
+			return fmt.Sprintf("%.0f", v)
 		}
-		b.WriteString("\n")
-	}
-	return b.String()
+		return "-"
+	})
+}
+
+func (r *Result) spread() string {
+	return r.table(func(job, target string) string {
+		low, high := 0.0, 0.0
+		for i, v := range r.values(job, target, func(f *Figure) float64 { return f.Value }) {
+			if i == 0 {
+				low, high = v, v
+			}
+			low, high = min(low, v), max(high, v)
+		}
+		return fmt.Sprintf("%.0f-%.0f", low, high)
+	})
 }
 
 // Report writes the result as a page; plot is the file name of the plot beside.
