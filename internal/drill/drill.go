@@ -85,7 +85,9 @@ type Faults interface {
 	// CutNode cuts the node's power and cables, and returns the moment at which
 	// it did.
 	CutNode(ctx context.Context, node string) (time.Time, error)
+	// RestoreNode gives it power again: a conflict while it still has some.
 	RestoreNode(ctx context.Context, node string) error
+	HasPower(ctx context.Context, node string) (bool, error)
 	// PullDisk takes the disk with the given path out of the node.
 	PullDisk(ctx context.Context, node, path string) (time.Time, error)
 	InsertDisk(ctx context.Context, node, path string) error

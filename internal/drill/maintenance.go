@@ -140,6 +140,9 @@ func runDrain(ctx context.Context, e *Env) error {
 	})
 }
 
+// offLimit bounds the time from a node's leave to its machine's end.
+const offLimit = 2 * time.Minute
+
 func runNodeShutdown(ctx context.Context, e *Env) error {
 	return e.withProbe(ctx, smallDisk, func(ctx context.Context, p *probeVM) (err error) {
 		s, err := p.stay(ctx)
@@ -166,6 +169,15 @@ func runNodeShutdown(ctx context.Context, e *Env) error {
 			return err
 		}
 		f["longest_stall_ms"] = ms(p.acks.watched())
+		// The cluster calls the node off when it has left; the machine still ends
+		// its processes then.
+		err = waitUntil(ctx, offLimit, 100*time.Millisecond, s.home+" to be without power", func() (bool, error) {
+			power, err := e.Faults.HasPower(ctx, s.home)
+			return !power, err
+		})
+		if err != nil {
+			return err
+		}
 		if err := quiet(ctx, e, p, began); err != nil {
 			return err
 		}

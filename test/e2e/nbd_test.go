@@ -28,7 +28,9 @@ func TestForeignNBDClients(t *testing.T) {
 	dir := t.TempDir()
 	run := func(name string, args ...string) string {
 		t.Helper()
-		out, err := exec.Command(name, args...).CombinedOutput()
+		cmd := exec.Command(name, args...)
+		cmd.Dir = dir // fio leaves its state of verification where it runs
+		out, err := cmd.CombinedOutput()
 		if err != nil {
 			t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
 		}

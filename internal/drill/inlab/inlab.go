@@ -38,6 +38,20 @@ func (l *Lab) CutNode(ctx context.Context, node string) (time.Time, error) {
 	return at(a), err
 }
 
+// HasPower tells whether a node has power.
+func (l *Lab) HasPower(ctx context.Context, node string) (bool, error) {
+	st, err := l.client.Status(ctx)
+	if err != nil {
+		return false, err
+	}
+	for _, n := range st.Nodes {
+		if n.Name == node {
+			return n.Power != labclient.Off, nil
+		}
+	}
+	return false, errs.New(errs.NotFound, "lab node %s: there is none", node)
+}
+
 // RestoreNode gives it back.
 func (l *Lab) RestoreNode(ctx context.Context, node string) error {
 	return l.client.RestoreNode(ctx, node)
