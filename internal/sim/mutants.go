@@ -70,6 +70,7 @@ var Mutants = []Mutant{
 	{Name: "lone-copy-volatile", Rule: "a lone copy is written through (C7)", Set: func(m *Mutations) { m.Writer.LoneCopyVolatile = true }, Scenario: "lone-copy"},
 	{Name: "no-sole-keep", Rule: "the sole member is opened again under the same promise [S22]", Set: func(m *Mutations) { m.Writer.NoSoleKeep = true }, Scenario: "sole-restart"},
 	{Name: "no-pending", Rule: "CONFIG names the disk of a grow under way [S4][S16]", Set: func(m *Mutations) { m.Writer.NoPending = true }, Scenario: "late-grow"},
+	{Name: "grow-taken-back", Rule: "a grow whose CAS was sent is not taken back before its outcome is known [S16]", Set: func(m *Mutations) { m.Writer.TakeSentGrowBack = true }, Scenario: "grow-taken-back"},
 	{Name: "ignore-session", Rule: "a new storage process does not count as the old one (2.4)", Set: func(m *Mutations) { m.Writer.IgnoreSession = true }, Scenario: "fast-reboot"},
 	{Name: "lease-from-receipt", Rule: "a lease runs from when the question was sent", Set: func(m *Mutations) { m.Writer.LeaseFromReceipt = true }, Scenario: "late-answer"},
 	{Name: "read-any-member", Rule: "a copy outside the in-sync set is never read (C6)", Set: func(m *Mutations) { m.Writer.ReadAnyMember = true }, Scenario: "join-under-load"},

@@ -68,6 +68,7 @@ type Mutations struct {
 	LoneCopyVolatile       bool // a lone copy is not written through
 	NoSoleKeep             bool // the sole member that came back is not opened again
 	NoPending              bool // CONFIG does not name the disk of a grow under way
+	TakeSentGrowBack       bool // a grow whose CAS may have been made is taken back when its disk fails
 	IgnoreSession          bool // a new storage process counts as the old one
 	LeaseFromReceipt       bool // a lease runs from the answer, not from the question
 	ReadAnyMember          bool // reads go to members that are out, too
