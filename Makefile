@@ -63,7 +63,10 @@ faults: setup build ## RUNS rounds of random faults, and as many of the control 
 	@scripts/soak.sh control-faults --rounds $(RUNS) --control-plane-only
 
 migrations: setup build ## live migrations through every pair of nodes: make migrations RUNS=20 (restartable, WITHIN=3m)
-	RUNS=$(RUNS) WITHIN=$(or $(WITHIN),0) scripts/migrations.sh
+	RUNS=$(RUNS) WITHIN=$(or $(WITHIN),0) scripts/repeat.sh migrations --all-pairs
+
+failovers: setup build ## power cuts of a VM's node, RUNS of them and half as many of the leader's: make failovers RUNS=20 (restartable, WITHIN=3m)
+	RUNS=$(RUNS) WITHIN=$(or $(WITHIN),0) scripts/repeat.sh failovers
 
 bench: setup build ## raw file, qemu-nbd, QEMU quorum and a Roseau volume, in one run
 	@scripts/bench.sh
