@@ -101,6 +101,7 @@ var Mutants = []Mutant{
 	{Name: "zero-above-absent", Rule: "a zero in a newer object hides the older ones", Set: func(m *Mutations) { m.Disk.ZeroAboveIsAbsent = true }, Bias: &Bias{Snapshots: 200 * time.Millisecond}},
 	{Name: "free-before-copy", Rule: "an object is freed after what it had was copied", Set: func(m *Mutations) { m.Disk.FreeBeforeCopy = true }, Bias: &Bias{Snapshots: 200 * time.Millisecond}},
 	{Name: "merge-ignores-told", Rule: "objects that a snapshot tells apart are not merged", Set: func(m *Mutations) { m.Disk.MergeIgnoresTold = true }, Bias: &Bias{Snapshots: 200 * time.Millisecond}},
+	{Name: "no-idle-merge", Rule: "a writer of its own lets the merges of a volume go on whose VM does not run", Set: func(m *Mutations) { m.NoMaintenance = true }, Scenario: "idle-merge"},
 	{Name: "rollback-serves-early", Rule: "nobody is served before a rollback is over", Set: func(m *Mutations) { m.Writer.RollbackServesEarly = true }, Bias: &Bias{Snapshots: 200 * time.Millisecond, Rollbacks: true}},
 	{Name: "rollback-without-flush", Rule: "a rollback is durable before the store says that it is over", Set: func(m *Mutations) { m.Writer.RollbackWithoutFlush = true }, Scenario: "rollback-not-durable"},
 	{Name: "forget-holes", Rule: "a tombstone above older objects is kept until an image has its holes", Set: func(m *Mutations) { m.Disk.ForgetHoles = true }, Bias: &Bias{Faults: []string{"storage_kill", "power_blip", "power_cut_all"}, Every: 500 * time.Millisecond, Snapshots: 300 * time.Millisecond}},
