@@ -55,6 +55,7 @@ var Mutants = []Mutant{
 	{Name: "absence-wipes-live", Rule: "a synced absence never wipes a live block [S19]", Set: func(m *Mutations) { m.Replica.AbsenceWipesLive = true }, Scenario: "join-under-discards"},
 	{Name: "keep-winner", Rule: "the winner of a reconcile is rewritten on its holder too [S19]", Set: func(m *Mutations) { m.Writer.KeepWinnerOnHolder = true }, Scenario: "plain"},
 	{Name: "unreadable-run-left", Rule: "of a winner that is unreadable in part the rest is rewritten, and the version before kept of what is not", Set: func(m *Mutations) { m.Writer.LeaveUnreadableRun = true }, Scenario: "unreadable-winner"},
+	{Name: "reads-pass-writes", Rule: "a read waits for the writes to its blocks that are under way (C3)", Set: func(m *Mutations) { m.Writer.ReadsPassWrites = true }, Scenario: "read-under-write"},
 	{Name: "tail-ignores-flush-mark", Rule: "the log keeps what is above the flush mark (I7)", Set: func(m *Mutations) { m.Disk.TailIgnoresFlushMark = true }, Scenario: "tail-moved"},
 	{Name: "epoch-unchecked", Rule: "the epoch is checked when a record is appended [S20]", Set: func(m *Mutations) { m.Disk.EpochUnchecked, m.Replica.KeepOldHandles = true, true },
 		And: "a promise ends all older handles of the volume", Scenario: "frozen-writer"},
