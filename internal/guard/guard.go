@@ -24,6 +24,7 @@ import (
 	"roseau/internal/driver/guardctl"
 	"roseau/internal/driver/qemu"
 	"roseau/internal/driver/qmp"
+	"roseau/internal/model"
 	"roseau/internal/pki"
 	"roseau/internal/unit"
 )
@@ -121,6 +122,8 @@ type guard struct {
 	migrated clock.Instant // when the last migration was asked for
 	speed    size.Bytes    // bound of its stream, bytes a second
 	haltedAt time.Time     // of the last STOP, by QEMU's clock
+	began    time.Time     // this process
+	steps    model.StartSteps
 	trimmed  clock.Instant // when the console's log was looked at
 
 	pinging bool          // the writers' loop was asked for a sign of life
@@ -143,7 +146,7 @@ func run(ctx context.Context, cfg *guardctl.Config, d deps) error {
 	ctx, exit := context.WithCancelCause(ctx)
 	defer exit(nil)
 	g := &guard{deps: d, cfg: cfg, files: files{paths.VMDir(cfg.VM)}, core: vmguard.New(cfg.Node), queue: newQueue(), noSpace: map[ids.ID]bool{},
-		instance: ids.New(), ctx: ctx, exit: exit, changed: make(chan struct{})}
+		instance: ids.New(), ctx: ctx, exit: exit, changed: make(chan struct{}), began: d.clock.Wall()}
 	close(g.closedVolumes())
 	var err error
 	if g.user, err = qemu.LookupUser(cfg.Accel != "tcg"); err != nil {
@@ -318,6 +321,7 @@ func (g *guard) volumesTurn(now clock.Instant, every time.Duration) bool {
 }
 
 func (g *guard) step(e vmguard.Event) {
+	g.noteStep(e)
 	for _, a := range g.core.Step(g.clock.Now(), e) {
 		g.carryOut(g.ctx, a)
 	}

@@ -62,6 +62,7 @@ func (w *world) lostByLie(n *node) {
 	if slices.ContainsFunc(n.disks, func(d *simDisk) bool { return d.syncLies && !d.dead }) {
 		w.note("lying_cut")
 		w.tainted[n.index] = true
+		w.oracle.history.off = true
 		w.judgeTaint()
 	}
 }
