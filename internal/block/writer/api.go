@@ -42,7 +42,7 @@ type Timing struct {
 	ColdWait      time.Duration // 60 s: at takeover, for members not known to be cold, if only cold ones answered
 	RejoinBackoff time.Duration // 1 min: after the second exclusion of a disk within RejoinForget, doubled each time, at most 1 h
 	RejoinForget  time.Duration // 1 h
-	SyncWindow    int           // 4: chunks of a resync in flight
+	SyncWindow    int           // 16: objects of a resync in flight while the guest is idle; else 4 at most
 }
 
 // Mutations break one rule each, to prove that the simulator sees it.
