@@ -54,6 +54,8 @@ var Mutants = []Mutant{
 
 	{Name: "absence-wipes-live", Rule: "a synced absence never wipes a live block [S19]", Set: func(m *Mutations) { m.Replica.AbsenceWipesLive = true }, Scenario: "join-under-discards"},
 	{Name: "keep-winner", Rule: "the winner of a reconcile is rewritten on its holder too [S19]", Set: func(m *Mutations) { m.Writer.KeepWinnerOnHolder = true }, Scenario: "plain"},
+	{Name: "unreadable-run-left", Rule: "of a winner that is unreadable in part the rest is rewritten, and the version before kept of what is not", Set: func(m *Mutations) { m.Writer.LeaveUnreadableRun = true }, Scenario: "unreadable-winner"},
+	{Name: "reads-pass-writes", Rule: "a read waits for the writes to its blocks that are under way (C3)", Set: func(m *Mutations) { m.Writer.ReadsPassWrites = true }, Scenario: "read-under-write"},
 	{Name: "tail-ignores-flush-mark", Rule: "the log keeps what is above the flush mark (I7)", Set: func(m *Mutations) { m.Disk.TailIgnoresFlushMark = true }, Scenario: "tail-moved"},
 	{Name: "epoch-unchecked", Rule: "the epoch is checked when a record is appended [S20]", Set: func(m *Mutations) { m.Disk.EpochUnchecked, m.Replica.KeepOldHandles = true, true },
 		And: "a promise ends all older handles of the volume", Scenario: "frozen-writer"},
@@ -69,6 +71,9 @@ var Mutants = []Mutant{
 	{Name: "wait-for-dead", Rule: "a takeover does not wait for members whose nodes are silent [S12]", Set: func(m *Mutations) { m.Writer.WaitForDead = true }, Scenario: "dead-node"},
 	{Name: "lone-copy-volatile", Rule: "a lone copy is written through (C7)", Set: func(m *Mutations) { m.Writer.LoneCopyVolatile = true }, Scenario: "lone-copy"},
 	{Name: "no-sole-keep", Rule: "the sole member is opened again under the same promise [S22]", Set: func(m *Mutations) { m.Writer.NoSoleKeep = true }, Scenario: "sole-restart"},
+	{Name: "answer-below-min", Rule: "nothing is answered with fewer in-sync copies than min_isr", Set: func(m *Mutations) { m.Writer.AnswerBelowMin = true }, Scenario: "min-isr-restarts"},
+	{Name: "keep-cold-for-min", Rule: "a cold copy is brought up to date, also if min_isr needs it", Set: func(m *Mutations) { m.Writer.KeepColdForMinISR = true }, Scenario: "min-isr-restarts"},
+	{Name: "no-mending", Rule: "min_isr does not hold back who can be brought up to date", Set: func(m *Mutations) { m.Writer.NoMending = true }, Scenario: "min-isr-restarts"},
 	{Name: "no-pending", Rule: "CONFIG names the disk of a grow under way [S4][S16]", Set: func(m *Mutations) { m.Writer.NoPending = true }, Scenario: "late-grow"},
 	{Name: "grow-taken-back", Rule: "a grow whose CAS was sent is not taken back before its outcome is known [S16]", Set: func(m *Mutations) { m.Writer.TakeSentGrowBack = true }, Scenario: "grow-taken-back"},
 	{Name: "ignore-session", Rule: "a new storage process does not count as the old one (2.4)", Set: func(m *Mutations) { m.Writer.IgnoreSession = true }, Scenario: "fast-reboot"},
