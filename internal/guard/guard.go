@@ -15,6 +15,7 @@ import (
 	"roseau/internal/base/ids"
 	"roseau/internal/base/paths"
 	"roseau/internal/base/size"
+	"roseau/internal/base/sysmon"
 	"roseau/internal/block/volume"
 	"roseau/internal/core/vmguard"
 	"roseau/internal/driver/bridge"
@@ -60,6 +61,7 @@ func Run(ctx context.Context, vm ids.ID, log *slog.Logger) error {
 	}
 	defer lock.Close()
 	gc.Set(gc.Writer)
+	sysmon.Calm(log)
 	// Spared by the OOM killer: its death is felt by the guest, too.
 	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-800"), 0o644)
 	cfg, err := guardctl.ReadConfig(vm)
