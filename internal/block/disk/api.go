@@ -123,9 +123,9 @@ type Writer struct {
 
 // Record is a change of blocks of one extent.
 //
-// Append takes ownership of CRC, Blocks and Data. Data comes from Options.Pool
-// and goes back there; it holds the blocks one after another (KindSync: the
-// non-absent ones). The core does not compare Data with CRC: see CheckCRC.
+// Append takes ownership of Blocks, Data, and of a CRC of more than one block.
+// Data comes from Options.Pool and goes back there; it holds the blocks one after
+// another (KindSync: the non-absent ones). The core does not compare Data with CRC: see CheckCRC.
 type Record struct {
 	Kind   Kind
 	Volume ids.ID
