@@ -150,7 +150,7 @@ func (w *world) createVolume() {
 		seg.Map = append(seg.Map, row)
 	}
 	w.etcd.rev++
-	w.etcd.put(repl.Key{Kind: repl.KeyCfg, ID: w.volume}.Path(), repl.Cfg{SizeBytes: volumeBytes, Copies: 3, MinISR: 1, State: repl.VolumeLive, VM: w.vm})
+	w.etcd.put(repl.Key{Kind: repl.KeyCfg, ID: w.volume}.Path(), repl.Cfg{SizeBytes: volumeBytes, Copies: 3, MinISR: max(1, w.profile.minISR), State: repl.VolumeLive, VM: w.vm})
 	w.etcd.put(repl.Key{Kind: repl.KeySeg, ID: w.volume}.Path(), seg)
 	w.etcd.put(repl.Key{Kind: repl.KeyOwn, ID: w.volume}.Path(), repl.Own{})
 	w.etcd.put(repl.Key{Kind: repl.KeyPlacement, ID: w.vm}.Path(), repl.Placement{})

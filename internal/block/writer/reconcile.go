@@ -191,6 +191,7 @@ func (c *Core) maybeServe() {
 		if !c.reopen.unwritten { // else a grow of the predecessor may yet be committed
 			v.dropStalePending()
 		}
+		v.reportShort()
 		v.admit()
 	}
 	if c.reopen.unwritten {
