@@ -56,6 +56,7 @@ type Mutations struct {
 	IgnoreCold             bool // cold members count as warm
 	ReleaseBeforeConfig    bool // acks are released before CONFIG is durable
 	KeepWinnerOnHolder     bool // the winner of reconcile is not rewritten on its holder
+	SourceNotRestored      bool // a join that met an unreadable block goes on with another source
 	ReadsPassWrites        bool // a read does not wait for the writes to its blocks
 	LeaveUnreadableRun     bool // a stretch with an unreadable winner is left as it is on each copy
 	ShrinkToOneForLostLink bool // the sick-link rule is off
