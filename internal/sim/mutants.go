@@ -59,6 +59,7 @@ var Mutants = []Mutant{
 		And: "a promise ends all older handles of the volume", Scenario: "frozen-writer"},
 	{Name: "trust-etcd", Rule: "a writer stops when the replicas know more than etcd [S7]", Set: func(m *Mutations) { m.Writer.TrustEtcd = true }, Scenario: "etcd-restored"},
 	{Name: "trust-damaged", Rule: "a copy that lost a durable part of its log leaves the in-sync set", Set: func(m *Mutations) { m.Writer.TrustDamaged = true }, Scenario: "rotten-log"},
+	{Name: "trust-lost-tail", Rule: "a dropped tail of the log below the flush mark is damage", Set: func(m *Mutations) { m.Writer.TrustLostTail = true }, Scenario: "rotten-tail"},
 	{Name: "keep-sync-on-replace", Rule: "a disk that is given more segments joins anew", Set: func(m *Mutations) { m.Writer.KeepSyncOnReplace = true }, Scenario: "replace-while-joining"},
 	{Name: "prepare-never-longer", Rule: "a round of PREPARE grows with the network's delay", Set: func(m *Mutations) { m.Writer.PrepareNeverLonger = true }, Scenario: "slow-prepare"},
 	{Name: "lost-as-absent", Rule: "a block that no copy can read is an error on the copy that joins", Set: func(m *Mutations) { m.Writer.LostAsAbsent = true }, Scenario: "lost-block"},

@@ -537,7 +537,9 @@ func (p *player) rotLog(a []string) error {
 		return err
 	}
 	p.w.profile.rotNode = n.index
-	p.w.rotLogs(n)
+	if tail := len(a) > 1 && a[1] == "tail"; !p.w.rotLogs(n, tail) && tail {
+		return errors.New("nothing was flushed that is not proved durable")
+	}
 	return nil
 }
 

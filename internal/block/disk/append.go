@@ -244,8 +244,12 @@ func (c *Core) Control(token uint64, ctl Control) {
 		c.permitMerge(v)
 	case ControlSyncDone:
 		v.Damaged = false
+		if ctl.Told.Complete {
+			c.judged(v)
+		}
 	case ControlDrop:
 		c.drop(token, v)
+		c.judged(v)
 		return
 	default:
 		c.complete(token, wire.BadRequest)
@@ -356,12 +360,13 @@ func (c *Core) pruneWindow(v *volume) {
 	kept := v.window[:0]
 	v.unverified = 0
 	for _, r := range v.window {
-		if v.Flush.Less(r.Mark) {
+		switch above := v.Flush.Less(r.Mark); {
+		case above || r.Flags&flagUnverified != 0 && r.isWrite(): // see judged
 			kept = append(kept, r)
-			if r.Flags&flagUnverified != 0 {
+			if above && r.Flags&flagUnverified != 0 {
 				v.unverified++
 			}
-		} else {
+		default:
 			r.inWindow = false
 		}
 	}
@@ -371,6 +376,20 @@ func (c *Core) pruneWindow(v *volume) {
 
 // ForgetTombstones drops tombstones up to m: all members of the placement are
 // in sync and durable beyond it.
+// judged forgets the list of the dropped tail: a takeover has ended, or the copy
+// was compared with another one. Until then the list stays, also what is below
+// the flush mark: for a writer that is proof of damage.
+func (c *Core) judged(v *volume) {
+	v.window = slices.DeleteFunc(v.window, func(r *rec) bool {
+		if r.Flags&flagUnverified == 0 {
+			return false
+		}
+		r.inWindow = false
+		return true
+	})
+	v.unverified = 0
+}
+
 func (c *Core) ForgetTombstones(volume ids.ID, m repl.Mark) {
 	v := c.vols[volume]
 	if v == nil || !v.TombForget.Less(m) {

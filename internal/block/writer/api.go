@@ -64,6 +64,7 @@ type Mutations struct {
 	TrustEtcd              bool // replicas that know more than etcd are not listened to
 	ResyncFromOwnMark      bool // a join lists what is newer than the disk's own mark
 	BarrierBeforeCount     bool // grow's barrier comes before the disk's answers count
+	TrustLostTail          bool // a dropped log tail below the flush mark is taken for a torn one
 	WaitForDead            bool // a takeover waits for members whose nodes are silent
 	LoneCopyVolatile       bool // a lone copy is not written through
 	NoSoleKeep             bool // the sole member that came back is not opened again
