@@ -65,6 +65,7 @@ var allFaults = []fault{
 	{"scrub", (*world).faultScrub},
 	{"log_rot", (*world).faultLogRot},
 	{"split_flush", (*world).faultSplitFlush},
+	{"lying_cache", (*world).faultLyingCache},
 }
 
 func drawProfile(w *world) profile {
@@ -585,6 +586,7 @@ func (w *world) settle() {
 		n.startStorage()
 		for _, d := range n.disks {
 			d.wake(w)
+			d.tellTruth()
 		}
 	}
 	for _, g := range w.guards {
