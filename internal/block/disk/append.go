@@ -11,9 +11,11 @@ import (
 // CheckPromise compares a promise in force (zero = none) with a new one: OK
 // means that it is to be logged. The same promise again is OK, also when it was
 // released: that it is final is told by VolumeInfo.Released.
-func CheckPromise(cur, next repl.Promise) wire.Status {
+func CheckPromise(cur, next repl.Promise, imports bool) wire.Status {
 	switch {
 	case cur == (repl.Promise{}):
+		return wire.OK
+	case imports && next.Generation.Cluster == cur.Generation.Cluster && next.Generation.Volume > cur.Generation.Volume:
 		return wire.OK
 	case next.Generation != cur.Generation:
 		return wire.OtherGeneration
@@ -231,7 +233,7 @@ func (c *Core) Control(token uint64, ctl Control) {
 	}
 	switch ctl.Kind {
 	case ControlPromise:
-		if s := CheckPromise(v.Promise, ctl.Promise); s != wire.OK && !(s == wire.OtherNonce && c.o.Mutations.NonceUnchecked) {
+		if s := CheckPromise(v.Promise, ctl.Promise, ctl.Import); s != wire.OK && !(s == wire.OtherNonce && c.o.Mutations.NonceUnchecked) {
 			c.complete(token, s)
 			return
 		}
@@ -242,14 +244,14 @@ func (c *Core) Control(token uint64, ctl Control) {
 		v.Told = ctl.Told
 		v.Told.Out, v.Told.Snaps = slices.Clone(ctl.Told.Out), slices.Clone(ctl.Told.Snaps)
 		c.permitMerge(v)
-	case ControlSyncDone:
-		v.Damaged = false
 		if ctl.Told.Complete {
 			c.judged(v)
 		}
+	case ControlSyncDone:
+		v.Damaged = false
+		c.judged(v)
 	case ControlDrop:
 		c.drop(token, v)
-		c.judged(v)
 		return
 	default:
 		c.complete(token, wire.BadRequest)
@@ -374,8 +376,6 @@ func (c *Core) pruneWindow(v *volume) {
 	v.window = kept
 }
 
-// ForgetTombstones drops tombstones up to m: all members of the placement are
-// in sync and durable beyond it.
 // judged forgets the list of the dropped tail: a takeover has ended, or the copy
 // was compared with another one. Until then the list stays, also what is below
 // the flush mark: for a writer that is proof of damage.
@@ -390,6 +390,8 @@ func (c *Core) judged(v *volume) {
 	v.unverified = 0
 }
 
+// ForgetTombstones drops tombstones up to m: all members of the placement are
+// in sync and durable beyond it.
 func (c *Core) ForgetTombstones(volume ids.ID, m repl.Mark) {
 	v := c.vols[volume]
 	if v == nil || !v.TombForget.Less(m) {
