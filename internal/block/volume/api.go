@@ -307,6 +307,7 @@ type DiskStatus struct {
 	InSync    bool          `json:"in_sync"`
 	Connected bool          `json:"connected"`
 	Reason    string        `json:"reason,omitempty"`       // why it is out
+	Foreign   bool          `json:"foreign,omitempty"`      // its copy is of a generation that was given up: it is left alone
 	Syncing   bool          `json:"syncing,omitempty"`      // a resync or rebuild is running
 	SyncDone  uint64        `json:"sync_done,omitempty"`    // objects compared or copied
 	SyncTotal uint64        `json:"sync_total,omitempty"`   // objects known to be stale

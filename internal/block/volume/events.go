@@ -158,7 +158,7 @@ func (s *Set) publish() {
 			Flushes: d.flushes.Load(), ReadBytes: d.readBytes.Load(), WriteBytes: d.writeBytes.Load()}
 		for _, m := range v.Members {
 			vs.Disks = append(vs.Disks, DiskStatus{Disk: m.Disk, Node: m.Node, InSync: m.InSync, Connected: m.Connected,
-				Reason: string(m.Reason), Syncing: m.Syncing, SyncDone: m.SyncDone, SyncTotal: m.SyncTotal, SyncBytes: m.SyncBytes, SyncLeft: m.SyncLeft})
+				Reason: string(m.Reason), Foreign: m.Foreign, Syncing: m.Syncing, SyncDone: m.SyncDone, SyncTotal: m.SyncTotal, SyncBytes: m.SyncBytes, SyncLeft: m.SyncLeft})
 			vs.Healthy = vs.Healthy && m.InSync
 		}
 		if i < len(s.recs.Volumes) {

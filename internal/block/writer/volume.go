@@ -40,6 +40,7 @@ type member struct {
 	answered bool          // an OPEN of this epoch succeeded
 	absent   bool          // its node answers and does not have it, or it failed: not waited for
 	cold     bool
+	other    bool // its copy is of a generation that was given up: see foreign
 
 	counted bool
 	live    bool
