@@ -228,7 +228,10 @@ type Placement struct {
 	// is the role of the network that carries it; empty: storage, then cluster.
 	MoveRate    int64  `json:"move_rate,omitempty"`
 	MoveNetwork string `json:"move_network,omitempty"`
-	Run         ids.ID `json:"run,omitzero"`
+	// MovePatienceMS is how long a migration is tried that does not come to its end;
+	// 0: until it is hopeless.
+	MovePatienceMS int64  `json:"move_patience_ms,omitempty"`
+	Run            ids.ID `json:"run,omitzero"`
 	// Stay: no other node can take the VM that asked to leave Node for its sick
 	// storage link; its writer may go on with one copy [S13].
 	Stay bool `json:"stay,omitempty"`

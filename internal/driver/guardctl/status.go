@@ -145,6 +145,8 @@ type MigrateRequest struct {
 	DowntimeLimit time.Duration `json:"downtime_limit_ns"`
 	// MaxBandwidth in bytes per second; 0: 10 GiB.
 	MaxBandwidth size.Bytes `json:"max_bandwidth"`
+	// Patience is how long it is tried; 0: until it is hopeless.
+	Patience time.Duration `json:"patience_ns,omitempty"`
 }
 
 // ReplaceDiskRequest moves copies of the VM's volumes that lie on Old to New.
