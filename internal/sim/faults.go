@@ -115,7 +115,9 @@ type Bias struct {
 	// Snapshots: the mean time between orders of the operator who takes and
 	// deletes them; 0 = as the seed draws.
 	Snapshots time.Duration
-	Rollbacks bool // he takes the volume back to one now and then
+	Clones    bool          // the volume is a clone
+	Flatten   time.Duration // then: the pause between extents of its flattening
+	Rollbacks bool          // he takes the volume back to one now and then
 }
 
 func (b *Bias) apply(p *profile) {
@@ -147,6 +149,9 @@ func (b *Bias) apply(p *profile) {
 func (w *world) chaos() {
 	for _, n := range w.nodes {
 		n.start()
+	}
+	if !w.clones.prepare() {
+		return
 	}
 	w.manager.tick()
 	w.scheduleFault()
@@ -345,7 +350,7 @@ func (w *world) faultLateSuccessor() {
 	}
 	var old *guard
 	for _, o := range w.guards {
-		if o.run != now.run && o.claimed && o.lastOwn.Epoch > 0 {
+		if o.run != now.run && o.claimed && !o.parent && o.lastOwn.Epoch > 0 {
 			old = o
 		}
 	}

@@ -75,6 +75,7 @@ type world struct {
 	hot     []int
 	manager manager
 	snaps   *snapshots
+	clones  *clones
 	net     network
 	profile profile
 	codec   *codec
@@ -114,6 +115,7 @@ func newWorld(opt Options) *world {
 	w.oracle = newOracle(volumeBlocks)
 	w.etcd.free = opt.Mutations.NoOwnCompare
 	w.profile = drawProfile(w)
+	w.clones = newClones(w)
 	w.net = newNetwork(w)
 	for i := range storageNodes + w.profile.compute {
 		w.nodes = append(w.nodes, newNode(w, i))

@@ -21,6 +21,8 @@ const (
 	slotRepair
 	slotRelease
 	slotRollback // a list of extents
+	slotFlatten  // the tags of an extent
+	slotParent   // SNAP_READ; arg is the first block asked for, in the op
 	slotScrub    // a list (op nil) or a table of tags for a scrub
 )
 

@@ -58,7 +58,7 @@ func plan(w *world) []repair {
 				w.rebuild(&r, d)
 			}
 		}
-		back := v.Cfg.Rollback != 0
+		back := v.Cfg.Rollback != 0 || !v.Cfg.Parent.IsZero() // or to be flattened
 		for d := range v.Own.Out {
 			back = back || usable[d]
 		}
