@@ -1,9 +1,11 @@
 package sim
 
 import (
+	"errors"
 	"hash/crc32"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"time"
 
 	"roseau/internal/base/ids"
@@ -87,19 +89,25 @@ func (c *clones) prepare() bool {
 		w.failf("the parent's writer does not serve")
 		return false
 	}
-	for i, b := range w.hot {
-		if i%4 != 0 { // the others stay zero
-			c.write(b, parentValue+value(b))
-			bs := &w.oracle.blocks[b]
-			bs.now, bs.floor, bs.ever = []value{parentValue + value(b)}, []value{parentValue + value(b)}, []value{parentValue + value(b)}
+	blocks := slices.Clone(w.hot)
+	for e := range extentCount {
+		blocks = append(blocks, e*repl.ExtentBlocks+7) // for scripts
+	}
+	for half := range 2 { // an older snapshot, so that objects below the clone's may merge
+		for i, b := range blocks {
+			if i%4 != 0 && i%2 == half && i < len(w.hot) || half == 0 && i >= len(w.hot) { // the others stay zero
+				c.write(b, parentValue+value(b))
+				bs := &w.oracle.blocks[b]
+				bs.now, bs.floor, bs.ever = []value{parentValue + value(b)}, []value{parentValue + value(b)}, []value{parentValue + value(b)}
+			}
+		}
+		c.order(writer.SnapshotOrder{ID: c.newID(), Name: []string{"old", "base"}[half]})
+		if !w.run(w.now.Add(time.Minute), func() bool { return !c.busy && len(c.other) == 1 && (half == 0 || c.number != 0) }) {
+			w.failf("a snapshot of the parent does not come to be")
+			return false
 		}
 	}
-	c.order(writer.SnapshotOrder{ID: c.newID(), Name: "base"})
-	if !w.run(w.now.Add(time.Minute), func() bool { return c.number != 0 && !c.busy }) {
-		w.failf("the snapshot of the parent does not come to be")
-		return false
-	}
-	for _, b := range w.hot {
+	for _, b := range blocks {
 		c.write(b, wrongValue+value(b))
 	}
 	w.run(w.now.Add(100*time.Millisecond), func() bool { return false })
@@ -189,6 +197,36 @@ func (c *clones) order(o writer.SnapshotOrder) {
 	c.guard.step(writer.Command{Kind: writer.Snapshot, Snapshot: o})
 }
 
+// parent move nX SEGMENT: the copy on a node moves to its other disk.
+func (p *player) parent(a []string) error {
+	c := p.w.clones
+	if len(a) != 3 || a[0] != "move" || !c.serves() {
+		return errors.New("want move NODE SEGMENT, and a writer of the parent that serves")
+	}
+	n, err := p.node(a[1])
+	if err != nil {
+		return err
+	}
+	k, err := strconv.Atoi(a[2])
+	if err != nil {
+		return err
+	}
+	row := func() []ids.ID {
+		return p.w.etcd.records(ids.ID{}, idsOf(c.parent), p.w.diskIdx).Volumes[0].Seg.Row(k)
+	}
+	i := slices.IndexFunc(n.disks, func(d *simDisk) bool { return slices.Contains(row(), d.id) })
+	if i < 0 || len(n.disks) != 2 {
+		return errors.New("the node has no copy of the segment, or no other disk")
+	}
+	from, to := n.disks[i].id, n.disks[1-i].id
+	c.guard.step(writer.Command{Kind: writer.ReplaceDisk, Replace: writer.Replace{Old: from, New: to, NewNode: n.id, Segments: []uint32{uint32(k)}, Live: true}})
+	err = p.await("the move", 2*time.Minute, func() bool { return slices.Contains(row(), to) && !slices.Contains(row(), from) })
+	if err == nil {
+		err = p.pass(100 * time.Millisecond)
+	}
+	return err
+}
+
 // ended: the parent's writer answered an order.
 func (c *clones) ended(g *guard) {
 	if g == c.guard {
@@ -201,7 +239,7 @@ func (c *clones) committed(cfg *repl.Cfg) {
 	c.other = nil
 	for _, s := range cfg.Snap.List {
 		switch {
-		case c.number == 0:
+		case s.Name == "base":
 			c.number = s.Number
 		case s.Number != c.number:
 			c.other = append(c.other, s.Number)

@@ -103,6 +103,9 @@ func (w *world) apply(t repl.Txn) (repl.Outcome, int64) {
 			}
 			if p.Cfg != nil {
 				w.snaps.committed(p.Cfg)
+				if w.clones.on && p.Cfg.Parent.IsZero() {
+					w.note("independent")
+				}
 			}
 		}
 		w.oracle.losePower(-1, w.isrByBlock())
