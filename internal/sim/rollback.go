@@ -45,7 +45,7 @@ func (s *snapshots) rollback(number uint32) bool {
 // the volume keeps them as they were.
 func (w *world) rots() bool {
 	return slices.ContainsFunc(w.profile.faults, func(f fault) bool {
-		return slices.Contains([]string{"bit_rot", "log_rot", "disk_dead", "lost_write", "misdirected_write", "stale_read"}, f.name)
+		return slices.Contains([]string{"bit_rot", "log_rot", "disk_dead", "lost_write", "misdirected_write", "stale_read", "lying_cache"}, f.name)
 	})
 }
 

@@ -108,6 +108,7 @@ func (w *world) apply(t repl.Txn) (repl.Outcome, int64) {
 				}
 			}
 		}
+		w.judgeTaint()
 		w.oracle.losePower(-1, w.isrByBlock())
 	}
 	return out, rev

@@ -25,6 +25,7 @@ func init() {
 		"lag":        (*player).lag,
 		"end":        func(p *player, _ []string) error { p.over = true; return nil },
 		"one-disk":   func(*player, []string) error { return nil },
+		"min-isr-2":  func(*player, []string) error { return nil },
 		"start":      (*player).start,
 		"stop-vm":    (*player).stopVM,
 		"write":      func(p *player, a []string) error { return p.request(writer.OpWrite, a) },

@@ -83,6 +83,10 @@ type world struct {
 
 	// givenUp are blocks that a join gave up, and that were not written since.
 	givenUp map[int]bool
+	// tainted are nodes whose copies may lack what a lying cache lost; wasISR is the
+	// in-sync set of each segment when it was last looked at. See lostByLie.
+	tainted map[int]bool
+	wasISR  [segmentCount][]int
 	ops     int
 	calm    bool // faults have ended
 }
@@ -110,9 +114,10 @@ func Run(opt Options) Result {
 }
 
 func newWorld(opt Options) *world {
-	w := &world{timeline: newTimeline(opt), givenUp: map[int]bool{}, etcd: newEtcd(), codec: newCodec()}
+	w := &world{timeline: newTimeline(opt), givenUp: map[int]bool{}, tainted: map[int]bool{}, etcd: newEtcd(), codec: newCodec()}
 	w.cluster, w.vm, w.volume = w.newID(), w.newID(), w.newID()
 	w.oracle = newOracle(volumeBlocks)
+	w.oracle.mayBeStale = func() bool { return len(w.tainted) > 0 }
 	w.etcd.free = opt.Mutations.NoOwnCompare
 	w.profile = drawProfile(w)
 	w.clones = newClones(w)
@@ -145,7 +150,7 @@ func (w *world) createVolume() {
 		seg.Map = append(seg.Map, row)
 	}
 	w.etcd.rev++
-	w.etcd.put(repl.Key{Kind: repl.KeyCfg, ID: w.volume}.Path(), repl.Cfg{SizeBytes: volumeBytes, Copies: 3, MinISR: 1, State: repl.VolumeLive, VM: w.vm})
+	w.etcd.put(repl.Key{Kind: repl.KeyCfg, ID: w.volume}.Path(), repl.Cfg{SizeBytes: volumeBytes, Copies: 3, MinISR: max(1, w.profile.minISR), State: repl.VolumeLive, VM: w.vm})
 	w.etcd.put(repl.Key{Kind: repl.KeySeg, ID: w.volume}.Path(), seg)
 	w.etcd.put(repl.Key{Kind: repl.KeyOwn, ID: w.volume}.Path(), repl.Own{})
 	w.etcd.put(repl.Key{Kind: repl.KeyPlacement, ID: w.vm}.Path(), repl.Placement{})
