@@ -43,7 +43,7 @@ const (
 
 func newClones(w *world) *clones {
 	c := &clones{w: w, rng: rand.New(rand.NewPCG(w.opt.Seed, 0x636c6f6e65)), done: map[uint64]bool{}}
-	c.on = c.rng.IntN(3) == 0 && w.opt.Scenario == nil && w.opt.Bias == nil
+	c.on = c.rng.IntN(6) == 0 && w.opt.Scenario == nil && w.opt.Bias == nil
 	c.pause = []time.Duration{0, 50 * time.Millisecond, time.Second, 10 * time.Second}[c.rng.IntN(4)]
 	if b := w.opt.Bias; b != nil && b.Clones {
 		c.on, c.pause = true, b.Flatten

@@ -10,7 +10,7 @@ import (
 func TestClones(t *testing.T) {
 	for _, pause := range []time.Duration{0, 200 * time.Millisecond, 5 * time.Second} {
 		b := Bias{Clones: true, Flatten: pause, Snapshots: 300 * time.Millisecond, Faults: cloneFaults, Every: time.Second}
-		sum, err := RunBatch(t.Context(), Batch{First: 1, Count: max(4, seedsWanted(t)/20), Bias: &b})
+		sum, err := RunBatch(t.Context(), Batch{First: 1, Count: max(2, seedsWanted(t)/100), Bias: &b})
 		if err != nil {
 			t.Fatal(err)
 		}
