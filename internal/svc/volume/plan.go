@@ -28,6 +28,7 @@ type repair struct {
 	replace []volumectl.Replace // empty: bring back what is out
 	stuck   string              // why some copy is not rebuilt, and what to do
 	copies  int                 // in sync, of the worst segment
+	flatten bool                // nothing is lost: a clone is to be made independent of its parent
 	moves   bool                // nothing is lost: it evens the disks, or empties one
 }
 
@@ -58,11 +59,12 @@ func plan(w *world) []repair {
 				w.rebuild(&r, d)
 			}
 		}
-		back := v.Cfg.Rollback != 0 || !v.Cfg.Parent.IsZero() // or to be flattened
+		back := v.Cfg.Rollback != 0
 		for d := range v.Own.Out {
 			back = back || usable[d]
 		}
-		if len(r.replace) > 0 || back || r.stuck != "" {
+		r.flatten = !v.Cfg.Parent.IsZero() && len(r.replace) == 0 && !back && r.stuck == ""
+		if len(r.replace) > 0 || back || r.stuck != "" || r.flatten {
 			out = append(out, r)
 		}
 		busy[v.Cfg.Pool] = busy[v.Cfg.Pool] || len(v.Own.Out) > 0 || len(r.replace) > 0

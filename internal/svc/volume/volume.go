@@ -173,8 +173,8 @@ const askProgress = time.Second
 func (s *Service) liveStatus(ctx context.Context, vols map[ids.ID]*repl.VolumeRecord) (map[ids.ID]*model.VolumeStatus, error) {
 	out := map[ids.ID]*model.VolumeStatus{}
 	for id, v := range vols {
-		working := len(v.Own.Out) > 0 || !v.Cfg.Parent.IsZero() || v.Cfg.Rollback != 0
-		if v.Own.Purpose == repl.PurposeVM || v.Own.Node.IsZero() || !working {
+		syncing := v.Own.Purpose == repl.PurposeMaintenance && len(v.Own.Out) > 0
+		if v.Own.Purpose == repl.PurposeVM || !syncing && v.Cfg.Parent.IsZero() && v.Cfg.Rollback == 0 {
 			continue
 		}
 		actx, cancel := context.WithTimeout(ctx, askProgress)
