@@ -126,7 +126,11 @@ func (p *planner) round(ctx context.Context) error {
 		}
 		mayStart := started < maxMaintenance || r.copies <= 1
 		if r.flatten { // a clone only has to be copied: repairs come first
-			mayStart = started+flattening < maxMaintenance
+			others := started + flattening
+			if _, up := alive[r.vol.Own.Node]; up && r.vol.Own.Purpose == repl.PurposeMaintenance {
+				others-- // itself: its writer may be dead
+			}
+			mayStart = others < maxMaintenance
 		}
 		maintenance, err := p.do(ctx, w, r, mayStart)
 		if maintenance && r.flatten {
