@@ -99,6 +99,7 @@ func (c *clones) prepare() bool {
 				c.write(b, parentValue+value(b))
 				bs := &w.oracle.blocks[b]
 				bs.now, bs.floor, bs.ever = []value{parentValue + value(b)}, []value{parentValue + value(b)}, []value{parentValue + value(b)}
+				w.oracle.history.set(b, bs)
 			}
 		}
 		c.order(writer.SnapshotOrder{ID: c.newID(), Name: []string{"old", "base"}[half]})

@@ -63,5 +63,6 @@ func (o *oracle) restore(allowed [][]value, or bool) {
 		b.now, b.floor, b.since, b.at = set, slices.Clone(set), nil, o.seq
 		b.lostOn, b.lost = map[int]bool{}, false
 		b.seen++
+		o.history.set(i, b)
 	}
 }

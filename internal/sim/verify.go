@@ -57,6 +57,9 @@ func (w *world) verifyAll(limit clock.Instant) {
 			w.failf("the read of a clone without its parent did not end; %s", w.describe())
 		}
 	}
+	if w.err == nil {
+		w.checkLinear()
+	}
 }
 
 // readAll reads every block through the writer.

@@ -43,7 +43,7 @@ type Timing struct {
 	RejoinBackoff time.Duration // 1 min: after the second exclusion of a disk within RejoinForget, doubled each time, at most 1 h
 	RejoinForget  time.Duration // 1 h
 	FlattenPause  time.Duration // 0: before each extent of a clone's flattening
-	SyncWindow    int           // 4: chunks of a resync in flight
+	SyncWindow    int           // 16: objects of a resync in flight while the guest is idle; else 4 at most
 }
 
 // Mutations break one rule each, to prove that the simulator sees it.
@@ -57,6 +57,8 @@ type Mutations struct {
 	IgnoreCold             bool // cold members count as warm
 	ReleaseBeforeConfig    bool // acks are released before CONFIG is durable
 	KeepWinnerOnHolder     bool // the winner of reconcile is not rewritten on its holder
+	SourceNotRestored      bool // a join that met an unreadable block goes on with another source
+	ReadsPassWrites        bool // a read does not wait for the writes to its blocks
 	LeaveUnreadableRun     bool // a stretch with an unreadable winner is left as it is on each copy
 	ShrinkToOneForLostLink bool // the sick-link rule is off
 	ClaimWithoutPrepare    bool // the CAS is made without PREPARE
