@@ -36,6 +36,7 @@ func newVolumeCmd(a *app) *cobra.Command {
 		newVolumeServeCmd(a),
 		newVolumeSnapshotCmd(a),
 		newVolumeForceCmd(a),
+		newVolumeCloneCmd(a),
 		&cobra.Command{Use: "unserve VOLUME", Short: "Release a volume that is served", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
 			return a.change(cmd, http.MethodDelete, "/v1/volumes/"+url.PathEscape(args[0])+"/writer", nil, nil, func() string { return "volume " + args[0] + " released" })
 		}},
@@ -159,6 +160,20 @@ func newVolumeSnapshotCmd(a *app) *cobra.Command {
 	return cmd
 }
 
+func newVolumeCloneCmd(a *app) *cobra.Command {
+	return &cobra.Command{Use: "clone VOLUME@SNAPSHOT NAME", Short: "Make a volume that begins as a snapshot", Args: cobra.ExactArgs(2),
+		Long: "Make a volume that begins as a snapshot of another. Nothing is copied first: what was not written to the clone is read from its parent, and copied in the background " +
+			"whenever the clone is open; `roseau volume show` tells how far that is. Until it is done the snapshot and its volume cannot be deleted, and the clone cannot be cloned.",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			vol, snap, ok := strings.Cut(args[0], "@")
+			if !ok || vol == "" || snap == "" {
+				return errs.New(errs.Invalid, "clone %q: want VOLUME@SNAPSHOT", args[0]).WithHint("`roseau volume snapshot list VOLUME` lists the snapshots")
+			}
+			path := "/v1/volumes/" + url.PathEscape(vol) + "/snapshots/" + url.PathEscape(snap) + "/clone"
+			return a.change(cmd, http.MethodPost, path, volume.CloneRequest{Name: args[1]}, nil, nil)
+		}}
+}
+
 // nodeOrSelf returns node, or the name of the node that answers.
 func (a *app) nodeOrSelf(cmd *cobra.Command, node string) (string, error) {
 	if node != "" {
@@ -191,7 +206,7 @@ func volumeTable(vs []volume.Info) *table {
 
 func healthText(st *model.VolumeStatus) string {
 	if st.RollingBack != "" {
-		return string(st.Health) + ", goes back to snapshot " + st.RollingBack
+		return fmt.Sprintf("%s, goes back to snapshot %s: %d%%", st.Health, st.RollingBack, st.RollbackPercent)
 	}
 	if st.SyncTotal > 0 {
 		text := string(st.Health)
@@ -215,6 +230,9 @@ func volumeSheet(v *volume.Info) *table {
 	}
 	if v.Spec.Image != "" {
 		t.row("image", v.Spec.Image)
+	}
+	if v.Status.Parent != "" {
+		t.row("parent", fmt.Sprintf("%s, %d%% copied", v.Status.Parent, v.Status.FlattenPercent))
 	}
 	if n := v.Status.LostBlocks; n > 0 {
 		t.row("lost", fmt.Sprintf("%d blocks of 4 KiB are readable on no copy; they are whole again when they are written", n))

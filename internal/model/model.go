@@ -372,7 +372,12 @@ type VolumeStatus struct {
 	SyncLeft time.Duration `json:"sync_left_ns,omitempty"`
 	// RollingBack names the snapshot that the volume is being taken back to; it
 	// serves nobody until that is over.
-	RollingBack string `json:"rolling_back,omitempty"`
+	RollingBack     string `json:"rolling_back,omitempty"`
+	RollbackPercent int    `json:"rollback_percent,omitempty"` // of that
+	// Parent is what the volume was cloned from, VOLUME@SNAPSHOT, as long as it reads
+	// there; its writer copies it in the background.
+	Parent         string `json:"parent,omitempty"`
+	FlattenPercent int    `json:"flatten_percent,omitempty"` // of that
 	// LostBlocks of 4 KiB were found readable on no copy since the volume was opened,
 	// and not written since: reads of them fail.
 	LostBlocks int `json:"lost_blocks,omitempty"`

@@ -23,7 +23,7 @@ func (g *guard) mayRun() bool {
 // was started anew since [S1]. A successor on the same
 // node adopts the guest of its run.
 func (w *world) onlyOneRuns(g *guard) {
-	if !g.mayRun() {
+	if g.parent || !g.mayRun() {
 		return
 	}
 	if g.booted && w.guest.run != g.run {
@@ -31,7 +31,7 @@ func (w *world) onlyOneRuns(g *guard) {
 		return
 	}
 	for _, o := range w.guards {
-		if o != g && o.mayRun() && (o.run != g.run || o.node != g.node) {
+		if o != g && !o.parent && o.mayRun() && (o.run != g.run || o.node != g.node) {
 			w.failf("two guests run: %s holds the lease while %s may run its own for %s yet", g.name(), o.name(), o.deadline.Sub(w.now))
 			return
 		}

@@ -83,6 +83,11 @@ func (e *etcdModel) records(vm ids.ID, volumes []ids.ID, disks []repl.DiskNode) 
 		v.SegRev = e.get(repl.Key{Kind: repl.KeySeg, ID: id}.Path(), &v.Seg)
 		r.Volumes = append(r.Volumes, v)
 	}
+	for i := range r.Volumes {
+		if p := r.Volumes[i].Cfg.Parent; !p.IsZero() {
+			r.Parents = append(r.Parents, e.records(ids.ID{}, []ids.ID{p.Volume}, nil).Volumes[0])
+		}
+	}
 	if !vm.IsZero() {
 		r.PlacementRev = e.get(repl.Key{Kind: repl.KeyPlacement, ID: vm}.Path(), &r.Placement)
 	}

@@ -119,7 +119,9 @@ type Bias struct {
 	// Snapshots: the mean time between orders of the operator who takes and
 	// deletes them; 0 = as the seed draws.
 	Snapshots time.Duration
-	Rollbacks bool // he takes the volume back to one now and then
+	Clones    bool          // the volume is a clone
+	Flatten   time.Duration // then: the pause between extents of its flattening
+	Rollbacks bool          // he takes the volume back to one now and then
 	// Moves: the mean time between moves of segments; 0 = none.
 	Moves time.Duration
 }
@@ -153,6 +155,9 @@ func (b *Bias) apply(p *profile) {
 func (w *world) chaos() {
 	for _, n := range w.nodes {
 		n.start()
+	}
+	if !w.clones.prepare() {
+		return
 	}
 	w.manager.tick()
 	w.scheduleFault()
@@ -351,7 +356,7 @@ func (w *world) faultLateSuccessor() {
 	}
 	var old *guard
 	for _, o := range w.guards {
-		if o.run != now.run && o.claimed && o.lastOwn.Epoch > 0 {
+		if o.run != now.run && o.claimed && !o.parent && o.lastOwn.Epoch > 0 {
 			old = o
 		}
 	}

@@ -39,6 +39,7 @@ type guard struct {
 	fenced      bool
 	ghost       bool // see faultLateSuccessor
 	idle        bool // a maintenance writer: no guest
+	parent      bool // of the volume that the world's was cloned from
 	booted      bool // a guest of its run ran
 	buried      bool // its guest was seen dead, killed by the supervisor
 	lastBoot    ids.ID
@@ -58,6 +59,7 @@ func newGuard(w *world, n *node, run ids.ID, attempt uint64, alive bool) *guard 
 	g.core = writer.New(writer.Config{
 		Node: n.id, Run: run, Purpose: repl.PurposeVM, VM: w.vm, Attempt: attempt, Nonce: w.newID(),
 		Volumes: []ids.ID{w.volume}, SegmentBytes: segmentBytes, GuestAlive: alive, Mutations: w.opt.Mutations.Writer,
+		Timing: writer.Timing{FlattenPause: w.clones.pause},
 	})
 	w.guards = append(w.guards, g)
 	n.guards = append(n.guards, g)
@@ -101,6 +103,9 @@ func (g *guard) drainReady() {
 			g.effect(e)
 		}
 		for _, c := range done {
+			if g.parent {
+				continue
+			}
 			if c.Request.Token >= snapToken {
 				g.w.snaps.completed(c)
 			} else {
@@ -178,7 +183,11 @@ func (g *guard) effect(e writer.Effect) {
 			w.note("disk_replaced")
 		}
 	case writer.Snapshotted:
-		w.snaps.ended(g, e)
+		if g.parent {
+			w.clones.ended(g)
+		} else {
+			w.snaps.ended(g, e)
+		}
 	case writer.Fenced:
 		w.tracef("%s fenced by %v", g.name(), e.By.Node.Short())
 		w.note("fenced")
@@ -188,7 +197,9 @@ func (g *guard) effect(e writer.Effect) {
 		w.note("guest_invalid")
 		g.finish(false, true)
 	case writer.AskMove:
-		if !e.Over {
+		if g.parent && !e.Over {
+			g.later(writer.Command{Kind: writer.MoveRefused})
+		} else if !e.Over {
 			w.note("ask_move")
 			w.manager.askedToMove(g)
 		}
@@ -196,7 +207,7 @@ func (g *guard) effect(e writer.Effect) {
 		g.known, g.hasKnown = e.Records, true
 		own := e.Records.Volumes[0].Own
 		g.lastOwn = own
-		if !g.ghost {
+		if !g.ghost && !g.parent {
 			g.node.lastOwn, g.node.lastRecords = own, e.Records
 		}
 	case writer.Report:

@@ -132,6 +132,9 @@ func (w *world) play(s *Scenario) {
 	for _, n := range w.nodes {
 		n.start()
 	}
+	if !w.clones.prepare() {
+		return
+	}
 	w.manager.tick()
 	words := map[string]func([]string) error{}
 	for name, do := range scriptWords {
@@ -246,7 +249,7 @@ func (p *player) block(word string) (int, error) {
 // on picks the guard that stands for a word: the newest that runs on the node.
 func (p *player) guardOn(n *node) *guard {
 	for _, g := range slices.Backward(p.w.guards) {
-		if g.node == n {
+		if g.node == n && !g.parent {
 			return g
 		}
 	}

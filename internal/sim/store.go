@@ -26,7 +26,11 @@ func (w *world) readRecords(g *guard) {
 		if g.idle {
 			vm = ids.ID{}
 		}
-		g.step(writer.RecordsRead{Records: w.etcd.records(vm, []ids.ID{w.volume}, w.diskIdx)})
+		vol := w.volume
+		if g.parent {
+			vol = w.clones.parent
+		}
+		g.step(writer.RecordsRead{Records: w.etcd.records(vm, []ids.ID{vol}, w.diskIdx)})
 	})
 }
 
@@ -85,6 +89,12 @@ func (w *world) apply(t repl.Txn) (repl.Outcome, int64) {
 	out, rev := w.etcd.commit(t)
 	if out == repl.OutcomeCommitted {
 		for _, p := range t.Puts {
+			if w.clones.on && p.Key.ID == w.clones.parent {
+				if p.Cfg != nil {
+					w.clones.committed(p.Cfg)
+				}
+				continue
+			}
 			if p.Own != nil {
 				if p.Own.Epoch != was.Epoch {
 					w.note("claim_made")
@@ -97,6 +107,9 @@ func (w *world) apply(t repl.Txn) (repl.Outcome, int64) {
 			}
 			if p.Cfg != nil {
 				w.snaps.committed(p.Cfg)
+				if w.clones.on && p.Cfg.Parent.IsZero() {
+					w.note("independent")
+				}
 			}
 		}
 		w.judgeTaint()
@@ -109,7 +122,7 @@ func (w *world) apply(t repl.Txn) (repl.Outcome, int64) {
 func (w *world) noteSent(t repl.Txn) {
 	r := w.etcd.records(w.vm, []ids.ID{w.volume}, w.diskIdx)
 	for _, p := range t.Puts {
-		if p.Own == nil {
+		if p.Own == nil || p.Key.ID != w.volume {
 			continue
 		}
 		switch was := r.Volumes[0].Own; {

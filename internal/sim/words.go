@@ -59,6 +59,8 @@ func init() {
 		"bmc":        (*player).bmc,
 		"lie-sync":   (*player).lieSync,
 		"maintain":   (*player).maintain,
+		"clone":      func(*player, []string) error { return nil }, // see newClones
+		"parent":     (*player).parent,
 		"yield":      (*player).yield,
 	}
 }

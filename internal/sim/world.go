@@ -75,6 +75,7 @@ type world struct {
 	hot     []int
 	manager manager
 	snaps   *snapshots
+	clones  *clones
 	mover   *mover
 	net     network
 	profile profile
@@ -120,6 +121,7 @@ func newWorld(opt Options) *world {
 	w.oracle.mayBeStale = func() bool { return len(w.tainted) > 0 }
 	w.etcd.free = opt.Mutations.NoOwnCompare
 	w.profile = drawProfile(w)
+	w.clones = newClones(w)
 	w.net = newNetwork(w)
 	for i := range storageNodes + w.profile.compute {
 		w.nodes = append(w.nodes, newNode(w, i))

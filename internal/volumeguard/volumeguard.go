@@ -291,7 +291,7 @@ func (s *scrubWait) over(ctx context.Context, p *proc, st volume.Status) bool {
 
 func healthy(st volume.Status) bool {
 	for _, v := range st.Volumes {
-		if !v.Healthy || v.Healing > 0 || v.Rollback != 0 {
+		if !v.Healthy || v.Healing > 0 || v.Rollback != 0 || !v.Parent.IsZero() {
 			return false
 		}
 	}

@@ -72,6 +72,7 @@ func TestSnapshots(t *testing.T) {
 	snapEventually(t, time.Minute, "the disks report the snapshots' space", func() bool { return usedBytes(t) >= before+whole })
 	refused(t, 2, []string{"named once"}, "volume", "snapshot", "delete", "snap", "first")
 	snapEventually(t, 4*time.Minute, "three copies in sync", func() bool { return inSync(t, "snap") })
+	cloneOf(t, c, back)
 
 	must(t, time.Minute, "volume", "snapshot", "delete", "snap", "first", "--confirm", "first")
 	uri = serveOn(t, "n2", "snap", "--snapshot", "second")
@@ -85,6 +86,46 @@ func TestSnapshots(t *testing.T) {
 	shell(t, "nbdcopy", uri, back)
 	shell(t, "cmp", c, back)
 	must(t, time.Minute, "volume", "unserve", "snap")
+}
+
+// cloneOf makes a clone of volume snap, which holds image, reads it while it may read
+// its parent, and again when the parent's snapshot is gone.
+func cloneOf(t *testing.T, image, back string) {
+	t.Helper()
+	must(t, time.Minute, "volume", "snapshot", "create", "snap", "base")
+	must(t, time.Minute, "volume", "clone", "snap@base", "copy")
+	refused(t, 2, []string{"VOLUME@SNAPSHOT"}, "volume", "clone", "snap", "other")
+	refused(t, 3, []string{"not found"}, "volume", "clone", "snap@no", "other")
+	parent := func() string {
+		var v struct {
+			Status struct {
+				Parent string `json:"parent"`
+			} `json:"status"`
+		}
+		decode(t, must(t, time.Minute, "volume", "show", "copy", "-o", "json"), &v)
+		return v.Status.Parent
+	}
+	out, err := cli(time.Minute, "volume", "snapshot", "delete", "snap", "base", "--confirm", "base")
+	gone := err == nil
+	switch {
+	case gone && parent() != "":
+		t.Fatalf("the snapshot of a clone that needs it was deleted:\n%s", out)
+	case !gone && !strings.Contains(out, "still read it: copy"):
+		t.Fatalf("delete the snapshot of a clone: %v\n%s", err, out)
+	}
+	uri := serveOn(t, "n3", "copy")
+	shell(t, "nbdcopy", uri, back)
+	shell(t, "cmp", image, back)
+	snapEventually(t, 2*time.Minute, "the clone needs its parent no more", func() bool { return parent() == "" })
+	if !gone {
+		must(t, time.Minute, "volume", "snapshot", "delete", "snap", "base", "--confirm", "base")
+	}
+	must(t, time.Minute, "volume", "unserve", "copy")
+	uri = serveOn(t, "n2", "copy")
+	shell(t, "nbdcopy", uri, back)
+	shell(t, "cmp", image, back)
+	must(t, time.Minute, "volume", "unserve", "copy")
+	must(t, time.Minute, "volume", "delete", "copy", "--confirm", "copy")
 }
 
 // serveOn serves a volume on a node of the lab and returns the NBD address.

@@ -35,6 +35,8 @@ func (c *Core) Received(now clock.Instant, id Conn, m wire.Message) {
 		c.flush(now, cn, m)
 	case *wire.Read:
 		c.read(now, cn, m)
+	case *wire.SnapRead:
+		c.snapRead(now, cn, m)
 	case *wire.Heartbeat:
 		c.heartbeat(now, cn, m)
 	case *wire.Open:
@@ -266,8 +268,10 @@ func (c *Core) piggyback(h *handle, p wire.Piggyback) {
 	s.flushMark = p.FlushMark
 	s.disk.d.SetFlushMark(s.volume, p.FlushMark)
 	info, _ := s.disk.d.Volume(s.volume)
-	if t := info.Told; t.Epoch == h.promise.Epoch && len(t.Out) == 0 && t.Pending.IsZero() {
-		s.disk.d.ForgetTombstones(s.volume, p.FlushMark) // nobody is out who could bring deleted data back [I12]
+	if t := info.Told; t.Epoch == h.promise.Epoch && (t.Whole || c.o.Mutations.ForgetInClone && len(t.Out) == 0) {
+		// Nobody is out who could bring deleted data back [I12], and nothing lies below
+		// that would show instead.
+		s.disk.d.ForgetTombstones(s.volume, p.FlushMark)
 	}
 	s.disk.touched = true
 }

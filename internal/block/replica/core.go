@@ -54,6 +54,10 @@ type Mutations struct {
 
 	LiveSetByBlock bool // the live set of a sync does not tell objects apart
 
+	ForgetInClone    bool // tombstones of a clone are forgotten although its parent lies below
+	ShowDuringSync   bool // a copy that is being synced shows its snapshots to clones
+	ShowToOldReaders bool // a copy shows a snapshot to who chose it by an older record
+
 	DeadEndsLease     bool // nobody waits for the lease of a writer
 	ScrubOutlivesDisk bool // the pass over a disk that dies between two steps goes on for ever
 }
@@ -213,6 +217,7 @@ type slot struct {
 	reservedFor   uint64    // epoch
 	flushMark     repl.Mark // last told to the disk
 	damage        damage    // known and not repaired
+	syncs         uint32    // syncs that were begun: what was read across one proves nothing
 }
 
 // handle is a right to use a slot under a promise.

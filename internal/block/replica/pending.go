@@ -23,6 +23,7 @@ const (
 	pendProbe
 	pendDrop
 	pendScrub
+	pendSnap // SNAP_READ
 )
 
 // pending is a request that a disk has not completed.
@@ -40,7 +41,8 @@ type pending struct {
 	buf      []byte // pendRead, pendScrub
 	extent   uint64 // pendRead, pendAppend of a repair
 	block    int    // the same: the first one
-	object   uint32 // pendScrub, pendAppend of a repair: the snapshot that shows it
+	object   uint32 // pendScrub, pendSnap, pendAppend of a repair: the snapshot that shows it
+	syncs    uint32 // pendSnap: slot.syncs when it was asked
 	repair   bool   // pendAppend: a REPAIR
 }
 
@@ -120,6 +122,8 @@ func (c *Core) answer(now clock.Instant, p *pending, done *disk.Completion) {
 		c.send(p.conn, &wire.FlushAck{ReqID: p.reqID, Status: done.Status, Upto: p.mark.Wseq, Session: c.o.Session})
 	case pendRead:
 		c.readDone(p, done)
+	case pendSnap:
+		c.snapReadDone(p, done)
 	case pendTags:
 		c.send(p.conn, &wire.ExtTags{ReqID: p.reqID, Status: done.Status, Mark: done.Mark, Tags: done.Tags})
 	case pendConfig:

@@ -403,11 +403,18 @@ func (w *world) run(d *datadriven.TestData) string {
 	case "window":
 		w.send(guard, &wire.WindowReq{ReqID: req, Handle: h, From: repl.Mark{Epoch: uint64(a.num("epoch", 0)), Wseq: uint64(a.num("wseq", 0))}})
 	case "config":
-		w.send(guard, &wire.Config{ReqID: req, Handle: h, Told: wire.Told{Epoch: mark.Epoch, CfgVersion: uint32(a.num("version", 1)), Complete: a.has("complete")}})
+		var snaps []uint32
+		if n := a.num("snap", 0); n > 0 {
+			snaps = []uint32{uint32(n)}
+		}
+		w.send(guard, &wire.Config{ReqID: req, Handle: h, Told: wire.Told{Epoch: mark.Epoch, CfgVersion: uint32(a.num("version", 1)), Complete: a.has("complete"), Whole: a.has("whole"), Snaps: snaps}})
+	case "snap-read":
+		w.send(guard, &wire.SnapRead{ReqID: req, Volume: id("v"), Disk: id(a.str("disk", "d1")), Generation: repl.Generation{Cluster: uint32(a.num("of", 1)), Volume: 1},
+			CfgVersion: uint32(a.num("version", 1)), Snapshot: uint32(a.num("snap", 2)), Offset: int64(a.num("block", 0)) * repl.BlockBytes, Length: repl.BlockBytes})
 	case "release":
 		w.send(guard, &wire.Release{ReqID: req, Handle: h})
 	case "sync-begin":
-		w.send(guard, &wire.SyncBegin{ReqID: req, Handle: h})
+		w.send(guard, &wire.SyncBegin{ReqID: req, Handle: h, Partial: a.has("partial")})
 	case "sync-end":
 		w.send(guard, &wire.SyncEnd{ReqID: req, Handle: h})
 	case "sync":

@@ -44,7 +44,7 @@ func (h *handle) wrote(extent uint64, object uint32, block, count int) {
 
 // syncBegin opens a session. Begun again under the same handle it keeps its set:
 // no live write was missed in between, and each is newer than any sync data.
-func (c *Core) syncBegin(_ clock.Instant, cn *conn, m *wire.SyncBegin) {
+func (c *Core) syncBegin(now clock.Instant, cn *conn, m *wire.SyncBegin) {
 	h, st, _ := c.valid(cn, m.Handle)
 	if h != nil && h.live == nil {
 		h.live = &liveSet{objects: map[objectKey]*[repl.ExtentBlocks / 64]uint64{}}
@@ -53,6 +53,9 @@ func (c *Core) syncBegin(_ clock.Instant, cn *conn, m *wire.SyncBegin) {
 		// The tables that the writer is about to compare must not change by
 		// themselves.
 		h.slot.disk.d.ForbidMerge(h.slot.volume)
+		if !m.Partial && c.hideSnapshots(now, cn, h, m.ReqID) {
+			return
+		}
 	}
 	c.send(cn.id, &wire.SimpleAck{ReqID: m.ReqID, Status: st})
 }

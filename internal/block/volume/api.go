@@ -277,9 +277,13 @@ type VolumeStatus struct {
 	Healing      int           `json:"healing,omitempty"` // blocks that are being repaired
 	// Rollback is the number of the snapshot that the volume is being taken back
 	// to, while clients wait; 0: none.
-	Rollback uint32      `json:"rollback,omitempty"`
-	Lost     int         `json:"lost,omitempty"` // blocks found readable on no copy, and not written since
-	Scrub    ScrubStatus `json:"scrub"`
+	Rollback         uint32   `json:"rollback,omitempty"`
+	RollbackProgress Progress `json:"rollback_progress,omitzero"`
+	// Parent is what the volume was cloned from, as long as it reads there.
+	Parent  repl.Parent `json:"parent,omitzero"`
+	Flatten Progress    `json:"flatten,omitzero"` // how far it is copied
+	Lost    int         `json:"lost,omitempty"`   // blocks found readable on no copy, and not written since
+	Scrub   ScrubStatus `json:"scrub"`
 	// The client I/O since the volume was opened.
 	Reads      uint64 `json:"reads"`
 	Writes     uint64 `json:"writes"`
@@ -290,6 +294,20 @@ type VolumeStatus struct {
 	// long; HedgesWon those that it answered first.
 	Hedged    uint64 `json:"hedged,omitempty"`
 	HedgesWon uint64 `json:"hedges_won,omitempty"`
+}
+
+// Progress counts the steps of a job; Total 0: not known yet, or there is none.
+type Progress struct {
+	Done  int64 `json:"done"`
+	Total int64 `json:"total"`
+}
+
+// Percent is how far it is; never 100 before the end.
+func (p Progress) Percent() int {
+	if p.Total <= 0 {
+		return 0
+	}
+	return int(min(p.Done*100/p.Total, 99))
 }
 
 // ScrubStatus tells how the comparison of the copies goes on, or how the last one

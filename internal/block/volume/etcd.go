@@ -44,8 +44,8 @@ func (s *Set) readRecords(ctx context.Context) {
 		}
 		if !cached && s.clock.Now().Sub(begun) >= cachePatient {
 			if r, ok := s.loadCache(); ok {
+				// The core goes on without etcd, and wants its records as soon as it answers.
 				s.call(func() { s.recordsRead(writer.RecordsRead{Records: r, Cached: true}) })
-				return
 			}
 			cached = true
 		}

@@ -83,8 +83,49 @@ func (s *Set) records(ctx context.Context) (repl.Records, error) {
 			return out, err
 		}
 	}
-	out.Disks, err = s.diskNodes(ctx, out.Volumes)
+	if out.Parents, err = s.parents(ctx, out.Volumes); err != nil {
+		return out, err
+	}
+	out.Disks, err = s.diskNodes(ctx, slices.Concat(out.Volumes, out.Parents))
 	return out, err
+}
+
+// parents reads the records of the volumes that clones of the set read. What is not
+// there is left out: the clone's own data can be served without.
+func (s *Set) parents(ctx context.Context, vols []repl.VolumeRecord) ([]repl.VolumeRecord, error) {
+	var out []repl.VolumeRecord
+	for _, v := range vols {
+		id := v.Cfg.Parent.Volume
+		if id.IsZero() || slices.ContainsFunc(out, func(p repl.VolumeRecord) bool { return p.ID == id }) {
+			continue
+		}
+		var ops []clientv3.Op
+		for _, kind := range []repl.KeyKind{repl.KeyOwn, repl.KeyCfg, repl.KeySeg} {
+			ops = append(ops, clientv3.OpGet(repl.Key{Kind: kind, ID: id}.Path()))
+		}
+		resp, err := s.cfg.Etcd.Txn(ctx).Then(ops...).Commit()
+		if err != nil {
+			return nil, fmt.Errorf("read records of parent %s: %w", id, err)
+		}
+		p := repl.VolumeRecord{ID: id}
+		for i, into := range []struct {
+			rev *int64
+			v   any
+		}{{&p.OwnRev, &p.Own}, {&p.CfgRev, &p.Cfg}, {&p.SegRev, &p.Seg}} {
+			for _, kv := range resp.Responses[i].GetResponseRange().Kvs {
+				*into.rev = kv.ModRevision
+				if err := decodeRecord(string(kv.Key), kv.Value, into.v); err != nil {
+					return nil, err
+				}
+			}
+		}
+		if p.OwnRev == 0 || p.CfgRev == 0 || p.SegRev == 0 || p.Seg.Check() != nil {
+			s.log.Error("the parent of a clone has no records", "vol", v.ID, "parent", id)
+			continue
+		}
+		out = append(out, p)
+	}
+	return out, nil
 }
 
 func decodeRecord(key string, b []byte, into any) error {

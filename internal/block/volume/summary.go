@@ -11,7 +11,7 @@ import (
 
 // Summary is the status as the API shows it; who writes is the caller's to say.
 func (v VolumeStatus) Summary() model.VolumeStatus {
-	out := model.VolumeStatus{Health: model.Healthy, Copies: v.CopiesInSync, Epoch: v.Epoch, LostBlocks: v.Lost}
+	out := model.VolumeStatus{Health: model.Healthy, Copies: v.CopiesInSync, Epoch: v.Epoch, LostBlocks: v.Lost, RollbackPercent: v.RollbackProgress.Percent(), FlattenPercent: v.Flatten.Percent()}
 	for _, d := range v.Disks {
 		if d.InSync {
 			continue

@@ -205,7 +205,7 @@ func TestOtherProtocolIsRefused(t *testing.T) {
 	for {
 		select {
 		case e := <-s.Events():
-			if e.Kind == EventWaiting && strings.Contains(e.Text, "speaks none of the protocol versions 2 to 2") && strings.Contains(e.Text, "upgrade the node") {
+			if e.Kind == EventWaiting && strings.Contains(e.Text, "speaks none of the protocol versions 3 to 3") && strings.Contains(e.Text, "upgrade the node") {
 				return
 			}
 		case <-deadline:

@@ -281,6 +281,15 @@ func (*SyncBegin) kind() kind { return kindSyncBegin }
 func (m *SyncBegin) code(c *coder) {
 	c.hdrReq(&m.ReqID)
 	c.hdrHandle(&m.Handle)
+	flags := uint16(0)
+	if m.Partial {
+		flags = 1
+	}
+	swap(c, &flags, &c.h.flags)
+	if flags > 1 {
+		c.fail("type %d: flags %#x", c.h.kind, flags)
+	}
+	m.Partial = flags == 1
 }
 
 func (*SyncWrite) kind() kind { return kindSyncWrite }
@@ -361,5 +370,19 @@ func (m *Damage) code(c *coder) {
 			c.fail("damaged block %d after %d", b.Block, last)
 		}
 		last = int(b.Block)
+	}
+}
+
+func (*SnapRead) kind() kind { return kindSnapRead }
+func (m *SnapRead) code(c *coder) {
+	c.hdrReq(&m.ReqID)
+	c.hdrRange(&m.Offset, &m.Length)
+	c.id(&m.Volume)
+	c.id(&m.Disk)
+	c.generation(&m.Generation)
+	c.u32(&m.CfgVersion)
+	c.u32(&m.Snapshot)
+	if m.Snapshot == 0 {
+		c.fail("read of snapshot 0")
 	}
 }

@@ -95,6 +95,8 @@ func repair(m Message, rng *rand.Rand) {
 		}
 	case *Read:
 		m.Offset, m.Length = off, int64(blocks)*repl.BlockBytes
+	case *SnapRead:
+		m.Offset, m.Length, m.Snapshot = off, int64(blocks)*repl.BlockBytes, m.Snapshot|1
 	case *ReadReply:
 		m.Marks, m.Data = m.Marks[:min(1, len(m.Marks))], data(rng.IntN(3))
 		m.Bad = nil
@@ -243,6 +245,7 @@ func TestLimits(t *testing.T) {
 		"negative time":       &Heartbeat{Stalled: -1},
 		"huge reply":          &ReadReply{Data: make([]byte, repl.ExtentBytes+repl.BlockBytes)},
 		"body too long":       &ExtList{Entries: make([]ExtEntry, MaxBodyBytes/ExtEntryBytes+1)},
+		"no snapshot":         &SnapRead{Length: repl.BlockBytes},
 		"sync order":          &SyncWrite{Blocks: []SyncBlock{{Block: 2}, {Block: 1}}},
 		"sync without data":   &SyncWrite{Blocks: []SyncBlock{{Block: 2, Tag: Tag{1, 1}}}},
 		"repair out of range": &Repair{Block: repl.ExtentBlocks},
@@ -272,7 +275,7 @@ func TestVersions(t *testing.T) {
 	for _, c := range []struct {
 		min, max, want uint8
 		ok             bool
-	}{{2, 2, 2, true}, {1, 9, 2, true}, {3, 9, 2, false}, {1, 1, 2, false}, {0, 0, 0, false}, {3, 1, 1, false}} {
+	}{{3, 3, 3, true}, {1, 9, 3, true}, {4, 9, 3, false}, {1, 2, 3, false}, {0, 0, 0, false}, {4, 1, 1, false}} {
 		if v, ok := Negotiate(c.min, c.max); ok != c.ok || ok && v != c.want {
 			t.Errorf("Negotiate(%d, %d) = %d, %v", c.min, c.max, v, ok)
 		}

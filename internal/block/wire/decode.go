@@ -256,4 +256,5 @@ var constructors = [kindEnd]func() coded{
 	kindRepair:       func() coded { return new(Repair) },
 	kindRelease:      func() coded { return new(Release) },
 	kindDamage:       func() coded { return new(Damage) },
+	kindSnapRead:     func() coded { return new(SnapRead) },
 }

@@ -20,9 +20,10 @@ const (
 	MaxPayloadBytes = 32 << 20
 )
 
-// MinVersion is the oldest protocol that this build speaks. Version 1 was never
-// released: a writer that does not know snapshots must not open a volume.
-const MinVersion = 2
+// MinVersion is the oldest protocol that this build speaks. Versions 1 and 2 were
+// never released: a writer that does not know snapshots must not open a volume, and
+// a replica that does not know clones forgets what hides their parent.
+const MinVersion = 3
 
 // magic opens every header: "RSW1" in memory order.
 const magic = uint32('R') | uint32('S')<<8 | uint32('W')<<16 | uint32('1')<<24
@@ -85,6 +86,7 @@ const (
 	kindRepair
 	kindRelease
 	kindDamage
+	kindSnapRead
 	kindEnd // one past the last
 )
 

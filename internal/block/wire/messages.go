@@ -17,7 +17,8 @@ import (
 // ProtocolVersion is spoken by this build; HELLO negotiates the range.
 //
 // Version 2 has snapshots: the fields of Told and Read that speak of them.
-const ProtocolVersion = 2
+// Version 3 has clones: SnapRead, and SyncBegin.Partial.
+const ProtocolVersion = 3
 
 // Handle stands for (volume, disk, promise) after OPEN_ACK. A new promise and a
 // re-OPEN end all older handles of the volume on that disk.
@@ -266,6 +267,20 @@ type Read struct {
 	Object uint32 // Raw: the object; else the snapshot to be read, 0 = head
 }
 
+// SnapRead asks for blocks of a snapshot, without a promise: a snapshot never
+// changes. It is answered by ReadReply. Any status but OK and Unreadable: this copy
+// cannot show it, or not to a reader whose records are so old (StaleCfg).
+type SnapRead struct {
+	ReqID      uint64
+	Volume     ids.ID
+	Disk       ids.ID
+	Generation repl.Generation
+	CfgVersion uint32 // own's, in the record by which the reader chose the copy
+	Snapshot   uint32 // number, > 0
+	Offset     int64  // bytes from the start of the volume, block aligned
+	Length     int64  // it does not cross an extent
+}
+
 // Tag is the checksum and stamp of a block as stored. Stamp is the low half of
 // the write's wseq, and 0 only for a block without data. The zero Tag means
 // absent: older objects of the extent show through, then zeros.
@@ -400,10 +415,13 @@ type ExtTags struct {
 }
 
 // SyncBegin starts a sync session on a joining disk: from now on the replica
-// keeps the live set (extent, object, block) written by live writes.
+// keeps the live set (extent, object, block) written by live writes. Unless it is
+// Partial, the disk may not know yet that it is out, and shows no snapshot to clones
+// until the next CONFIG.
 type SyncBegin struct {
-	ReqID  uint64
-	Handle Handle
+	ReqID   uint64
+	Handle  Handle
+	Partial bool // it is in sync for other segments, and was told which it is given
 }
 
 // SyncBlock is one block of a SyncWrite.
@@ -488,3 +506,4 @@ func (*SimpleAck) isMessage()    {}
 func (*Repair) isMessage()       {}
 func (*Release) isMessage()      {}
 func (*Damage) isMessage()       {}
+func (*SnapRead) isMessage()     {}

@@ -46,6 +46,7 @@ type Timing struct {
 	ColdWait      time.Duration // 60 s: at takeover, for members not known to be cold, if only cold ones answered
 	RejoinBackoff time.Duration // 1 min: after the second exclusion of a disk within RejoinForget, doubled each time, at most 1 h
 	RejoinForget  time.Duration // 1 h
+	FlattenPause  time.Duration // 0: before each extent of a clone's flattening
 	SyncWindow    int           // 16: objects of a resync in flight while the guest is idle; else 4 at most
 }
 
@@ -101,6 +102,12 @@ type Mutations struct {
 	SnapshotWithoutDrain bool // the boundary waits neither for writes under way nor for a flush
 	RollbackServesEarly  bool // clients are served while a rollback is under way
 	RollbackWithoutFlush bool // a rollback is over before it is durable
+	FlattenOver          bool // flattening writes the parent's blocks where the guest writes
+	FlattenHeadOnly      bool // flattening copies only what the volume lacks as it is now, not what its snapshots lack
+	FlattenWithoutFlush  bool // a clone is flattened before that is durable
+	CloneWhole           bool // copies of a clone may merge and forget holes before it is flattened
+	ParentAnyMember      bool // copies of the parent that are out are read, too
+	DiscardSnapshots     bool // a copy that leaves a segment gives it back although snapshots exist
 	RawListFromBase      bool // resync compares only the objects above BASE, not all of their extents
 }
 
@@ -515,8 +522,17 @@ type VolumeHealth struct {
 	Lost              int   // blocks that were found readable on no copy, and not written since
 	Scrub             ScrubHealth
 	Rollback          uint32 // the snapshot that it is being taken back to; clients wait; 0: none
-	Members           []MemberHealth
+	// RollbackProgress is how far that is.
+	RollbackProgress Progress
+	// Parent is what the volume was cloned from, as long as it reads there.
+	Parent  repl.Parent
+	Flatten Progress // of that
+	Members []MemberHealth
 }
+
+// Progress counts the steps of a job; Total 0: it is not known yet, or there is
+// none.
+type Progress struct{ Done, Total int64 }
 
 // ScrubHealth tells how the comparison of the copies goes on, or how the last
 // one under this epoch went.

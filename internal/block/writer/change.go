@@ -20,6 +20,7 @@ const (
 	changeReplace
 	changeReserve  // a snapshot number
 	changeSnapshot // a snapshot exists, or does not any more
+	changeFlatten  // the volume needs its parent no more
 	changeRollback // the volume reads as the snapshot that it was to be taken back to
 )
 
@@ -419,6 +420,9 @@ func (v *volume) changed(ch *change) {
 	case changeSnapshot:
 		v.rec = ch.next
 		v.snap.done = true
+	case changeFlatten:
+		v.rec = ch.next
+		v.flattened()
 	case changeRollback:
 		v.rec = ch.next
 		v.rolledBack()
@@ -482,7 +486,7 @@ func (v *volume) toldNow() wire.Told {
 	if v.pending != nil && !v.c.mut.NoPending {
 		t.Pending = v.pending.disk
 	}
-	t.Whole = len(v.rec.Own.Out) == 0 && v.pending == nil
+	t.Whole = len(v.rec.Own.Out) == 0 && v.pending == nil && (!v.cloned() || v.c.mut.CloneWhole)
 	t.SnapSeq, t.Snaps = max(v.snap.seq, v.rec.Cfg.Snap.Next), v.snapNumbers()
 	return t
 }

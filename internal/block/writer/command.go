@@ -22,6 +22,10 @@ func (c *Core) received(n *node, msg wire.Message) {
 			}
 		}
 	case *wire.ReadReply:
+		if c.kindOf(a.ReqID) == slotParent {
+			c.parentReply(n, a)
+			return
+		}
 		c.readReply(n, a)
 	case *wire.FlushAck:
 		c.flushAck(n, a)
@@ -44,6 +48,10 @@ func (c *Core) received(n *node, msg wire.Message) {
 		}
 		c.syncAnswer(n, a.ReqID, a)
 	case *wire.ExtTags:
+		if c.kindOf(a.ReqID) == slotFlatten {
+			c.flattenTags(n, a)
+			return
+		}
 		if c.kindOf(a.ReqID) == slotScrub {
 			c.scrubTags(n, a)
 			return
@@ -306,7 +314,8 @@ func (c *Core) Health() Health {
 				vh.Inflight++
 			}
 		}
-		vh.Rollback = v.rec.Cfg.Rollback
+		vh.Rollback, vh.RollbackProgress = v.rec.Cfg.Rollback, v.roll.progress()
+		vh.Parent, vh.Flatten = v.rec.Cfg.Parent, v.flattenProgress()
 		vh.Scrub, vh.Healing, vh.Lost = v.scrubHealth(), v.healing(), len(v.lost)
 		for _, m := range v.members {
 			_, out := v.rec.Own.Out[m.disk]

@@ -126,6 +126,9 @@ func (j *syncJob) sendMark(i int) bool {
 // nothing there. It is sent once; a copy that is away keeps the space until the
 // volume leaves that disk.
 func (v *volume) discardMoved(fills []repl.Fill) {
+	if len(v.snapNumbers()) > 0 && !v.c.mut.DiscardSnapshots {
+		return // the writer of a clone may not know yet that they left
+	}
 	perSegment := v.c.cfg.SegmentBytes / repl.ExtentBytes
 	for _, f := range fills {
 		m := v.memberOf(f.Drop)

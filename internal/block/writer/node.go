@@ -66,6 +66,7 @@ func (c *Core) connUp(ev ConnUp) {
 	for _, m := range n.members {
 		m.linked()
 	}
+	c.parentLinked()
 }
 
 func (c *Core) connDown(ev ConnDown) {

@@ -41,6 +41,7 @@ type op struct {
 	arg      int       // opSync: index of the object
 	unlocked int       // opSync, mutation NoSyncLock: blocks to read without holding them
 	rc       bool      // a write of reconcile
+	under    bool      // a write of flattening: it goes to object 0
 	object   uint32    // a write: the number that it bears; a read: the snapshot, or the object of rc
 	rep      *readTask // reads with a history of unreadable copies, or of reconcile
 	v        *volume
@@ -58,8 +59,9 @@ type op struct {
 	targets []target
 	tbuf    [4]target
 
-	from   *member // a read: asked now
-	hedged bool    // a read: a second copy was asked, too
+	from   *member     // a read: asked now
+	hedged bool        // a read: a second copy was asked, too
+	par    *parentTask // a read of a clone: what it needs of the parent
 
 	prev, next   *op // inflight, zombies, blocked, reads, or the pool
 	lprev, lnext *op // the extent's queue

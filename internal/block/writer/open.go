@@ -37,6 +37,10 @@ func (v *volume) lostSlot(m *member, s slot) {
 	switch s.kind {
 	case slotRead:
 		v.readLost(s.op, m)
+	case slotFlatten:
+		v.flattenLost()
+	case slotParent:
+		v.parentLost(s.op)
 	case slotWrite:
 		s.op.unsent(m)
 	case slotWindow:

@@ -50,6 +50,7 @@ func (c *Core) recordsRead(ev RecordsRead) {
 		return
 	}
 	c.wake = true
+	c.parentsRead(ev)
 	if c.claim.txn != nil {
 		c.judgeClaim(ev.Records)
 		return

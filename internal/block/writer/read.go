@@ -265,6 +265,9 @@ func (v *volume) endRead(o *op, a *wire.ReadReply) {
 		v.reads.push(o)
 		return
 	}
+	if v.below(o, a) {
+		return
+	}
 	if len(v.lost) > 0 && o.object == 0 {
 		v.notLost(o.ext, o.block, o.count)
 	}

@@ -14,6 +14,9 @@ type requestState struct {
 	prev, next *Request
 	chain      *Request     // FLUSHes of one round
 	then       func(Result) // the request is the core's own
+	under      bool         // a write of flattening
+	away       bool         // of a read with below: nobody can be asked for it now
+	below      []bool       // of a read, if not nil: the blocks that came from the parent
 }
 
 type requestList struct{ head, tail *Request }
@@ -88,7 +91,7 @@ func (v *volume) begin(r *Request) {
 		at := r.Offset + off
 		n := min(repl.ExtentBytes-at%repl.ExtentBytes, r.Length-off)
 		o := c.newOp(kindOf(r.Op), v, at/repl.ExtentBytes, int(at%repl.ExtentBytes/repl.BlockBytes), int(n/repl.BlockBytes))
-		o.req, o.reqOff, o.fua, o.discard, o.object = r, off, r.FUA, r.Op == OpDiscard, r.Snap
+		o.req, o.reqOff, o.fua, o.discard, o.object, o.under = r, off, r.FUA, r.Op == OpDiscard, r.Snap, s.under
 		if r.Op == OpWrite {
 			o.data = r.Data[off : off+n : off+n]
 			o.crc = r.CRC[off/repl.BlockBytes : (off+n)/repl.BlockBytes]
@@ -115,7 +118,7 @@ func (v *volume) valid(r *Request) bool {
 		r.Length > v.rec.Cfg.SizeBytes-r.Offset {
 		return false
 	}
-	if r.Snap != 0 && (r.Op != OpRead || v.rec.Cfg.Snap.Find(r.Snap) == nil) {
+	if r.Snap != 0 && (r.Op != OpRead || v.rec.Cfg.Snap.Find(r.Snap) == nil && (r.state.then == nil || !v.shows(r.Snap))) {
 		return false
 	}
 	switch r.Op {

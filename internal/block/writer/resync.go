@@ -144,7 +144,7 @@ func (j *syncJob) opened() {
 		m.highAcked, m.flushed = 0, 0
 	}
 	j.joinWseq = v.wseq
-	v.c.send(m.node, &wire.SyncBegin{ReqID: j.slot(m, askBegin, 0), Handle: m.handle})
+	v.c.send(m.node, &wire.SyncBegin{ReqID: j.slot(m, askBegin, 0), Handle: m.handle, Partial: v.isPartial(m)})
 }
 
 func (j *syncJob) slot(m *member, ask int, object int) uint64 {

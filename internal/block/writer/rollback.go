@@ -162,11 +162,20 @@ func (v *volume) rollbackOn(j *rollbackJob) {
 	v.commitChange(&change{kind: changeRollback, txn: txn, next: next})
 }
 
+// progress counts pieces; those that are read or written now are not done.
+func (j *rollbackJob) progress() Progress {
+	if j == nil || !j.listed {
+		return Progress{}
+	}
+	total := int64(len(j.exts)) * (repl.ExtentBlocks / rollbackPiece)
+	return Progress{Done: max(0, j.next-int64(j.running)), Total: max(total, 1)}
+}
+
 // inner issues a request of the core's own; then runs when it is answered.
 func (v *volume) inner(r *Request, then func(Result)) {
 	r.Volume = v.index
 	v.c.reqSeq++
-	r.state = requestState{seq: v.c.reqSeq, then: then}
+	r.state = requestState{seq: v.c.reqSeq, then: then, under: r.state.under, below: r.state.below}
 	v.begin(r)
 }
 

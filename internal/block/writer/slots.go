@@ -22,6 +22,8 @@ const (
 	slotRelease
 	slotRollback // a list of extents
 	slotLate     // a read that another copy has answered
+	slotFlatten  // the tags of an extent
+	slotParent   // SNAP_READ; arg is the first block asked for, in the op
 	slotScrub    // a list (op nil) or a table of tags for a scrub
 )
 

@@ -118,15 +118,17 @@ type volume struct {
 
 	scrub             *scrubJob
 	roll              *rollbackJob
+	flat              *flattenJob
 	heals             healQueue
 	hedged, hedgesWon uint64 // reads asked of a second copy; those that it answered first
 
 	lost map[int64]bool // blocks that no copy can read, by number in the volume
 
-	rc    reconcile
-	snap  snapVolume
-	sick  bool // the sick-link rule holds a shrink back
-	dirty bool // something changed that settle must look at
+	parent parentView
+	rc     reconcile
+	snap   snapVolume
+	sick   bool // the sick-link rule holds a shrink back
+	dirty  bool // something changed that settle must look at
 }
 
 // configState is what members must hold durably.
@@ -270,6 +272,8 @@ func (v *volume) settle() {
 	v.settleSync()
 	v.settleScrub()
 	v.settleRollback()
+	v.settleParent()
+	v.settleFlatten()
 	v.settleHeals()
 	v.settleFlush()
 	v.settleRelease()
@@ -303,6 +307,8 @@ func (v *volume) deadlines(d *deadline) {
 	if j := v.roll; j != nil && !j.listed {
 		d.later(j.retryAt)
 	}
+	v.parentDeadlines(d)
+	v.flattenDeadlines(d)
 	v.flushDeadlines(d)
 	v.changeDeadlines(d)
 }

@@ -14,7 +14,7 @@ func (v *volume) startWrite(o *op) {
 	c := v.c
 	v.wseq++
 	o.wseq, o.began = v.wseq, c.now
-	if !o.rc { // a winner stays in its object
+	if !o.rc && (!o.under || c.mut.FlattenOver) { // a winner stays in its object
 		o.object = v.snap.seq
 	}
 	v.cumIssued += o.length()

@@ -146,6 +146,9 @@ type Cfg struct {
 	// Rollback is the number of the snapshot that the volume is being taken back
 	// to; 0: none. Whoever opens the volume finishes that before it serves.
 	Rollback uint32 `json:"rollback,omitempty"`
+	// Parent is where a block is read that this volume has nothing of, as long as the
+	// volume is a clone.
+	Parent Parent `json:"parent,omitzero"`
 	// Incompat has a bit for each feature without which the volume would be
 	// written wrongly. A writer that does not know one refuses the volume.
 	Incompat uint64 `json:"incompat,omitempty"`
@@ -189,7 +192,7 @@ func (s SnapContext) Numbers() []uint32 {
 
 // KnownFeatures are the bits of Cfg.Incompat that this build knows. A bit is
 // never given a second meaning; docs/formats/disk.md has the same rule for disks.
-const KnownFeatures = FeatureSnapshots | FeatureRollback | FeatureImport
+const KnownFeatures = FeatureSnapshots | FeatureRollback | FeatureClone | FeatureImport
 
 // The features.
 const (
@@ -198,7 +201,9 @@ const (
 	FeatureSnapshots uint64 = 1 << 0
 	// FeatureRollback: Rollback is set, and nobody may be served before it is not.
 	FeatureRollback uint64 = 1 << 1
-	// FeatureImport: Own.Import counts. Bit 2 is another's.
+	// FeatureClone: Parent is set, and what the copies have nothing of is read there.
+	FeatureClone uint64 = 1 << 2
+	// FeatureImport: Own.Import counts.
 	FeatureImport uint64 = 1 << 3
 )
 

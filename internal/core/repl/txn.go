@@ -27,6 +27,9 @@ type Records struct {
 	Placement    Placement
 	PlacementRev int64
 	Disks        []DiskNode // all disks named in any seg, sorted by Disk
+	// Parents are the volumes that clones among Volumes read, each once, in any order;
+	// read after Volumes. One that is missing was not found.
+	Parents []VolumeRecord
 }
 
 // Txn compares mod revisions and puts values; all or nothing.
@@ -50,6 +53,7 @@ const (
 	KeyCfg
 	KeySeg
 	KeyPlacement
+	KeyClones // of the parent; never in a Txn of a writer
 )
 
 // Path returns the etcd key.
@@ -61,6 +65,8 @@ func (k Key) Path() string {
 		return "/s/vol/" + k.ID.String() + "/cfg"
 	case KeySeg:
 		return "/s/vol/" + k.ID.String() + "/seg"
+	case KeyClones:
+		return "/s/vol/" + k.ID.String() + "/clones"
 	case KeyPlacement:
 		return "/s/vm/" + k.ID.String() + "/placement"
 	}

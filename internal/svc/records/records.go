@@ -4,6 +4,7 @@
 // transactions are in block/volume.
 //
 //	/s/vol/<id>/{own,cfg,seg}   package core/repl
+//	/s/vol/<id>/clones          repl.Clones
 //	/s/vm/<id>/placement        repl.Placement
 //	/s/disk/<id>                Disk
 //	/s/tomb/<id>                Tomb, for ever: identities are not used again
@@ -49,6 +50,9 @@ func CfgKey(vol ids.ID) string { return repl.Key{Kind: repl.KeyCfg, ID: vol}.Pat
 
 // SegKey is the placement of a volume's segments.
 func SegKey(vol ids.ID) string { return repl.Key{Kind: repl.KeySeg, ID: vol}.Path() }
+
+// ClonesKey lists the clones that read a volume's snapshots.
+func ClonesKey(vol ids.ID) string { return repl.Key{Kind: repl.KeyClones, ID: vol}.Path() }
 
 // PlacementKey says where a VM may run.
 func PlacementKey(vm ids.ID) string { return repl.Key{Kind: repl.KeyPlacement, ID: vm}.Path() }
@@ -138,8 +142,8 @@ func Volume(ctx context.Context, s *store.Store, vol ids.ID) (*repl.VolumeRecord
 func addVolumeKey(out map[ids.ID]*repl.VolumeRecord, key string, data []byte, rev int64) error {
 	idText, what, ok := strings.Cut(strings.TrimPrefix(key, VolumePrefix), "/")
 	id, err := ids.Parse(idText)
-	if !ok || err != nil {
-		return nil // another version's key
+	if !ok || err != nil || !slices.Contains([]string{"own", "cfg", "seg"}, what) {
+		return nil // another kind of record, or another version's
 	}
 	v := out[id]
 	if v == nil {

@@ -267,6 +267,15 @@ func (s *Service) StartDelete(ctx context.Context, ref string) (*model.Task, err
 	if err := s.checkStopped(ctx, vm); err != nil {
 		return nil, err
 	}
+	for _, id := range volumeIDs(vm) {
+		v, err := store.GetID[model.Volume](ctx, s.env.Store, id)
+		if err == nil {
+			err = s.volumes.CheckUncloned(ctx, "delete", v, 0)
+		}
+		if err != nil && !errors.Is(err, errs.NotFound) {
+			return nil, fmt.Errorf("delete vm %s: %w", vm.Name, err)
+		}
+	}
 	return s.env.Tasks.Start(ctx, "vm delete "+vm.Name, func(ctx context.Context, h *task.Handle) (string, error) {
 		// From here on it is not started again: a daemon that dies leaves a VM
 		// that can only be deleted.

@@ -230,6 +230,11 @@ func (s *Service) DeleteSnapshot(ctx context.Context, ref, name string) error {
 	if err != nil {
 		return err
 	}
+	for _, p := range n.parts {
+		if err := s.volumes.CheckUncloned(ctx, "delete snapshot of", p.vol, p.number); err != nil {
+			return fmt.Errorf("delete snapshot %s of vm %s: %w", name, vm.Name, err)
+		}
+	}
 	if err := s.deleteParts(ctx, n); err != nil {
 		return err
 	}

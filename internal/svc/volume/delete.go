@@ -32,6 +32,9 @@ func (s *Service) StartDelete(ctx context.Context, ref string) (*model.Task, err
 		return nil, errs.New(errs.Conflict, "delete volume %s: it holds image %s", v.Name, v.Spec.Image).
 			WithHint("`roseau image delete %s` takes it away", v.Spec.Image)
 	}
+	if err := s.CheckUncloned(ctx, "delete", v, 0); err != nil {
+		return nil, err
+	}
 	if st, err := s.WriterStatus(ctx, v.ID); err == nil && !final(st.Phase) && st.Purpose != "maintenance" {
 		return nil, errs.New(errs.Conflict, "delete volume %s: it is open for %s", v.Name, st.Purpose).
 			WithHint("end that first: `roseau volume unserve %s`", v.Name)
@@ -70,6 +73,9 @@ func (s *Service) Delete(ctx context.Context, id ids.ID) error {
 		}
 		tx := store.NewTx()
 		store.TxDelete(tx, v)
+		if err := s.txDeleteCloned(ctx, tx, v, rec); err != nil {
+			return err
+		}
 		if rec != nil {
 			tomb := records.Tomb{Volume: id, State: string(repl.VolumeDeleting), Pool: rec.Cfg.Pool, Disks: rec.Seg.Disks, Deleted: s.env.Clock.Wall().UTC()}
 			tx.If(records.OwnKey(id), rec.OwnRev).If(records.SegKey(id), rec.SegRev)

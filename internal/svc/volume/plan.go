@@ -28,6 +28,7 @@ type repair struct {
 	replace []volumectl.Replace // empty: bring back what is out
 	stuck   string              // why some copy is not rebuilt, and what to do
 	copies  int                 // in sync, of the worst segment
+	flatten bool                // nothing is lost: a clone is to be made independent of its parent
 	moves   bool                // nothing is lost: it evens the disks, or empties one
 }
 
@@ -62,7 +63,8 @@ func plan(w *world) []repair {
 		for d, o := range v.Own.Out {
 			back = back || usable[d] && o.Reason != repl.OutGivenUp // which never joins
 		}
-		if len(r.replace) > 0 || back || r.stuck != "" {
+		r.flatten = !v.Cfg.Parent.IsZero() && len(r.replace) == 0 && !back && r.stuck == ""
+		if len(r.replace) > 0 || back || r.stuck != "" || r.flatten {
 			out = append(out, r)
 		}
 		busy[v.Cfg.Pool] = busy[v.Cfg.Pool] || len(v.Own.Out) > 0 || len(r.replace) > 0

@@ -117,15 +117,25 @@ func (p *planner) round(ctx context.Context) error {
 	p.alarm(ctx, list)
 	p.watermarks(view)
 	rebuilds, moves := running(view)
-	started := maintained(view, alive)
+	started, flattening := maintained(view, alive)
 	var all error
 	for _, r := range admit(list, rebuilds, moves) {
 		key, now := r.key(), p.s.env.Clock.Now()
 		if t, ok := p.asked[key]; ok && now.Sub(t) < askAgain {
 			continue
 		}
-		maintenance, err := p.do(ctx, w, r, started < maxMaintenance || r.copies <= 1)
-		if maintenance {
+		mayStart := started < maxMaintenance || r.copies <= 1
+		if r.flatten { // a clone only has to be copied: repairs come first
+			others := started + flattening
+			if _, up := alive[r.vol.Own.Node]; up && r.vol.Own.Purpose == repl.PurposeMaintenance {
+				others-- // itself: its writer may be dead
+			}
+			mayStart = others < maxMaintenance
+		}
+		maintenance, err := p.do(ctx, w, r, mayStart)
+		if maintenance && r.flatten {
+			flattening++
+		} else if maintenance {
 			started++
 		}
 		if errs.Kind(err) != errs.Conflict { // it only comes too early
@@ -229,15 +239,20 @@ func (p *planner) watermarks(view *pool.View) {
 	}
 }
 
-// maintained counts the maintenance writers that are at work.
-func maintained(view *pool.View, alive map[ids.ID]store.Session) int {
-	n := 0
+// maintained counts the maintenance writers that are at work: those that repair, and
+// those that only flatten a clone.
+func maintained(view *pool.View, alive map[ids.ID]store.Session) (repairing, flattening int) {
 	for _, v := range view.Volumes {
-		if _, up := alive[v.Own.Node]; up && v.Own.Purpose == repl.PurposeMaintenance && len(v.Own.Out) > 0 {
-			n++
+		if _, up := alive[v.Own.Node]; !up || v.Own.Purpose != repl.PurposeMaintenance {
+			continue
+		}
+		if len(v.Own.Out) > 0 {
+			repairing++
+		} else if !v.Cfg.Parent.IsZero() {
+			flattening++
 		}
 	}
-	return n
+	return repairing, flattening
 }
 
 // do asks the volume's writer, or opens a maintenance writer.

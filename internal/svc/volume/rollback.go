@@ -83,7 +83,15 @@ func (s *Service) Rollback(ctx context.Context, h *task.Handle, vm ids.ID, list 
 			if errors.Is(err, errs.NotFound) {
 				return false, errs.New(errs.NotFound, "roll back volume %s: it was deleted meanwhile", r.Volume.Name)
 			}
-			return err == nil && rec.Cfg.Rollback == 0, nil
+			if err != nil || rec.Cfg.Rollback == 0 {
+				return err == nil, nil
+			}
+			actx, cancel := context.WithTimeout(ctx, askProgress)
+			defer cancel()
+			if st, err := s.WriterStatus(actx, r.Volume.ID); err == nil && !final(st.Phase) {
+				h.Progress(int64(st.State.RollbackPercent), 100, "percent")
+			}
+			return false, nil
 		})
 		if err != nil {
 			return fmt.Errorf("roll back volume %s: %w", r.Volume.Name, err)

@@ -62,6 +62,12 @@ func (s *Service) snapshotRoutes(r *api.Router) {
 	huma.Register(r, api.Op("delete-snapshot", "DELETE", "/v1/volumes/{ref}/snapshots/{snapshot}", "Delete a snapshot; its space comes back in the background"), func(ctx context.Context, in *SnapshotRef) (*struct{}, error) {
 		return nil, s.DeleteSnapshot(ctx, in.Ref, in.Snapshot)
 	})
+	huma.Register(r, api.Op("clone-snapshot", "POST", "/v1/volumes/{ref}/snapshots/{snapshot}/clone", "Make a volume that begins as a snapshot; nothing is copied first"), func(ctx context.Context, in *struct {
+		SnapshotRef
+		Body CloneRequest
+	}) (*api.AcceptTask, error) {
+		return api.Accepted(s.StartClone(ctx, in.Ref, in.Snapshot, in.Body))
+	})
 	huma.Register(r, api.Op("rollback-snapshot", "POST", "/v1/volumes/{ref}/snapshots/{snapshot}/rollback", "Take a volume that nobody uses back to a snapshot; what was written since is lost"), func(ctx context.Context, in *SnapshotRef) (*api.AcceptTask, error) {
 		return api.Accepted(s.StartRollback(ctx, in.Ref, in.Snapshot))
 	})
@@ -152,6 +158,11 @@ func (s *Service) OrderSnapshot(ctx context.Context, v *model.Volume, o repl.Sna
 	rec, err := records.Volume(ctx, s.env.Store, v.ID)
 	if err != nil {
 		return err
+	}
+	if o.Delete != 0 {
+		if err := s.leaveSnapshot(ctx, v, o.Delete); err != nil {
+			return err
+		}
 	}
 	if !rec.Cfg.VM.IsZero() {
 		p, err := records.Placement(ctx, s.env.Store, rec.Cfg.VM)

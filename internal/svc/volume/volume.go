@@ -133,11 +133,16 @@ func (s *Service) List(ctx context.Context) ([]Info, error) {
 	if err != nil {
 		return nil, err
 	}
+	volumeNames := map[ids.ID]string{}
+	for _, v := range vols {
+		volumeNames[v.ID] = v.Name
+	}
 	out := make([]Info, 0, len(vols))
 	for _, v := range vols {
 		i := Info{Volume: *v}
 		if r := recs[v.ID]; r != nil {
 			i.Status = records.Health(r, names, up)
+			i.Status.Parent = parentName(r, recs, volumeNames)
 			mergeLive(&i.Status, live[v.ID])
 			i.Segments = len(r.Seg.Map)
 			i.Copies = copies(r, names)
@@ -151,6 +156,12 @@ func (s *Service) List(ctx context.Context) ([]Info, error) {
 func mergeLive(st *model.VolumeStatus, live *model.VolumeStatus) {
 	if live != nil {
 		st.LostBlocks = live.LostBlocks
+		if st.Parent != "" {
+			st.FlattenPercent = live.FlattenPercent
+		}
+		if st.RollingBack != "" {
+			st.RollbackPercent = live.RollbackPercent
+		}
 	}
 	if live == nil || live.SyncTotal == 0 || st.Health == model.Waiting || len(st.Out) == 0 {
 		return
@@ -165,11 +176,12 @@ func mergeLive(st *model.VolumeStatus, live *model.VolumeStatus) {
 const askProgress = time.Second
 
 // liveStatus collects what guards report of the volumes that they write, and what
-// maintenance writers, of which there are few, say when they are asked.
+// other writers that are at work, of which there are few, say when they are asked.
 func (s *Service) liveStatus(ctx context.Context, vols map[ids.ID]*repl.VolumeRecord) (map[ids.ID]*model.VolumeStatus, error) {
 	out := map[ids.ID]*model.VolumeStatus{}
 	for id, v := range vols {
-		if v.Own.Purpose != repl.PurposeMaintenance || len(v.Own.Out) == 0 {
+		syncing := v.Own.Purpose == repl.PurposeMaintenance && len(v.Own.Out) > 0
+		if v.Own.Purpose == repl.PurposeVM || !syncing && v.Cfg.Parent.IsZero() && v.Cfg.Rollback == 0 {
 			continue
 		}
 		actx, cancel := context.WithTimeout(ctx, askProgress)
@@ -296,6 +308,8 @@ func (s *Service) Check(ctx context.Context, v *model.Volume) error {
 type Owner struct {
 	VM     ids.ID // zero: nobody's
 	Prefer ids.ID // node that should have a copy of all of it; zero: none
+
+	clone *cloneOf // nil: an empty volume
 }
 
 // Create makes a volume: the object and its records in one transaction.
@@ -326,6 +340,10 @@ func (s *Service) Create(ctx context.Context, v *model.Volume, o Owner) (*model.
 	seg := compact(disks, rows)
 	cfg := repl.Cfg{SizeBytes: int64(v.Spec.Size), Copies: p.Spec.Copies, MinISR: p.Spec.MinISR, State: repl.VolumeLive, Pool: p.ID, VM: o.VM}
 	tx := store.NewTx()
+	if c := o.clone; c != nil {
+		cfg = repl.CloneCfg(cfg, c.parent)
+		tx.If(records.CfgKey(c.parent.Volume), c.cfgRev).If(records.ClonesKey(c.parent.Volume), c.rev).Put(records.ClonesKey(c.parent.Volume), c.next)
+	}
 	if err := store.TxCreate(tx, s.env.Store, v); err != nil {
 		return nil, err
 	}
