@@ -23,6 +23,7 @@ const (
 	pendProbe
 	pendDrop
 	pendScrub
+	pendPlaces
 )
 
 // pending is a request that a disk has not completed.
@@ -36,7 +37,7 @@ type pending struct {
 	guard    *guard     // pendOpen
 	open     *wire.Open // pendOpen
 	mark     repl.Mark
-	volume   ids.ID // pendDrop
+	volume   ids.ID // pendDrop, pendPlaces
 	buf      []byte // pendRead, pendScrub
 	extent   uint64 // pendRead, pendAppend of a repair
 	block    int    // the same: the first one
@@ -133,6 +134,8 @@ func (c *Core) answer(now clock.Instant, p *pending, done *disk.Completion) {
 		}
 	case pendScrub:
 		c.scrubDone(now, p, done)
+	case pendPlaces:
+		c.out.Events = append(c.out.Events, Event{Kind: PlacesDone, Disk: p.disk.id, Volume: p.volume, Token: p.reqID, Status: done.Status, Places: done.Places})
 	case pendDrop:
 		c.out.Events = append(c.out.Events, Event{Kind: DropDone, Disk: p.disk.id, Volume: p.volume, Token: p.reqID, Status: done.Status})
 	}

@@ -5,6 +5,7 @@ import (
 
 	"roseau/internal/base/clock"
 	"roseau/internal/base/ids"
+	"roseau/internal/block/place"
 	"roseau/internal/block/wire"
 	"roseau/internal/core/repl"
 )
@@ -25,6 +26,9 @@ type Config struct {
 	// Run exists, so copies that forgot acked writes cannot be accepted [S6].
 	GuestAlive bool
 
+	// Direct: the shell can read disks of this node by itself (DirectRead).
+	Direct bool
+
 	Timing    Timing
 	Mutations Mutations // zero = correct
 }
@@ -42,6 +46,8 @@ type Timing struct {
 	ColdWait      time.Duration // 60 s: at takeover, for members not known to be cold, if only cold ones answered
 	RejoinBackoff time.Duration // 1 min: after the second exclusion of a disk within RejoinForget, doubled each time, at most 1 h
 	RejoinForget  time.Duration // 1 h
+	PlacesAgain   time.Duration // 1 s between two maps of an extent, see DirectRead
+	PlacesMisses  int           // 8 reads that a map does not serve until a new one is asked for
 	SyncWindow    int           // 4: chunks of a resync in flight
 }
 
@@ -81,6 +87,10 @@ type Mutations struct {
 	ResyncMixedSources     bool // a join takes objects of one extent from several copies
 	LostAsAbsent           bool // a join makes a block that no copy can read absent
 	KeepSyncOnReplace      bool // a disk that is given more segments goes on joining as it was
+
+	DirectUntouched bool // a block is read in place although it was written since its map
+	DirectUnleased  bool // a block that was read in place is answered without a lease
+	DirectKeepsMaps bool // maps outlive the connection and the membership of their copy
 
 	SnapshotNumberReused bool // a number that a failed attempt left is used again
 	SnapshotWithoutOwn   bool // the snapshot's transaction does not compare own
@@ -161,6 +171,21 @@ type (
 		Outcome  repl.Outcome
 		Revision int64
 	}
+	// DirectDone answers DirectRead. OK: every block was read, has its checksum, and
+	// Read.Valid said so after the read; Data has them, and is the core's.
+	DirectDone struct {
+		ID   uint64
+		OK   bool
+		Data []byte
+	}
+	// PlacesKnown answers WantPlaces. Map nil: not known now. Off: disks are not to
+	// be read by this process.
+	PlacesKnown struct {
+		Serial uint64
+		Extent int64
+		Map    *place.Map
+		Off    bool
+	}
 	// Command is an order of the shell.
 	Command struct {
 		Kind  CommandKind
@@ -183,6 +208,8 @@ func (Liveness) isEvent()    {}
 func (RecordsRead) isEvent() {}
 func (TxnDone) isEvent()     {}
 func (Command) isEvent()     {}
+func (*DirectDone) isEvent() {}
+func (PlacesKnown) isEvent() {}
 func (*Request) isEvent()    {}
 
 // CommandKind names a command.
@@ -274,6 +301,7 @@ type Ready struct {
 	Sends   []Send
 	Done    []Completion
 	Effects []Effect
+	Reads   []DirectRead
 }
 
 // Send puts a message at the end of the queue of a node's connection;
@@ -360,6 +388,14 @@ type (
 		OK      bool
 		Text    string
 	}
+	// WantPlaces: ask the storage process of this node where the blocks of an extent
+	// stand on a disk: PlacesKnown.
+	WantPlaces struct {
+		Serial uint64
+		Disk   ids.ID
+		Volume ids.ID
+		Extent int64
+	}
 	// Fenced is final: another promise ended this epoch. The shell decides by
 	// run and node of By what becomes of the guest.
 	Fenced struct {
@@ -412,6 +448,7 @@ func (GuestInvalid) isEffect() {}
 func (AskMove) isEffect()      {}
 func (RecordsKnown) isEffect() {}
 func (Report) isEffect()       {}
+func (WantPlaces) isEffect()   {}
 func (Evidence) isEffect()     {}
 
 // ClaimOutcome is what is known of a claim.

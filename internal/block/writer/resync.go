@@ -141,6 +141,7 @@ func (j *syncJob) opened() {
 		m.highAcked, m.flushed = 0, 0
 	}
 	j.joinWseq = v.wseq
+	m.dropPlaces()
 	v.c.send(m.node, &wire.SyncBegin{ReqID: j.slot(m, askBegin, 0), Handle: m.handle})
 }
 

@@ -21,6 +21,7 @@ const (
 	slotRepair
 	slotRelease
 	slotRollback // a list of extents
+	slotDirect   // not a message: a read by the shell
 	slotScrub    // a list (op nil) or a table of tags for a scrub
 )
 
