@@ -281,11 +281,13 @@ type VolumeStatus struct {
 	Lost     int         `json:"lost,omitempty"` // blocks found readable on no copy, and not written since
 	Scrub    ScrubStatus `json:"scrub"`
 	// The client I/O since the volume was opened.
-	Reads      uint64 `json:"reads"`
-	Writes     uint64 `json:"writes"`
-	Flushes    uint64 `json:"flushes"`
-	ReadBytes  uint64 `json:"read_bytes"`
-	WriteBytes uint64 `json:"write_bytes"`
+	Reads uint64 `json:"reads"`
+	// ReadsDirect are parts of reads that this process read from a local disk by itself.
+	ReadsDirect uint64 `json:"reads_direct"`
+	Writes      uint64 `json:"writes"`
+	Flushes     uint64 `json:"flushes"`
+	ReadBytes   uint64 `json:"read_bytes"`
+	WriteBytes  uint64 `json:"write_bytes"`
 }
 
 // ScrubStatus tells how the comparison of the copies goes on, or how the last one

@@ -154,7 +154,7 @@ func (s *Set) publish() {
 	for i, v := range h.Volumes {
 		d := s.vols[i]
 		vs := VolumeStatus{Volume: v.Volume, SizeBytes: v.SizeBytes, Epoch: v.Own.Epoch, Inc: v.Own.Inc, Nonce: v.Own.Nonce,
-			Healthy: true, Stalled: v.Stalled, Waiting: v.Inflight, Healing: v.Healing, Lost: v.Lost, Rollback: v.Rollback, Scrub: ScrubStatus(v.Scrub), Reads: d.reads.Load(), Writes: d.writes.Load(),
+			Healthy: true, Stalled: v.Stalled, Waiting: v.Inflight, Healing: v.Healing, Lost: v.Lost, Rollback: v.Rollback, Scrub: ScrubStatus(v.Scrub), Reads: d.reads.Load(), ReadsDirect: d.readsDirect.Load(), Writes: d.writes.Load(),
 			Flushes: d.flushes.Load(), ReadBytes: d.readBytes.Load(), WriteBytes: d.writeBytes.Load()}
 		for _, m := range v.Members {
 			vs.Disks = append(vs.Disks, DiskStatus{Disk: m.Disk, Node: m.Node, InSync: m.InSync, Connected: m.Connected,

@@ -95,7 +95,7 @@ func (v *volume) readDirect(o *op, m *member) bool {
 	if p.m != nil && !p.isTouched(o.block, o.count) {
 		if r, ok := p.m.Find(o.block, o.count); ok {
 			o.from = m
-			c.out.Reads = append(c.out.Reads, DirectRead{ID: c.newSlot(slotDirect, m, o, 0), Disk: m.disk, Read: r})
+			c.out.Reads = append(c.out.Reads, DirectRead{ID: c.newSlot(slotDirect, m, o, 0), Volume: v.index, Disk: m.disk, Read: r})
 			return true
 		}
 	}
@@ -228,7 +228,8 @@ func (c *Core) directDone(ev DirectDone) {
 
 // DirectRead asks the shell to read blocks of a local disk: DirectDone.
 type DirectRead struct {
-	ID   uint64
-	Disk ids.ID
-	Read place.Read
+	ID     uint64
+	Volume int // index in Config.Volumes
+	Disk   ids.ID
+	Read   place.Read
 }

@@ -127,28 +127,42 @@ type ringParams struct {
 // has ended, on a goroutine of the ring; the slice is valid during the call.
 // Unavailable: the kernel refuses io_uring, or f is not a plain disk.
 func NewRing(f File, done func([]RingResult)) (*Ring, error) {
-	d, ok := f.(*direct)
-	if !ok {
-		return nil, errs.New(errs.Unavailable, "open ring: not a plain disk")
+	r, _, err := setupRing(f, done)
+	if err != nil {
+		return nil, err
 	}
-	p := ringParams{flags: ringSetupClamp}
-	fd, _, e := unix.Syscall(unix.SYS_IO_URING_SETUP, ringSlots, uintptr(unsafe.Pointer(&p)), 0)
-	if e != 0 {
-		return nil, errs.New(errs.Unavailable, "open ring for %s: %w", d.path, e)
-	}
-	r := &Ring{disk: d, done: done, fd: int(fd), ended: make(chan struct{})}
-	if err := r.init(&p); err != nil {
+	if err := r.poll(); err != nil {
 		r.unmap()
 		unix.Close(r.fd)
-		return nil, fmt.Errorf("open ring for %s: %w", d.path, err)
+		return nil, fmt.Errorf("open ring for %s: %w", r.disk.path, err)
 	}
-	if err := d.acquire(); err != nil {
+	if err := r.disk.acquire(); err != nil {
 		r.unmap()
 		r.file.Close()
 		return nil, err
 	}
 	go r.reap()
 	return r, nil
+}
+
+// setupRing makes a ring that nobody waits on yet.
+func setupRing(f File, done func([]RingResult)) (*Ring, *ringParams, error) {
+	d, ok := f.(*direct)
+	if !ok {
+		return nil, nil, errs.New(errs.Unavailable, "open ring: not a plain disk")
+	}
+	p := &ringParams{flags: ringSetupClamp}
+	fd, _, e := unix.Syscall(unix.SYS_IO_URING_SETUP, ringSlots, uintptr(unsafe.Pointer(p)), 0)
+	if e != 0 {
+		return nil, nil, errs.New(errs.Unavailable, "open ring for %s: %w", d.path, e)
+	}
+	r := &Ring{disk: d, done: done, fd: int(fd), ended: make(chan struct{})}
+	if err := r.init(p); err != nil {
+		r.unmap()
+		unix.Close(r.fd)
+		return nil, nil, fmt.Errorf("open ring for %s: %w", d.path, err)
+	}
+	return r, p, nil
 }
 
 func (r *Ring) init(p *ringParams) error {
@@ -180,6 +194,11 @@ func (r *Ring) init(p *ringParams) error {
 	for i := range uint32(ringSlots) {
 		r.free = append(r.free, ringSlots-1-i)
 	}
+	return nil
+}
+
+// poll lets the poller watch the ring.
+func (r *Ring) poll() error {
 	if err := unix.SetNonblock(r.fd, true); err != nil {
 		return err
 	}
