@@ -58,12 +58,15 @@ e2e: setup build ## clusters of daemons, then the lab, under go test
 soak: setup build ## random faults on a lab with a database for MINUTES (restartable: goes on after the last round)
 	@scripts/soak.sh soak --database --minutes $(MINUTES)
 
-faults: setup build ## RUNS rounds of random faults, and as many of the control plane alone (restartable)
-	@scripts/soak.sh faults --rounds $(RUNS)
-	@scripts/soak.sh control-faults --rounds $(RUNS) --control-plane-only
+faults: setup build ## RUNS rounds of random faults, and as many of the control plane alone (restartable; MINUTES=3 each at most)
+	@scripts/soak.sh faults --rounds $(RUNS) $(if $(filter-out file,$(origin MINUTES)),--minutes $(MINUTES))
+	@scripts/soak.sh control-faults --rounds $(RUNS) --control-plane-only $(if $(filter-out file,$(origin MINUTES)),--minutes $(MINUTES))
 
 migrations: setup build ## live migrations through every pair of nodes: make migrations RUNS=20 (restartable, WITHIN=3m)
-	RUNS=$(RUNS) WITHIN=$(or $(WITHIN),0) scripts/migrations.sh
+	RUNS=$(RUNS) WITHIN=$(or $(WITHIN),0) scripts/repeat.sh migrations --all-pairs
+
+failovers: setup build ## power cuts of a VM's node, RUNS of them and half as many of the leader's: make failovers RUNS=20 (restartable, WITHIN=3m)
+	RUNS=$(RUNS) WITHIN=$(or $(WITHIN),0) scripts/repeat.sh failovers
 
 bench: setup build ## raw file, qemu-nbd, QEMU quorum and a Roseau volume, in one run
 	@scripts/bench.sh

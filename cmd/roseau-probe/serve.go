@@ -28,6 +28,7 @@ type guest struct {
 	st        probe.Status
 	recorders map[net.Conn]struct{}
 	load      chan struct{} // closed to stop the running load; nil when none runs
+	loadOver  chan struct{} // closed when the last load has ended; nil: there was none
 }
 
 func newGuest(c probe.Config, disk *os.File, boot string) *guest {
@@ -52,6 +53,7 @@ func (g *guest) serve() error {
 	mux.HandleFunc("POST /load", g.handleLoad)
 	mux.HandleFunc("POST /fill", g.handleFill)
 	mux.HandleFunc("GET /log", g.handleLog)
+	mux.HandleFunc("POST /forge", g.handleForge)
 	if err := startDatabase(mux); err != nil {
 		return err
 	}
@@ -150,7 +152,44 @@ func (g *guest) handleLoad(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	g.load, g.st.Load = make(chan struct{}), true
-	go g.runLoad(g.load, max(from, 1), time.Duration(pause)*time.Microsecond)
+	before, over := g.loadOver, make(chan struct{})
+	g.loadOver = over
+	go func(stop chan struct{}) {
+		defer close(over)
+		if before != nil {
+			<-before // its write may be under way
+		}
+		seq, err := g.firstSeq(max(from, 1))
+		if err != nil {
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			g.st.IOErrors, g.st.LastError, g.st.Load = g.st.IOErrors+1, fmt.Sprintf("read the log region: %v", err), false
+			return
+		}
+		g.runLoad(stop, seq, time.Duration(pause)*time.Microsecond)
+	}(g.load)
+}
+
+// firstSeq is where a load begins: at from, but for the first one of a boot above
+// every number on the disk. A guest of before may have written what nobody heard
+// of; whoever writes such a number from now on is not this guest.
+func (g *guest) firstSeq(from uint64) (uint64, error) {
+	g.mu.Lock()
+	began := g.st.First > 0
+	g.mu.Unlock()
+	if began {
+		return from, nil
+	}
+	err := g.eachSlot(func(_ uint32, b []byte, err error) error {
+		if err == nil {
+			from = max(from, probe.PeekSeq(b, g.config.Seed)+1)
+		}
+		return err
+	})
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.st.First = from
+	return from, err
 }
 
 // runLoad writes block after block, each with a flush of its own, and
@@ -158,6 +197,7 @@ func (g *guest) handleLoad(w http.ResponseWriter, r *http.Request) {
 // give any.
 func (g *guest) runLoad(stop chan struct{}, seq uint64, pause time.Duration) {
 	buf := alignedBuffer(probe.BlockBytes)
+	boot, _ := strconv.ParseUint(g.st.Boot, 16, 64) // set once, of 16 digits
 	for ; ; seq++ {
 		select {
 		case <-stop:
@@ -165,7 +205,7 @@ func (g *guest) runLoad(stop chan struct{}, seq uint64, pause time.Duration) {
 		default:
 		}
 		slot := probe.Slot(seq)
-		probe.EncodeBlock(buf, g.config.Seed, seq, slot)
+		probe.EncodeBlock(buf, g.config.Seed, seq, slot, boot)
 		g.mu.Lock()
 		g.st.Seq = seq
 		g.mu.Unlock()
@@ -245,28 +285,60 @@ func (g *guest) runFill(chunks int, verify bool) {
 	g.mu.Unlock()
 }
 
+// handleForge writes the block of number ?seq as another guest would: whoever
+// compares the log with this guest must see it.
+func (g *guest) handleForge(w http.ResponseWriter, r *http.Request) {
+	seq, err := strconv.ParseUint(r.FormValue("seq"), 10, 64)
+	if err != nil || seq == 0 {
+		http.Error(w, "seq: want a number from 1", http.StatusBadRequest)
+		return
+	}
+	buf := alignedBuffer(probe.BlockBytes)
+	probe.EncodeBlock(buf, g.config.Seed, seq, probe.Slot(seq), ^uint64(0))
+	if _, err := g.disk.WriteAt(buf, probe.LogOffset+int64(probe.Slot(seq))*probe.BlockBytes); err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+	}
+}
+
 // handleLog reads the whole log region from the disk and answers one line a
-// slot that was ever written: "slot seq" or "slot error text".
+// slot that was ever written: "slot seq boot" or "slot error text".
 func (g *guest) handleLog(w http.ResponseWriter, _ *http.Request) {
 	out := bufio.NewWriter(w)
 	defer out.Flush()
+	g.eachSlot(func(slot uint32, b []byte, err error) error {
+		if err != nil {
+			fmt.Fprintf(out, "%d error read: %v\n", slot, err)
+			return nil
+		}
+		seq, boot, err := probe.DecodeBlock(b, g.config.Seed, slot)
+		switch {
+		case err != nil:
+			fmt.Fprintf(out, "%d error %v (first bytes %x)\n", slot, err, binary.BigEndian.Uint64(b))
+		case seq > 0:
+			fmt.Fprintf(out, "%d %d %016x\n", slot, seq, boot)
+		}
+		return nil
+	})
+	fmt.Fprintln(out, "end")
+}
+
+// eachSlot reads the log region and calls see for each slot, or once with an error
+// for slots that cannot be read, until it returns one.
+func (g *guest) eachSlot(see func(slot uint32, b []byte, err error) error) error {
 	const run = 64
 	buf := alignedBuffer(run * probe.BlockBytes)
 	for first := uint32(0); first < probe.LogBlocks; first += run {
 		if _, err := g.disk.ReadAt(buf, probe.LogOffset+int64(first)*probe.BlockBytes); err != nil {
-			fmt.Fprintf(out, "%d error read: %v\n", first, err)
+			if err := see(first, nil, err); err != nil {
+				return err
+			}
 			continue
 		}
 		for i := range uint32(run) {
-			b := buf[i*probe.BlockBytes:][:probe.BlockBytes]
-			seq, err := probe.DecodeBlock(b, g.config.Seed, first+i)
-			switch {
-			case err != nil:
-				fmt.Fprintf(out, "%d error %v (first bytes %x)\n", first+i, err, binary.BigEndian.Uint64(b))
-			case seq > 0:
-				fmt.Fprintf(out, "%d %d\n", first+i, seq)
+			if err := see(first+i, buf[i*probe.BlockBytes:][:probe.BlockBytes], nil); err != nil {
+				return err
 			}
 		}
 	}
-	fmt.Fprintln(out, "end")
+	return nil
 }

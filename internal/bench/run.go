@@ -15,6 +15,7 @@ import (
 
 	"roseau/internal/base/errs"
 	"roseau/internal/base/gc"
+	"roseau/internal/base/sysmon"
 )
 
 // The targets, in the order of the table.
@@ -97,7 +98,9 @@ func start(ctx context.Context, s *servers, name, dir string, sizeBytes int64, l
 // roseau serves a volume of three copies out of this process, with three storage
 // processes beside.
 func roseau(ctx context.Context, s *servers, dir string, sizeBytes int64, log *slog.Logger) (Target, error) {
-	gc.Set(gc.Writer) // as in a guard
+	// As in a guard.
+	gc.Set(gc.Writer)
+	sysmon.Calm(log)
 	// The log of a disk takes an eighth of a small one; metadata and reserve
 	// need room beside the data.
 	c, err := NewCluster(ctx, dir, 2*sizeBytes+512<<20, log)

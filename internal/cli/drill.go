@@ -79,12 +79,12 @@ func newDrillRunCmd(a *app) *cobra.Command {
 		}}
 	cmd.Flags().StringVar(&report, "report", "", "folder for report.json, report.md and report.html")
 	cmd.Flags().StringVar(&network, "network", "lan", "network that the probe VM is plugged into")
-	cmd.Flags().IntVar(&repeat.Runs, "runs", 6, "how often `migrations` moves its VM")
+	cmd.Flags().IntVar(&repeat.Runs, "runs", 6, "how often `migrations` moves its VM, and `failovers` cuts the power of its node (and half as often with the HA manager there)")
 	cmd.Flags().BoolVar(&repeat.AllPairs, "all-pairs", false, "migrations: from every node to every other, instead of where the scheduler says")
-	cmd.Flags().DurationVar(&repeat.Within, "within", 0, "migrations: begin none after this time (0: no limit)")
-	cmd.Flags().StringVar(&repeat.Keep, "keep", "", "migrations: file of finished runs, which a later call goes on from")
-	cmd.Flags().StringVar(&repeat.Markdown, "markdown", "", "migrations: file for the table of all runs")
-	cmd.Flags().StringVar(&repeat.Commit, "commit", version.String(), "migrations: commit that the table names")
+	cmd.Flags().DurationVar(&repeat.Within, "within", 0, "migrations, failovers: begin none after this time (0: no limit)")
+	cmd.Flags().StringVar(&repeat.Keep, "keep", "", "migrations, failovers: file of finished runs, which a later call goes on from")
+	cmd.Flags().StringVar(&repeat.Markdown, "markdown", "", "migrations, failovers: file for the table of all runs")
+	cmd.Flags().StringVar(&repeat.Commit, "commit", version.String(), "migrations, failovers: commit that the table names")
 	cmd.Flags().StringVar(&labName, "name", "", "lab (default: the lab of the current context)")
 	return cmd
 }

@@ -13,6 +13,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"os"
 	"sync/atomic"
@@ -201,8 +202,8 @@ func (c *Client) Stream(ctx context.Context, method, path string, in any, line f
 // HTTP returns the HTTP client and the base URL below, for websockets.
 func (c *Client) HTTP() (hc *http.Client, base string) { return c.http, c.bases[c.at.Load()] }
 
-// roundTrip tries the addresses in turn until one can be connected to. A
-// request that reached a node is never repeated.
+// roundTrip tries the addresses in turn until one can be connected to, handshake
+// included. A change that reached a node is never repeated.
 func (c *Client) roundTrip(ctx context.Context, method, path string, body func() io.Reader, contentType string) (*http.Response, error) {
 	var last error
 	at := int(c.at.Load())
@@ -215,6 +216,10 @@ func (c *Client) roundTrip(ctx context.Context, method, path string, body func()
 		if body() != nil {
 			req.Header.Set("Content-Type", contentType)
 		}
+		// A connection counts as got when its handshake is over: who takes a
+		// connection for a node without power and ends it has seen no request.
+		var reached atomic.Bool
+		req = req.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { reached.Store(true) }}))
 		resp, err := c.http.Do(req)
 		if err == nil {
 			c.at.Store(int32(i))
@@ -224,7 +229,7 @@ func (c *Client) roundTrip(ctx context.Context, method, path string, body func()
 		// Reading again does no harm, so a node that broke off or is silent costs
 		// a reader nothing but time; a change may have been made.
 		c.at.Store(int32((i + 1) % len(c.bases)))
-		if ctx.Err() != nil || !dialFailed(err) && method != http.MethodGet {
+		if ctx.Err() != nil || reached.Load() && method != http.MethodGet {
 			break
 		}
 	}
@@ -237,11 +242,6 @@ func (c *Client) roundTrip(ctx context.Context, method, path string, body func()
 	}
 	return nil, errs.New(errs.Unavailable, "talk to the cluster at %s: %w", c.where, last).
 		WithHint("is the node up? on the node: `systemctl status roseau-node`")
-}
-
-func dialFailed(err error) bool {
-	var oe *net.OpError
-	return errors.As(err, &oe) && oe.Op == "dial"
 }
 
 // problem is what the API sends with an error.

@@ -9,7 +9,6 @@ import (
 
 	"roseau/internal/base/errs"
 	"roseau/internal/drill/probe"
-	"roseau/internal/model"
 )
 
 var doubleFailure = Test{
@@ -132,7 +131,7 @@ func (d *twoProbes) inTurn(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	took, vm, err := d.runsElsewhere(ctx, d.p[0], first, [2]string{nodes[0], ""}, before[0].run)
+	vm, took, err := d.p[0].runsElsewhere(ctx, first, nodes[:1], before[0].run)
 	if err != nil {
 		return err
 	}
@@ -173,22 +172,6 @@ func (d *twoProbes) ready(ctx context.Context) (out [2]guestBefore, err error) {
 		out[i] = guestBefore{st.Boot, vm.Status.Run.String()}
 	}
 	return out, nil
-}
-
-// runsElsewhere waits until the VM runs anew, on none of the nodes that are off.
-func (d *twoProbes) runsElsewhere(ctx context.Context, p *probeVM, cut time.Time, off [2]string, run string) (time.Duration, model.VM, error) {
-	var vm model.VM
-	err := waitUntil(ctx, 60*time.Second, 20*time.Millisecond, p.name+" to run on another node", func() (bool, error) {
-		try, cancel := context.WithTimeout(ctx, 2*time.Second)
-		defer cancel()
-		v, err := p.vmNode(try)
-		if err != nil || v.Status.State != model.VMRunning || v.Status.Node == off[0] || v.Status.Node == off[1] || v.Status.Run.String() == run {
-			return false, err
-		}
-		vm = v
-		return true, nil
-	})
-	return time.Since(cut), vm, err
 }
 
 // outcome is what one VM's restart measured.
@@ -236,7 +219,7 @@ func (d *twoProbes) watch(ctx context.Context, prefix string, cut time.Time, off
 }
 
 func (d *twoProbes) one(ctx context.Context, p *probeVM, cut time.Time, off [2]string, before guestBefore) (o outcome) {
-	if o.restarted, _, o.err = d.runsElsewhere(ctx, p, cut, off, before.run); o.err != nil {
+	if _, o.restarted, o.err = p.runsElsewhere(ctx, cut, off[:], before.run); o.err != nil {
 		return o
 	}
 	if o.err = p.waitForPage(ctx, 2*time.Minute); o.err != nil {
@@ -269,15 +252,7 @@ func (d *twoProbes) restore(ctx context.Context, nodes [2]string, err *error) {
 			*err = errors.Join(*err, waitWhole(ctx, d.e, p, n))
 		}
 	}
-	last := ""
-	e := waitUntil(ctx, 2*time.Minute, 500*time.Millisecond, "any two nodes to be free to fail again", func() (bool, error) {
-		free, text, err := d.e.Cluster.Outlook(ctx)
-		last = text
-		return err == nil && free >= 2, err
-	})
-	if e != nil {
-		*err = errors.Join(*err, fmt.Errorf("%w (%s)", e, last))
-	}
+	*err = errors.Join(*err, d.e.waitOutlook(ctx, 2))
 }
 
 // pauses adds up what the guests that run now may have noticed.

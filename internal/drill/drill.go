@@ -32,6 +32,8 @@ type Cluster interface {
 	// Outlook returns how many nodes, whichever, can fail next without loss of
 	// service, and the same in words.
 	Outlook(ctx context.Context) (nodes int, text string, err error)
+	// Leader is the node of etcd's leader, which the HA manager is on.
+	Leader(ctx context.Context) (string, error)
 	Disks(ctx context.Context) ([]model.Disk, error)
 	VM(ctx context.Context, name string) (model.VM, error)
 	Volume(ctx context.Context, name string) (model.Volume, error)
@@ -161,7 +163,7 @@ type Test struct {
 
 // Tests returns all tests in the order in which they run.
 func Tests() []Test {
-	return []Test{liveMigration, nodeFailure, diskFailure, processKill, controlPlane, isolation, doubleFailure, freeze, drainTest, nodeShutdown, rollingRestart, coldStart, nodeReplacement, migrations}
+	return []Test{liveMigration, nodeFailure, diskFailure, processKill, controlPlane, isolation, doubleFailure, freeze, drainTest, nodeShutdown, rollingRestart, coldStart, nodeReplacement, migrations, failovers}
 }
 
 // essential are run when none is named: the three promises.

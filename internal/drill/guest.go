@@ -201,47 +201,6 @@ func (p *probeVM) fill(ctx context.Context, chunks int, verify bool, limit time.
 	return bad, err
 }
 
-// readBack compares what is on the guest's disk with every acknowledgement that
-// the recorder holds, and returns how many acknowledged writes are lost. A slot
-// may hold a newer write than the acknowledged one, never an older.
-func (p *probeVM) readBack(ctx context.Context) (acked, lost int, err error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
-	defer cancel()
-	body, err := p.call(ctx, "GET", "/log")
-	if err != nil {
-		return 0, 0, fmt.Errorf("read the log region back: %w", err)
-	}
-	onDisk := map[uint32]uint64{}
-	ended := false
-	for sc := bufio.NewScanner(strings.NewReader(string(body))); sc.Scan(); {
-		slotText, rest, _ := strings.Cut(sc.Text(), " ")
-		if slotText == "end" {
-			ended = true
-			break
-		}
-		slot, err := strconv.ParseUint(slotText, 10, 32)
-		seq, err2 := strconv.ParseUint(rest, 10, 64)
-		if err != nil || err2 != nil {
-			p.env.say("on the guest's disk: %s", sc.Text())
-			continue // a bad block counts below, if a write there was acknowledged
-		}
-		onDisk[uint32(slot)] = seq
-	}
-	if !ended {
-		return 0, 0, errs.New(errs.Unavailable, "read the log region back: the answer broke off")
-	}
-	newest, count := p.acks.ledger()
-	for slot, seq := range newest {
-		if onDisk[slot] < seq {
-			lost++
-			if lost <= 5 {
-				p.env.say("lost: slot %d holds write %d, write %d was acknowledged", slot, onDisk[slot], seq)
-			}
-		}
-	}
-	return count, lost, nil
-}
-
 // audit reads back and reports what it found; no acknowledged write may be lost.
 func (p *probeVM) audit(ctx context.Context) (acked, lost int, err error) {
 	acked, lost, err = p.readBack(ctx)

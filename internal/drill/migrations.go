@@ -17,10 +17,11 @@ import (
 	"roseau/internal/model"
 )
 
-// Repeat says how often and where `migrations` moves its VM.
+// Repeat says how often `migrations` moves its VM and `failovers` cuts its node, and
+// where the results go.
 type Repeat struct {
-	Runs     int           // migrations, those of Keep included; 0 = 6
-	AllPairs bool          // from every node to every other, else the scheduler chooses
+	Runs     int           // moves, or cuts, those of Keep included; 0 = 6
+	AllPairs bool          // migrations: from every node to every other, else the scheduler chooses
 	Within   time.Duration // no further one begins after this; 0 = no limit
 	// Keep is a file of finished runs, one JSON object a line: a drill that was cut
 	// off, or ran out of time, goes on from there. Empty: none.
@@ -55,7 +56,7 @@ var migrations = Test{
 }
 
 func runMigrations(ctx context.Context, e *Env) error {
-	done, err := readRuns(e.Repeat.Keep)
+	done, err := readKept[MigrationRun](e.Repeat.Keep)
 	if err != nil {
 		return err
 	}
@@ -92,7 +93,7 @@ func moveOn(ctx context.Context, e *Env, p *probeVM, done []MigrationRun, want i
 			return done, err
 		}
 		done = append(done, run)
-		if err := keepRun(e.Repeat.Keep, run); err != nil {
+		if err := keepOne(e.Repeat.Keep, run); err != nil {
 			return done, err
 		}
 		e.say("%2d: %s -> %s: %d of %d pings lost, longest gap %.0f ms, downtime %.0f ms, guest stood still %.0f ms, load %s",
@@ -196,7 +197,9 @@ func circuit(nodes []string) (tour [][2]string) {
 	return tour
 }
 
-func readRuns(path string) ([]MigrationRun, error) {
+// readKept reads a file of finished runs, one JSON object a line; "" or an absent
+// file has none.
+func readKept[T any](path string) ([]T, error) {
 	if path == "" {
 		return nil, nil
 	}
@@ -208,22 +211,23 @@ func readRuns(path string) ([]MigrationRun, error) {
 		return nil, err
 	}
 	defer f.Close()
-	var list []MigrationRun
+	var list []T
 	for sc := bufio.NewScanner(f); sc.Scan(); {
-		var r MigrationRun
+		var r T
 		if err := json.Unmarshal(sc.Bytes(), &r); err != nil {
-			return nil, errs.New(errs.Invalid, "read finished migrations from %s: line %d: %w", path, len(list)+1, err).WithHint("remove the file to begin anew")
+			return nil, errs.New(errs.Invalid, "read finished runs from %s: line %d: %w", path, len(list)+1, err).WithHint("remove the file to begin anew")
 		}
 		list = append(list, r)
 	}
 	return list, nil
 }
 
-func keepRun(path string, r MigrationRun) error {
+// keepOne adds a finished run to the file; path "": nothing is kept.
+func keepOne(path string, run any) error {
 	if path == "" {
 		return nil
 	}
-	b, err := json.Marshal(r)
+	b, err := json.Marshal(run)
 	if err != nil {
 		return err
 	}

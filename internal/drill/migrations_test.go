@@ -29,17 +29,17 @@ func TestNextNodeCoversAllPairs(t *testing.T) {
 
 func TestRunsAreKept(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "runs")
-	if list, err := readRuns(path); err != nil || len(list) != 0 {
+	if list, err := readKept[MigrationRun](path); err != nil || len(list) != 0 {
 		t.Fatalf("%v, %v", list, err)
 	}
 	want := []MigrationRun{{From: "n1", To: "n2", PingsSent: 100, LongestGap: 90, Blackout: 20},
 		{From: "n2", To: "n1", PingsSent: 100, PingsLost: 1, LongestGap: 110, Blackout: 40}}
 	for _, r := range want {
-		if err := keepRun(path, r); err != nil {
+		if err := keepOne(path, r); err != nil {
 			t.Fatal(err)
 		}
 	}
-	got, err := readRuns(path)
+	got, err := readKept[MigrationRun](path)
 	if err != nil || len(got) != 2 || got[1] != want[1] {
 		t.Fatalf("%+v, %v", got, err)
 	}
@@ -57,7 +57,7 @@ func TestRunsAreKept(t *testing.T) {
 	if err := os.WriteFile(path, []byte("{\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := readRuns(path); err == nil {
+	if _, err := readKept[MigrationRun](path); err == nil {
 		t.Error("a broken file is read")
 	}
 }

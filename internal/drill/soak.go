@@ -37,6 +37,8 @@ type FrameRecorder interface {
 	// Frames calls heard for each IP frame from an address, with the node whose
 	// cable it came in by, until ctx ends.
 	Frames(ctx context.Context, from net.HardwareAddr, heard func(node string, at time.Time)) error
+	// Forge sends a frame with a foreign source address by a node's cable.
+	Forge(ctx context.Context, node string, from net.HardwareAddr) error
 }
 
 // Soak torments a cluster with random faults for a while: its VMs write all the
@@ -123,6 +125,9 @@ func (s *Soak) Run(ctx context.Context) (err error) {
 		if err := s.addDatabase(ctx); err != nil {
 			return err
 		}
+	}
+	if err := s.tryCheckers(ctx); err != nil {
+		return err
 	}
 	began := time.Now()
 	for n := 0; (s.Rounds == 0 || n < s.Rounds) && (s.For == 0 || time.Since(began) < s.For); n++ {
@@ -376,7 +381,10 @@ func (s *Soak) audit(ctx context.Context, p *soakProbe, r Round, res *RoundResul
 		return err
 	}
 	acked, lost, err := p.readBack(ctx)
-	if err != nil {
+	if errors.Is(err, errs.Fenced) {
+		res.Twice++
+		wrong(false, "%v", err)
+	} else if err != nil {
 		return err
 	}
 	after, err := p.status(ctx)

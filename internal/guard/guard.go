@@ -15,6 +15,7 @@ import (
 	"roseau/internal/base/ids"
 	"roseau/internal/base/paths"
 	"roseau/internal/base/size"
+	"roseau/internal/base/sysmon"
 	"roseau/internal/block/volume"
 	"roseau/internal/core/vmguard"
 	"roseau/internal/driver/bridge"
@@ -23,6 +24,7 @@ import (
 	"roseau/internal/driver/guardctl"
 	"roseau/internal/driver/qemu"
 	"roseau/internal/driver/qmp"
+	"roseau/internal/model"
 	"roseau/internal/pki"
 	"roseau/internal/unit"
 )
@@ -59,6 +61,7 @@ func Run(ctx context.Context, vm ids.ID, log *slog.Logger) error {
 	}
 	defer lock.Close()
 	gc.Set(gc.Writer)
+	sysmon.Calm(log)
 	// Spared by the OOM killer: its death is felt by the guest, too.
 	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-800"), 0o644)
 	cfg, err := guardctl.ReadConfig(vm)
@@ -119,6 +122,8 @@ type guard struct {
 	migrated clock.Instant // when the last migration was asked for
 	speed    size.Bytes    // bound of its stream, bytes a second
 	haltedAt time.Time     // of the last STOP, by QEMU's clock
+	began    time.Time     // this process
+	steps    model.StartSteps
 	trimmed  clock.Instant // when the console's log was looked at
 
 	pinging bool          // the writers' loop was asked for a sign of life
@@ -141,7 +146,7 @@ func run(ctx context.Context, cfg *guardctl.Config, d deps) error {
 	ctx, exit := context.WithCancelCause(ctx)
 	defer exit(nil)
 	g := &guard{deps: d, cfg: cfg, files: files{paths.VMDir(cfg.VM)}, core: vmguard.New(cfg.Node), queue: newQueue(), noSpace: map[ids.ID]bool{},
-		instance: ids.New(), ctx: ctx, exit: exit, changed: make(chan struct{})}
+		instance: ids.New(), ctx: ctx, exit: exit, changed: make(chan struct{}), began: d.clock.Wall()}
 	close(g.closedVolumes())
 	var err error
 	if g.user, err = qemu.LookupUser(cfg.Accel != "tcg"); err != nil {
@@ -316,6 +321,7 @@ func (g *guard) volumesTurn(now clock.Instant, every time.Duration) bool {
 }
 
 func (g *guard) step(e vmguard.Event) {
+	g.noteStep(e)
 	for _, a := range g.core.Step(g.clock.Now(), e) {
 		g.carryOut(g.ctx, a)
 	}

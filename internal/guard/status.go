@@ -4,6 +4,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"time"
 
 	"roseau/internal/block/volume"
 	"roseau/internal/core/vmguard"
@@ -20,6 +21,10 @@ func (g *guard) publish() {
 		Run: g.core.Run(), PortOpen: g.core.PortOpen(now), Instance: g.instance, Restarts: g.core.Restarts(),
 		Adoptions: g.rec.Adoptions, Accel: g.rec.Accel.Name, AccelReason: g.rec.Accel.Reason, CPUModel: g.rec.CPUModel, Started: g.rec.PoweredOn,
 		Confinement: g.confine}
+	if g.steps != (model.StartSteps{}) {
+		steps := g.steps
+		s.Steps = &steps
+	}
 	for _, p := range g.core.Pauses() {
 		s.Pauses = append(s.Pauses, string(p))
 	}
@@ -173,4 +178,35 @@ func (g *guard) summary(v volume.VolumeStatus) model.VolumeStatus {
 	out := v.Summary()
 	out.Writer = g.cfg.NodeName + ", vm " + g.cfg.Name
 	return out
+}
+
+// noteStep notes when a step of a start from power-on is over.
+func (g *guard) noteStep(e vmguard.Event) {
+	now := g.clock.Wall()
+	if _, ok := e.(vmguard.Start); ok {
+		g.steps = model.StartSteps{Guard: g.began}
+		if g.core.Restarts() > 0 {
+			g.steps.Guard = now
+		}
+		return
+	}
+	if g.steps.Guard.IsZero() {
+		return
+	}
+	switch e := e.(type) {
+	case vmguard.QEMUStarted:
+		noteFirst(&g.steps.QEMU, now, e.Err == nil)
+	case vmguard.Prepared:
+		noteFirst(&g.steps.Granted, now, e.Ready)
+	case vmguard.Taken:
+		noteFirst(&g.steps.Taken, now, e.Err == nil && !e.Fenced)
+	case vmguard.VCPUsResumed:
+		noteFirst(&g.steps.Resumed, now, true)
+	}
+}
+
+func noteFirst(at *time.Time, now time.Time, ok bool) {
+	if ok && at.IsZero() {
+		*at = now
+	}
 }

@@ -483,6 +483,18 @@ type VMStatus struct {
 	Accel      string           `json:"accel,omitempty"`
 	CPUModel   string           `json:"cpu_model,omitempty"` // of this run
 	Migration  *MigrationStatus `json:"migration,omitempty"`
+	Steps      *StartSteps      `json:"start_steps,omitempty"` // of the last start on this node; nil: it came by migration, or was adopted
+}
+
+// StartSteps is when each step of a start from power-on was over, by the clock of
+// the node; zero: not yet. QEMU starts while the volumes are asked for, so the
+// order of QEMU and Granted is open.
+type StartSteps struct {
+	Guard   time.Time `json:"guard,omitzero"`   // its guard began
+	QEMU    time.Time `json:"qemu,omitzero"`    // QEMU is up, its processors stopped
+	Granted time.Time `json:"granted,omitzero"` // the copies answered that no other writer lives
+	Taken   time.Time `json:"taken,omitzero"`   // the volumes are its own, open and reconciled
+	Resumed time.Time `json:"resumed,omitzero"` // the guest runs
 }
 
 // MigrationStatus is the progress or the outcome of the last live migration.

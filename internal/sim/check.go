@@ -95,6 +95,21 @@ func (w *world) scrubCopy(n *node, d ids.ID, extent uint64, snap uint32, tags []
 	}
 }
 
+// shortFor reports whether the guard knows of fewer copies than min_isr of a block
+// of r, or, for a flush, of any block.
+func (g *guard) shortFor(r *request) bool {
+	v := &g.known.Volumes[0]
+	if r.op == writer.OpFlush {
+		return v.Short()
+	}
+	for s := r.first * repl.BlockBytes / segmentBytes; s <= (r.first+r.count-1)*repl.BlockBytes/segmentBytes; s++ {
+		if len(v.ISR(s)) < v.Cfg.MinISR {
+			return true
+		}
+	}
+	return false
+}
+
 // aloneFor reports whether the guard knows of one copy only, of every block of r.
 func (g *guard) aloneFor(r *request) bool {
 	if !g.hasKnown {

@@ -31,6 +31,7 @@ type profile struct {
 	disks       int // of each other node
 	rotNode     int // the one node whose disks may rot
 	failingNode int // the one node whose disks may die
+	minISR      int // of the volume; 0 = 1
 }
 
 type fault struct {
@@ -64,6 +65,7 @@ var allFaults = []fault{
 	{"scrub", (*world).faultScrub},
 	{"log_rot", (*world).faultLogRot},
 	{"split_flush", (*world).faultSplitFlush},
+	{"lying_cache", (*world).faultLyingCache},
 }
 
 func drawProfile(w *world) profile {
@@ -96,6 +98,8 @@ func drawProfile(w *world) profile {
 	}
 	if w.opt.Bias != nil {
 		w.opt.Bias.apply(&p)
+	} else if w.opt.Seed%8 == 5 {
+		p.minISR = 2
 	}
 	if w.opt.Scenario != nil {
 		scripted(&p, w.opt.Scenario)
@@ -565,6 +569,7 @@ func (w *world) settle() {
 		n.startStorage()
 		for _, d := range n.disks {
 			d.wake(w)
+			d.tellTruth()
 		}
 	}
 	for _, g := range w.guards {

@@ -209,6 +209,10 @@ func (m *guest) completed(g *guard, c writer.Completion) {
 		return
 	}
 	m.served = m.run
+	if r.op != writer.OpRead && g.hasKnown && g.shortFor(r) {
+		m.w.failf("request %d (op %d, blocks %d+%d) was answered with fewer in-sync copies than min_isr", r.id, r.op, r.first, r.count)
+		return
+	}
 	switch r.op {
 	case writer.OpRead:
 		got, err := decodeValues(c.Request.Data, r.first, r.count)

@@ -1,5 +1,10 @@
 package sim
 
+import (
+	"slices"
+	"time"
+)
+
 // lieSync nX on|off: the caches of its disks answer fdatasync before anything is
 // durable. One node of three may: what a power cut takes from it the others have.
 func (p *player) lieSync(a []string) error {
@@ -13,4 +18,76 @@ func (p *player) lieSync(a []string) error {
 		d.rotten++ // what it holds proves nothing
 	}
 	return nil
+}
+
+// faultLyingCache: one disk of the node that may rot answers fdatasync before
+// anything is durable, for a while; then the power of that node fails, or the
+// cache is written after all. One disk, for what is torn may not open again, and
+// is then rebuilt on the other.
+func (w *world) faultLyingCache() {
+	n := w.nodes[w.profile.rotNode]
+	if w.profile.rotNode == w.profile.failingNode || !n.serving() || w.atRest() {
+		return
+	}
+	d := n.disks[w.rng.IntN(len(n.disks))]
+	if d.syncLies || slices.ContainsFunc(n.disks, func(d *simDisk) bool { return d.dead }) {
+		return
+	}
+	w.note("lying_cache")
+	w.tracef("disk %s of %s begins to lie about fdatasync", d.id.Short(), n.name())
+	d.syncLies = true
+	d.rotten++ // what it holds proves nothing
+	cut := w.chance(0.7)
+	w.after(w.between(10*time.Millisecond, 3*time.Second), func() {
+		if cut && d.syncLies && n.powered && !w.calm {
+			n.powerCut()
+			w.after(w.between(10*time.Millisecond, 5*time.Second), n.restore)
+		}
+		d.tellTruth()
+	})
+}
+
+// tellTruth: the cache is written, and fdatasync means something again.
+func (d *simDisk) tellTruth() {
+	if d.syncLies {
+		d.syncLies = false
+		d.settle(len(d.cache))
+	}
+}
+
+// lostByLie: power failed while a disk of n lied. Its copy may lack what it called
+// durable, and not know: nothing but a comparison of the copies tells. Until then a
+// read may be stale, and whoever joins may take over what is stale.
+func (w *world) lostByLie(n *node) {
+	if slices.ContainsFunc(n.disks, func(d *simDisk) bool { return d.syncLies && !d.dead }) {
+		w.note("lying_cut")
+		w.tainted[n.index] = true
+		w.oracle.history.off = true
+		w.judgeTaint()
+	}
+}
+
+// judgeTaint: a copy that joins while a tainted one is in sync is tainted; if no
+// other is left in sync of a segment, what it lacks is gone: one fault more than the
+// contract bears.
+func (w *world) judgeTaint() {
+	if len(w.tainted) == 0 {
+		return
+	}
+	r := w.etcd.records(w.vm, idsOf(w.volume), w.diskIdx)
+	for s := range r.Volumes[0].Seg.Map {
+		isr := w.isrNodes(&r.Volumes[0], s)
+		dirty := slices.ContainsFunc(isr, func(i int) bool { return w.tainted[i] })
+		for _, i := range isr {
+			if dirty && !slices.Contains(w.wasISR[s], i) && w.wasISR[s] != nil {
+				w.tainted[i] = true
+			}
+		}
+		w.wasISR[s] = isr
+		if !slices.ContainsFunc(isr, func(i int) bool { return !w.tainted[i] }) {
+			w.note("lying_alone")
+			w.oracle.accept(true)
+			w.snaps.accept(true)
+		}
+	}
 }

@@ -155,6 +155,7 @@ func (n *node) powerCut() {
 	}
 	n.guards = nil
 	n.lastRecords, n.lastOwn = repl.Records{}, repl.Own{}
+	n.w.lostByLie(n)
 	for _, d := range n.disks {
 		d.losePower(n.w, n.w.survival(n))
 	}

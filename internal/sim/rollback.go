@@ -45,7 +45,7 @@ func (s *snapshots) rollback(number uint32) bool {
 // the volume keeps them as they were.
 func (w *world) rots() bool {
 	return slices.ContainsFunc(w.profile.faults, func(f fault) bool {
-		return slices.Contains([]string{"bit_rot", "log_rot", "disk_dead", "lost_write", "misdirected_write", "stale_read"}, f.name)
+		return slices.Contains([]string{"bit_rot", "log_rot", "disk_dead", "lost_write", "misdirected_write", "stale_read", "lying_cache"}, f.name)
 	})
 }
 
@@ -63,5 +63,6 @@ func (o *oracle) restore(allowed [][]value, or bool) {
 		b.now, b.floor, b.since, b.at = set, slices.Clone(set), nil, o.seq
 		b.lostOn, b.lost = map[int]bool{}, false
 		b.seen++
+		o.history.set(i, b)
 	}
 }

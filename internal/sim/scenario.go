@@ -118,6 +118,8 @@ func scripted(p *profile, s *Scenario) {
 			p.diskHi = 20 * time.Millisecond
 		case "one-disk":
 			p.disks = 1
+		case "min-isr-2":
+			p.minISR = 2
 		}
 	}
 }

@@ -95,6 +95,7 @@ func (w *world) apply(t repl.Txn) (repl.Outcome, int64) {
 				w.snaps.committed(p.Cfg)
 			}
 		}
+		w.judgeTaint()
 		w.oracle.losePower(-1, w.isrByBlock())
 	}
 	return out, rev

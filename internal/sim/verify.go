@@ -51,6 +51,9 @@ func (w *world) verifyAll(limit clock.Instant) {
 	}
 	w.snaps.noteMerges()
 	w.compareCopies()
+	if w.err == nil {
+		w.checkLinear()
+	}
 }
 
 // compareCopies demands equal tags at all members of each segment (I11), as each

@@ -25,6 +25,7 @@ func init() {
 		"lag":        (*player).lag,
 		"end":        func(p *player, _ []string) error { p.over = true; return nil },
 		"one-disk":   func(*player, []string) error { return nil },
+		"min-isr-2":  func(*player, []string) error { return nil },
 		"start":      (*player).start,
 		"stop-vm":    (*player).stopVM,
 		"write":      func(p *player, a []string) error { return p.request(writer.OpWrite, a) },
@@ -242,6 +243,10 @@ func (p *player) condition(a []string) (func() bool, error) {
 		return func() bool { return w.livingCopies() >= want }, err
 	case "answered":
 		return func() bool { return len(w.guest.pending) == 0 }, nil
+	case "merged":
+		return func() bool { return w.copies() == storageNodes && !w.snaps.mergesLeft() }, nil
+	case "unmerged":
+		return w.snaps.mergesLeft, nil
 	case "seen":
 		was := p.w.counts[a[1]]
 		if len(a) > 2 { // ever
@@ -258,6 +263,10 @@ func (p *player) condition(a []string) (func() bool, error) {
 		return func() bool { return p.outDisks(n) == len(n.disks) }, nil
 	case "in":
 		return func() bool { return p.outDisks(n) == 0 }, nil
+	case "merging":
+		return func() bool {
+			return slices.ContainsFunc(n.disks, func(d *simDisk) bool { e := n.engines[d.id]; return e != nil && e.Merging(w.volume) })
+		}, nil
 	case "joining":
 		return func() bool {
 			g := w.manager.active
@@ -601,8 +610,9 @@ func (p *player) lost(a []string) error {
 	return nil
 }
 
-// snapshot take | read NUMBER BLOCK: the operator orders one, and does not wait
-// for it; or he reads a block of one, and it must succeed.
+// snapshot take | delete NUMBER | read NUMBER BLOCK: the operator orders one, or
+// the end of one, and does not wait for it; or he reads a block of one, and it must
+// succeed.
 func (p *player) snapshot(a []string) error {
 	s, g := p.w.snaps, p.w.manager.active
 	if g == nil || g.ended() || g.state != writer.Serving {
@@ -612,20 +622,26 @@ func (p *player) snapshot(a []string) error {
 	case len(a) == 1 && a[0] == "take":
 		s.take(g)
 		return nil
-	case len(a) == 3 && a[0] == "read":
-		n, err := strconv.ParseUint(a[1], 10, 32)
-		if err != nil {
-			return err
-		}
-		block, err := p.block(a[2])
-		if err != nil {
-			return err
-		}
-		if s.exist[uint32(n)] == nil {
-			return fmt.Errorf("snapshot %d does not exist", n)
-		}
-		s.read(g, uint32(n), block, 1, true)
-		return p.await("the answer", 2*time.Minute, func() bool { return len(s.reads) == 0 })
+	case len(a) == 2 && a[0] == "delete", len(a) == 3 && a[0] == "read":
+	default:
+		return errors.New("want take, delete NUMBER, or read NUMBER BLOCK")
 	}
-	return errors.New("want take, or read NUMBER BLOCK")
+	n, err := strconv.ParseUint(a[1], 10, 32)
+	if err != nil {
+		return err
+	}
+	if s.exist[uint32(n)] == nil {
+		return fmt.Errorf("snapshot %d does not exist", n)
+	}
+	if a[0] == "delete" {
+		s.leaving[uint32(n)] = true
+		s.order(g, writer.SnapshotOrder{Volumes: []int{0}, Delete: uint32(n)})
+		return nil
+	}
+	block, err := p.block(a[2])
+	if err != nil {
+		return err
+	}
+	s.read(g, uint32(n), block, 1, true)
+	return p.await("the answer", 2*time.Minute, func() bool { return len(s.reads) == 0 })
 }

@@ -85,6 +85,10 @@ type world struct {
 	// lostIn are (object, block) that a join gave up: what is written later goes into
 	// a newer object, and the older one has it as lost for whoever copies it.
 	lostIn map[[2]int]bool
+	// tainted are nodes whose copies may lack what a lying cache lost; wasISR is the
+	// in-sync set of each segment when it was last looked at. See lostByLie.
+	tainted map[int]bool
+	wasISR  [segmentCount][]int
 	ops     int
 	direct  bool // guards read disks of their nodes by themselves
 	calm    bool // faults have ended
@@ -113,9 +117,10 @@ func Run(opt Options) Result {
 }
 
 func newWorld(opt Options) *world {
-	w := &world{timeline: newTimeline(opt), givenUp: map[int]bool{}, lostIn: map[[2]int]bool{}, etcd: newEtcd(), codec: newCodec()}
+	w := &world{timeline: newTimeline(opt), givenUp: map[int]bool{}, lostIn: map[[2]int]bool{}, tainted: map[int]bool{}, etcd: newEtcd(), codec: newCodec()}
 	w.cluster, w.vm, w.volume = w.newID(), w.newID(), w.newID()
 	w.oracle = newOracle(volumeBlocks)
+	w.oracle.mayBeStale = func() bool { return len(w.tainted) > 0 }
 	w.etcd.free = opt.Mutations.NoOwnCompare
 	w.profile = drawProfile(w)
 	w.direct = opt.Scenario == nil && opt.Seed%2 == 0
@@ -148,7 +153,7 @@ func (w *world) createVolume() {
 		seg.Map = append(seg.Map, row)
 	}
 	w.etcd.rev++
-	w.etcd.put(repl.Key{Kind: repl.KeyCfg, ID: w.volume}.Path(), repl.Cfg{SizeBytes: volumeBytes, Copies: 3, MinISR: 1, State: repl.VolumeLive, VM: w.vm})
+	w.etcd.put(repl.Key{Kind: repl.KeyCfg, ID: w.volume}.Path(), repl.Cfg{SizeBytes: volumeBytes, Copies: 3, MinISR: max(1, w.profile.minISR), State: repl.VolumeLive, VM: w.vm})
 	w.etcd.put(repl.Key{Kind: repl.KeySeg, ID: w.volume}.Path(), seg)
 	w.etcd.put(repl.Key{Kind: repl.KeyOwn, ID: w.volume}.Path(), repl.Own{})
 	w.etcd.put(repl.Key{Kind: repl.KeyPlacement, ID: w.vm}.Path(), repl.Placement{})

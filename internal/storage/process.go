@@ -19,6 +19,7 @@ import (
 	"roseau/internal/base/gc"
 	"roseau/internal/base/ids"
 	"roseau/internal/base/paths"
+	"roseau/internal/base/sysmon"
 	"roseau/internal/block/direct"
 	"roseau/internal/block/disk"
 	"roseau/internal/block/link"
@@ -139,6 +140,7 @@ type process struct {
 // become a node.
 func Run(ctx context.Context, o Options) error {
 	gc.Set(gc.Storage)
+	sysmon.Calm(o.Log)
 	o.defaults()
 	p := &process{o: o, log: o.Log, session: ids.New(), pool: new(pool), timer: time.NewTimer(time.Hour),
 		conns: map[replica.Conn]*conn{}, drops: map[uint64]chan<- wire.Status{},

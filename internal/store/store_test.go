@@ -7,6 +7,10 @@ import (
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"roseau/internal/base/clock"
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
@@ -143,6 +147,97 @@ func TestRecordsAndTransactions(t *testing.T) {
 	}
 	if _, err := store.GetRecord[string](ctx, s, "/s/x"); !errors.Is(err, errs.Corrupt) {
 		t.Errorf("record of another type: %v", err)
+	}
+}
+
+// A mute is an etcd whose next answer to a change does not arrive; made tells
+// whether the change is.
+type mute struct {
+	clientv3.KV
+	made  bool
+	armed bool
+}
+
+func (m *mute) Txn(ctx context.Context) clientv3.Txn { return &mutedTxn{Txn: m.KV.Txn(ctx), m: m} }
+
+type mutedTxn struct {
+	clientv3.Txn
+	m *mute
+}
+
+func (t *mutedTxn) If(cs ...clientv3.Cmp) clientv3.Txn {
+	t.Txn = t.Txn.If(cs...)
+	return t
+}
+
+func (t *mutedTxn) Then(ops ...clientv3.Op) clientv3.Txn {
+	t.Txn = t.Txn.Then(ops...)
+	return t
+}
+
+func (t *mutedTxn) Commit() (*clientv3.TxnResponse, error) {
+	if !t.m.armed {
+		return t.Txn.Commit()
+	}
+	t.m.armed = false
+	if t.m.made {
+		if _, err := t.Txn.Commit(); err != nil {
+			return nil, err
+		}
+	}
+	return nil, status.Error(codes.Unavailable, "error reading from server: EOF")
+}
+
+// TestUnknownOutcome: a change whose answer is lost is looked for; only one that
+// cannot be seen is of unknown outcome.
+func TestUnknownOutcome(t *testing.T) {
+	s, m := open(t)
+	ctx := t.Context()
+	mu := &mute{KV: m.Client.KV}
+	m.Client.KV = mu
+	lost := func(made bool, tx *store.Tx) (int64, error) {
+		mu.made, mu.armed = made, true
+		return s.Commit(ctx, tx)
+	}
+	rev, err := lost(true, store.NewTx().If("/s/x", 0).Put("/s/x", 1).Put("/s/y", 2))
+	if err != nil {
+		t.Fatalf("a change that was made: %v", err)
+	}
+	if r, err := store.GetRecord[int](ctx, s, "/s/x"); err != nil || r.Revision != rev {
+		t.Errorf("made at %d, the record says %d (%v)", rev, r.Revision, err)
+	}
+	if _, err := lost(false, store.NewTx().If("/s/x", rev).Put("/s/x", 3)); !errors.Is(err, store.ErrUnknown) {
+		t.Errorf("a change that was not made: %v", err)
+	}
+	if _, err := lost(true, store.NewTx().If("/s/x", 0).Put("/s/x", 4)); !errors.Is(err, store.ErrUnknown) {
+		t.Errorf("a change whose condition does not hold: %v", err)
+	}
+	if _, err := s.Commit(ctx, store.NewTx().Put("/s/y", 5)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lost(false, store.NewTx().Put("/s/x", 1).Put("/s/y", 5)); !errors.Is(err, store.ErrUnknown) {
+		t.Errorf("values that are there, of two changes: %v", err)
+	}
+	if _, err := lost(false, store.NewTx().Put("/s/x", 1).Delete("/s/y")); !errors.Is(err, store.ErrUnknown) {
+		t.Errorf("half of a change is there: %v", err)
+	}
+	if _, err := lost(true, store.NewTx().If("/s/x", rev).Delete("/s/x").Delete("/s/y")); err != nil {
+		t.Errorf("a deletion that was made: %v", err)
+	}
+	lease, err := m.Client.Grant(ctx, 60)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := lost(true, store.NewTx().PutLease("/s/l", 1, lease.ID)); !errors.Is(err, store.ErrUnknown) {
+		t.Errorf("a change under a lease: %v", err)
+	}
+	vm, err := store.Create(ctx, s, newVM("web"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	mu.made, mu.armed = true, true
+	if _, err := store.Update(ctx, s, vm.ID, func(v *model.VM) error { v.Spec.CPUs = 3; return nil }); err != nil {
+		t.Errorf("an update that was made: %v", err)
 	}
 }
 

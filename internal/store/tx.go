@@ -1,10 +1,12 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -64,9 +66,10 @@ func decodeRecord[V any](key string, data []byte, rev int64) (Record[V], error) 
 // hold, or none. Methods return the Tx for chaining; an encoding error shows at
 // Commit.
 type Tx struct {
-	ifs  []clientv3.Cmp
-	ops  []clientv3.Op
-	errs error
+	ifs    []clientv3.Cmp
+	ops    []clientv3.Op
+	leased bool // an operation hangs on a lease
+	errs   error
 }
 
 // NewTx returns an empty transaction.
@@ -88,6 +91,7 @@ func (t *Tx) PutLease(key string, v any, lease clientv3.LeaseID) *Tx {
 		t.errs = errors.Join(t.errs, fmt.Errorf("encode record %s: %w", key, err))
 		return t
 	}
+	t.leased = t.leased || lease != 0
 	t.ops = append(t.ops, clientv3.OpPut(key, string(data), clientv3.WithLease(lease)))
 	return t
 }
@@ -141,20 +145,69 @@ func TxDelete[T any, P model.Object[T]](t *Tx, obj *T) {
 }
 
 // Commit runs the transaction and returns the revision at which it was made. A
-// condition that does not hold is Conflict. If it is not known whether the
-// transaction was made, the error is Unavailable and matches ErrUnknown.
+// condition that does not hold is Conflict.
+//
+// A member that goes away with a request may have made it: what it wrote is then
+// read back, and a transaction that was made is no error. If that cannot be seen
+// (it may still be on its way, or was written over), the error is Unavailable and
+// matches ErrUnknown.
 func (s *Store) Commit(ctx context.Context, t *Tx) (int64, error) {
 	if t.errs != nil {
 		return 0, t.errs
 	}
-	ctx, cancel := context.WithTimeout(ctx, opTimeout)
+	cctx, cancel := context.WithTimeout(ctx, opTimeout)
 	defer cancel()
-	resp, err := s.cli.Txn(ctx).If(t.ifs...).Then(t.ops...).Commit()
+	resp, err := s.cli.Txn(cctx).If(t.ifs...).Then(t.ops...).Commit()
 	if err != nil {
-		return 0, etcd.Classify(err)
+		err = etcd.Classify(err)
+		if errors.Is(err, ErrUnknown) {
+			if rev := s.made(ctx, t); rev > 0 {
+				return rev, nil
+			}
+		}
+		return 0, err
 	}
 	if !resp.Succeeded {
 		return 0, errs.New(errs.Conflict, "changed meanwhile")
 	}
 	return resp.Header.Revision, nil
+}
+
+// madeTimeout bounds the look for a transaction of unknown outcome.
+const madeTimeout = time.Second
+
+// made returns the revision at which t was made for sure, or 0: each key that it
+// wrote has the value that it wrote, all from one revision, and each key that it
+// deleted is gone. Whoever else wrote just that wanted the same, but for leases,
+// which are their owner's: such a transaction is never found.
+func (s *Store) made(ctx context.Context, t *Tx) (rev int64) {
+	if t.leased {
+		return 0
+	}
+	ctx, cancel := context.WithTimeout(ctx, madeTimeout)
+	defer cancel()
+	var gets []clientv3.Op
+	for _, op := range t.ops {
+		gets = append(gets, clientv3.OpGet(string(op.KeyBytes())))
+	}
+	resp, err := s.cli.Txn(ctx).Then(gets...).Commit()
+	if err != nil {
+		return 0
+	}
+	for i, op := range t.ops {
+		kvs := resp.Responses[i].GetResponseRange().Kvs
+		switch {
+		case op.IsDelete() && len(kvs) > 0, op.IsPut() && len(kvs) == 0:
+			return 0
+		case op.IsDelete():
+			continue
+		case rev != 0 && kvs[0].ModRevision != rev, !bytes.Equal(kvs[0].Value, op.ValueBytes()):
+			return 0
+		}
+		rev = kvs[0].ModRevision
+	}
+	if rev == 0 { // deletions alone
+		rev = resp.Header.Revision
+	}
+	return rev
 }

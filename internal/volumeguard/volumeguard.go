@@ -26,6 +26,7 @@ import (
 	"roseau/internal/base/gc"
 	"roseau/internal/base/ids"
 	"roseau/internal/base/paths"
+	"roseau/internal/base/sysmon"
 	"roseau/internal/block/volume"
 	"roseau/internal/core/repl"
 	"roseau/internal/driver/ctlsock"
@@ -61,6 +62,7 @@ func Run(ctx context.Context, vol ids.ID, log *slog.Logger) error {
 		return err
 	}
 	gc.Set(gc.Writer)
+	sysmon.Calm(log)
 	identity, err := pki.Load(paths.PKI)
 	if err != nil {
 		return err

@@ -298,6 +298,11 @@ func (j *mergeJob) end(c *Core) {
 	c.merge.job = nil
 }
 
+// Merging reports whether a merge of two objects of a volume is under way.
+func (c *Core) Merging(volume ids.ID) bool {
+	return c.merge.job != nil && c.merge.job.v == c.vols[volume]
+}
+
 // MergeLeft reports whether extents of a volume wait for a merge that nothing
 // but time keeps back, or for one that was not permitted yet.
 func (c *Core) MergeLeft(volume ids.ID) bool {

@@ -62,6 +62,8 @@ type Mutations struct {
 	IgnoreCold             bool // cold members count as warm
 	ReleaseBeforeConfig    bool // acks are released before CONFIG is durable
 	KeepWinnerOnHolder     bool // the winner of reconcile is not rewritten on its holder
+	ReadsPassWrites        bool // a read does not wait for the writes to its blocks
+	LeaveUnreadableRun     bool // a stretch with an unreadable winner is left as it is on each copy
 	ShrinkToOneForLostLink bool // the sick-link rule is off
 	ClaimWithoutPrepare    bool // the CAS is made without PREPARE
 	FillCounts             bool // a copy of a segment counts before it is complete
@@ -73,7 +75,11 @@ type Mutations struct {
 	WaitForDead            bool // a takeover waits for members whose nodes are silent
 	LoneCopyVolatile       bool // a lone copy is not written through
 	NoSoleKeep             bool // the sole member that came back is not opened again
+	AnswerBelowMin         bool // min_isr bounds who may be put out, and not what is answered
+	KeepColdForMinISR      bool // a cold copy without which min_isr is not met is kept as it is
+	NoMending              bool // nobody is put out below min_isr, not even to be brought up to date
 	NoPending              bool // CONFIG does not name the disk of a grow under way
+	TakeSentGrowBack       bool // a grow whose CAS may have been made is taken back when its disk fails
 	IgnoreSession          bool // a new storage process counts as the old one
 	LeaseFromReceipt       bool // a lease runs from the answer, not from the question
 	ReadAnyMember          bool // reads go to members that are out, too

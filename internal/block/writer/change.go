@@ -140,7 +140,7 @@ func (v *volume) settleChange() {
 	if v.frozenSince == 0 || c.reopen.unwritten {
 		return
 	}
-	v.keepSole()
+	v.keepNeeded()
 	if c.state.final() {
 		return
 	}
@@ -179,8 +179,9 @@ func (v *volume) shrinkBase() repl.Mark {
 }
 
 // removable picks the leaving members that may be put out now. A segment is
-// never emptied, never brought below min_isr, and never down to one copy for
-// lost connections while the nodes behind them live [S13].
+// never emptied, never brought below min_isr but to get back to it (see mends),
+// and never down to one copy for lost connections while the nodes behind them
+// live [S13].
 func (v *volume) removable() []*member {
 	c := v.c
 	var out []*member
@@ -193,10 +194,14 @@ func (v *volume) removable() []*member {
 	for i := range v.segs {
 		s := &v.segs[i]
 		rest := s.rest()
-		for rest < max(1, v.rec.Cfg.MinISR) || rest == 1 && !c.moveNever && !c.mut.ShrinkToOneForLostLink {
+		least := max(1, v.rec.Cfg.MinISR)
+		if s.mends() {
+			least = 1
+		}
+		for rest < least || rest == 1 && !c.moveNever && !c.mut.ShrinkToOneForLostLink {
 			// Keep the last in placement order that may still come back.
 			k := slices.IndexFunc(out, func(m *member) bool {
-				return s.holds(m) && (rest < max(1, v.rec.Cfg.MinISR) || m.sickLink())
+				return s.holds(m) && (rest < least || m.sickLink())
 			})
 			if k < 0 {
 				break
@@ -237,13 +242,14 @@ func (c *Core) moveNeeded(v *volume, sick bool) {
 	c.effect(AskMove{Over: !any, Text: text})
 }
 
-// keepSole looks for segments all of whose members are leaving: one that has
-// come back with a new storage process is kept, opened again under the same
-// promise [S22].
-func (v *volume) keepSole() {
+// keepNeeded looks for segments that would be left without a copy, or with fewer
+// than min_isr: one that has come back with a new storage process is kept, opened
+// again under the same promise [S22]. It has all that it acked, unless it is cold.
+func (v *volume) keepNeeded() {
 	for i := range v.segs {
 		s := &v.segs[i]
-		if s.rest() > 0 || v.c.mut.NoSoleKeep {
+		rest := s.rest()
+		if rest >= max(1, v.rec.Cfg.MinISR) || v.c.mut.NoSoleKeep {
 			continue
 		}
 		all, cold := true, 0
@@ -259,14 +265,17 @@ func (v *volume) keepSole() {
 			if any == nil {
 				any = m
 			}
-			if m.cold {
+			if m.leaving == "" {
+				continue
+			}
+			if m.cold && !v.c.mut.KeepColdForMinISR {
 				cold++
 			} else if warm == nil {
 				warm = m
 			}
 		}
 		keep := warm
-		if keep == nil && all && cold > 0 {
+		if keep == nil && rest == 0 && all && cold > 0 {
 			// A disk is in or out as a whole: it must have lost nothing in any of
 			// its segments, not only in this one.
 			if k := v.lostBy(any); k >= 0 {

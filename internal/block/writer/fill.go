@@ -27,8 +27,10 @@ func (s *segment) holds(m *member) bool {
 	return slices.Contains(s.members, m) && !s.lacks(m)
 }
 
-// refill notes which members are being given which segments.
+// refill notes which members are being given which segments, and whether there
+// are enough copies. It is called whenever the record has changed.
 func (v *volume) refill() {
+	v.setShort(v.rec.Short() && !v.c.mut.AnswerBelowMin)
 	for i := range v.segs {
 		s := &v.segs[i]
 		s.filling = s.filling[:0]

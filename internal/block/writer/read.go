@@ -208,7 +208,7 @@ func (c *Core) readReply(n *node, a *wire.ReadReply) {
 		v.dirty = true
 	case o.rep != nil && o.rep.rc != nil && a.Status == wire.Unreadable:
 		o.rep.unreadable = append(o.rep.unreadable, m)
-		v.rcUnreadable(o)
+		v.rcUnreadable(o, m, a)
 	case o.rep != nil && o.rep.rc != nil:
 		v.rcRead(o, a)
 	case !c.leased() || (!m.counted || v.isOut(m) || !o.seg.holds(m)) && !c.mut.ReadAnyMember:

@@ -191,6 +191,7 @@ func (c *Core) maybeServe() {
 		if !c.reopen.unwritten { // else a grow of the predecessor may yet be committed
 			v.dropStalePending()
 		}
+		v.reportShort()
 		v.admit()
 	}
 	if c.reopen.unwritten {
@@ -365,10 +366,14 @@ func (v *volume) submitNow(o *op) {
 	v.lock(o)
 }
 
-// rcUnreadable: the holder cannot read the winner. Another member with the same
-// record may; if none can, the block stays as it is and is reported.
-func (v *volume) rcUnreadable(o *op) {
+// rcUnreadable: the holder cannot read all of the winner. Another member with the
+// same record may. If none can, what is readable of it is rewritten block by block,
+// and of the rest the version before is kept, see keepOlder.
+func (v *volume) rcUnreadable(o *op, from *member, a *wire.ReadReply) {
 	r := o.rep.rc
+	if r.count == 1 && len(a.Tags) == 1 {
+		o.rep.bad = append(o.rep.bad, badBlock{m: from, tag: a.Tags[0]})
+	}
 	for _, m := range v.rc.parts {
 		if !o.rep.has(m) && r.all&(1<<m.index) != 0 {
 			r.holder = m
@@ -376,8 +381,36 @@ func (v *volume) rcUnreadable(o *op) {
 			return
 		}
 	}
-	v.c.report(ReportDamaged, v.id, r.holder.disk, fmt.Sprintf("extent %d, blocks %d to %d: no copy of the newest write is readable", r.ext, r.block, r.block+r.count-1))
+	switch {
+	case v.c.mut.LeaveUnreadableRun:
+	case r.count > 1:
+		for b := range r.count {
+			one := *r
+			one.block, one.count, one.holder = r.block+b, 1, v.members[bits.TrailingZeros64(r.all)]
+			v.rc.runs = append(v.rc.runs, one)
+		}
+	default:
+		v.keepOlder(o)
+	}
+	if r.count == 1 || v.c.mut.LeaveUnreadableRun {
+		v.c.report(ReportDamaged, v.id, r.holder.disk, fmt.Sprintf("extent %d, blocks %d to %d: no copy of the newest write is readable", r.ext, r.block, r.block+r.count-1))
+	}
 	v.rc.running--
 	v.c.recycle(o)
 	v.dirty, v.c.wake = true, true
+}
+
+// keepOlder: a warm in-sync copy never had the record, so it was not acknowledged
+// (C1) and the version before is legal. The holders get it, too: else what is read
+// now would differ from what a comparison of the copies makes of it later (C3).
+func (v *volume) keepOlder(o *op) {
+	r, seg := o.rep.rc, v.segment(o.rep.rc.ext)
+	if !slices.ContainsFunc(v.rc.parts, func(m *member) bool { return seg.holds(m) && !m.cold && r.all&(1<<m.index) == 0 }) {
+		return
+	}
+	for _, reader := range append([]uint32{0}, v.snapNumbers()...) {
+		if reader == 0 || reader > r.object {
+			v.heals.list = append(v.heals.list, &heal{ext: int64(r.ext), object: reader, block: r.block, bad: slices.Clone(o.rep.bad)})
+		}
+	}
 }

@@ -184,6 +184,10 @@ func (c *Core) finish(r *Request, res Result) {
 		r.state.then(res)
 		return
 	}
-	c.out.Done = append(c.out.Done, Completion{Request: r, Result: res, Shared: r.state.shared})
 	c.wake = c.wake || c.draining
+	if v := c.vols[r.Volume]; v.short && res == Done && r.Op != OpRead {
+		v.unanswered.push(r)
+		return
+	}
+	c.out.Done = append(c.out.Done, Completion{Request: r, Result: res, Shared: r.state.shared})
 }

@@ -211,17 +211,20 @@ func (j *syncJob) fail(why string) {
 }
 
 // cancelGrow takes back step 1 of a grow whose CAS was never sent: CONFIG
-// without pending is made durable before the disk's answers stop counting.
+// without pending is made durable before the disk's answers stop counting. Once it
+// was sent nothing is taken back before its outcome is known: a successor without
+// etcd finds the disk by CONFIG alone, and etcd may have it in sync.
 //
 // A disk that is in sync for other segments stays so; for what it was being
 // given nobody ever took it for a copy, so nothing has to be made durable first.
 func (v *volume) cancelGrow(m *member) {
+	if v.change != nil && v.change.kind == changeGrow && !v.c.mut.TakeSentGrowBack {
+		return
+	}
 	if v.isPartial(m) {
-		if v.change == nil || v.change.kind != changeGrow {
-			v.pending = nil
-			v.config.serial++
-			m.abortSync("failed while it was counted")
-		}
+		v.pending = nil
+		v.config.serial++
+		m.abortSync("failed while it was counted")
 		return
 	}
 	v.pending = nil

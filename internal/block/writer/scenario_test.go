@@ -175,6 +175,75 @@ func TestMinISR(t *testing.T) {
 	}
 }
 
+// With min_isr 2 and two copies left, whose storage processes restart: a warm one
+// is kept, a cold one is put out and brought up to date, and meanwhile reads are
+// answered, writes and flushes are not.
+func TestMinISRRestarts(t *testing.T) {
+	for _, mut := range []Mutations{{}, {AnswerBelowMin: true}, {NoMending: true}} {
+		w := quiet(t, mut)
+		w.etcd.recs.Volumes[0].Cfg.MinISR = 2
+		g := w.served(time.Second)
+		w.powerCut(w.nodes[2], time.Hour)
+		w.run(3 * time.Second)
+		for _, i := range []int{0, 1} {
+			w.nodes[i].fresh(false)
+			w.dropConns(w.nodes[i], true)
+		}
+		_, done := w.ask(g, OpWrite, 3, 7)
+		w.run(3 * time.Second)
+		if !done() || len(w.own().Out) != 1 {
+			t.Errorf("mutation %v: both restarted warm: done %v, %d out", mut, done(), len(w.own().Out))
+		}
+		w.powerCut(w.nodes[1], time.Second)
+		_, done = w.ask(g, OpWrite, 3, 8)
+		_, flushed := w.ask(g, OpFlush, 0, 0)
+		early, readShort := false, false
+		var read func() bool
+		for range 100_000 {
+			w.run(200 * time.Microsecond)
+			if len(w.own().Out) < 2 {
+				continue
+			}
+			if read == nil {
+				_, read = w.ask(g, OpRead, 900, 0)
+			}
+			early = early || done() || flushed()
+			readShort = readShort || read()
+		}
+		if got, want := early, mut.AnswerBelowMin; got != want {
+			t.Errorf("mutation %v: answered with one copy: %v", mut, got)
+		}
+		if got, want := done() && flushed() && len(w.own().Out) == 1, !mut.NoMending; got != want {
+			t.Errorf("mutation %v: done %v, flushed %v, %d out", mut, done(), flushed(), len(w.own().Out))
+		}
+		if !mut.NoMending && !readShort {
+			t.Errorf("mutation %v: no read was answered while one copy was in sync", mut)
+		}
+	}
+}
+
+// A copy that is away and may have everything is waited for: it is put out below
+// min_isr only if another one is there to take its place.
+func TestMinISRWaitsForWhoIsAway(t *testing.T) {
+	w := quiet(t, Mutations{})
+	w.etcd.recs.Volumes[0].Cfg.MinISR = 2
+	g := w.served(time.Second)
+	w.isolate(g, 2)
+	w.run(3 * time.Second)
+	w.isolate(g, 1)
+	g.step(Liveness{Alive: []ids.ID{w.nodes[0].id}})
+	_, done := w.ask(g, OpWrite, 3, 7)
+	w.run(3 * time.Second)
+	if done() || len(w.own().Out) != 1 {
+		t.Fatalf("done %v, %d out: it must wait", done(), len(w.own().Out))
+	}
+	w.rejoin(g, 2) // the one that is out
+	w.run(5 * time.Second)
+	if _, out := w.own().Out[w.nodes[1].disks[0].id]; !done() || len(w.own().Out) != 1 || !out {
+		t.Errorf("done %v, out %v: the one that came has to take the other's place", done(), w.own().Out)
+	}
+}
+
 func TestNoReadBeforeTheMissingAreOut(t *testing.T) {
 	for _, mut := range []Mutations{{}, {ReadBeforeOut: true}} {
 		w := quiet(t, mut)

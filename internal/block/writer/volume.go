@@ -98,6 +98,8 @@ type volume struct {
 	zombies    opList // committed, not yet acked by joining members
 	extents    map[int64]*extent
 	held       requestList // requests that wait for Serving
+	short      bool        // fewer in-sync copies than min_isr: see setShort
+	unanswered requestList // done, and not answered while short
 	blocked    opList      // writes that wait for window space
 	refused    int         // extents in which a write waits for space
 	reads      opList      // reads that wait for a lease or a member

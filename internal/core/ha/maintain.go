@@ -17,7 +17,8 @@ import (
 
 // coldStart returns why nothing is started yet: every living node has just
 // booted, and some are not there or not ready. A node that reboots beside older
-// ones is no cold start: recoveries must not wait.
+// ones is no cold start: recoveries must not wait. Nor is one awaited that was
+// heard since this process listens, and fell silent: that is a loss.
 func (m *step) coldStart() string {
 	if m.now.Sub(m.view.Listening) >= m.p.ColdWait {
 		return ""
@@ -29,6 +30,8 @@ func (m *step) coldStart() string {
 			return ""
 		case n.Away && m.silent(n) != "":
 			// it is off because it was asked to be
+		case n.LastBeat > m.view.Listening && m.silent(n) != "":
+			// it was back, and is lost again
 		case !n.Session || !n.Known || m.silent(n) != "":
 			absent = append(absent, n.Name)
 		case !n.Storage:

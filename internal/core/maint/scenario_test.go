@@ -245,7 +245,11 @@ func (w *world) turn() {
 	}
 	st, actions := Step(State{View: w.view, Memory: w.mem}, w.now)
 	w.mem = st.Memory
+	changed := slices.ContainsFunc(actions, func(a Action) bool { _, ok := a.(Change); return ok })
 	for _, a := range actions {
+		if e, ok := a.(End); ok && e.Drained.IsZero() && !changed {
+			w.t.Errorf("%s ends without the change that it ends by", e)
+		}
 		w.obey(a)
 	}
 	if w.check != nil {

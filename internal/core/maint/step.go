@@ -76,13 +76,15 @@ func (m *step) notePhases() {
 	}
 }
 
-// change writes the order of a node; the plan stays as it is.
-func (m *step) change(n Node, to *model.NodeOrder, why string) {
+// change writes the order of a node; the plan stays as it is. false: another
+// change was decided in this step, the next one sees to it.
+func (m *step) change(n Node, to *model.NodeOrder, why string) bool {
 	if m.changed {
-		return
+		return false
 	}
 	m.changed = true
 	m.actions = append(m.actions, Change{Node: n.ID, Name: n.Name, Was: n.Order, Order: to, Forget: to == nil && n.Order.NoFailback, Why: why})
+	return true
 }
 
 func inPhase(o *model.NodeOrder, p model.OrderPhase) *model.NodeOrder {
@@ -108,7 +110,9 @@ func (m *step) order(n Node) {
 	case n.Up:
 		m.leaving(n)
 	case o.Phase == model.OrderLeaving:
-		m.change(n, inPhase(o, model.OrderAway), "it is off")
+		if !m.change(n, inPhase(o, model.OrderAway), "it is off") {
+			return
+		}
 		m.event("info", "node "+n.Name, "is off, as asked")
 		if o.Verb == model.OrderShutdown {
 			m.end(o.Task, "node "+n.Name+" is off; it takes part again when it has power", "", "")
@@ -120,10 +124,9 @@ func (m *step) order(n Node) {
 
 // back: the node runs under another boot than the one that was to end.
 func (m *step) back(n Node) {
-	if m.changed {
+	if !m.change(n, nil, "it is back") {
 		return
 	}
-	m.change(n, nil, "it is back")
 	m.event("info", "node "+n.Name, "is back after the %s that was asked for", n.Order.Verb)
 	m.end(n.Order.Task, fmt.Sprintf("node %s is back", n.Name), "", "")
 }
@@ -135,10 +138,9 @@ func (m *step) draining(n Node) {
 		m.progress(n.Order.Task, "waits: "+why, done, total)
 		return
 	}
-	if m.changed {
+	if !m.change(n, inPhase(n.Order, model.OrderLeaving), "nothing is left there") {
 		return
 	}
-	m.change(n, inPhase(n.Order, model.OrderLeaving), "nothing is left there")
 	m.event("info", "node "+n.Name, "goes down, as asked (%s)", n.Order.Verb)
 	m.progress(n.Order.Task, n.Name+" goes down", done, total)
 }
@@ -201,7 +203,9 @@ func (m *step) leaving(n Node) {
 	o := n.Order
 	if m.now.Sub(m.mem.Since[n.ID]) > m.p.Stuck && o.Phase == model.OrderLeaving {
 		text := fmt.Sprintf("node %s did not go down within %s", n.Name, m.p.Stuck)
-		m.change(n, nil, text)
+		if !m.change(n, nil, text) {
+			return
+		}
 		m.event("error", "node "+n.Name, "did not go down within %s: the order is dropped", m.p.Stuck)
 		m.end(o.Task, "", text, "look at its log and at its supervisor, then ask again")
 		return

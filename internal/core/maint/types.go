@@ -182,7 +182,9 @@ type Progress struct {
 	Done, Total int64
 }
 
-// End ends a task. Failed "" means well.
+// End ends a task. Failed "" means well. In a step that changes something, what
+// ends without Drained ends by that change: in one transaction with it, for the
+// next step may not see any more that it was to end.
 type End struct {
 	Task   ids.ID
 	Result string

@@ -25,7 +25,10 @@ var worlds = []world{
 	{name: "small: a successor over power cuts", served: true, place: 3, faults: 1, cuts: 2, writes: 1, epochs: 1, successor: true},
 	{name: "small: restore", served: true, place: 3, faults: 1, writes: 1, epochs: 2, restore: true},
 	{name: "small: release", served: true, place: 3, faults: 1, writes: 1, epochs: 2, leases: true, release: true},
+	{name: "small: min_isr, restarts", served: true, place: 3, min: 2, faults: 2, writes: 1, epochs: 1, flush: true},
+	{name: "small: min_isr, power cuts", served: true, place: 3, min: 2, faults: 1, cuts: 1, writes: 1, epochs: 2, flush: true},
 	// Three copies: as far as the bound goes.
+	{name: "min_isr, a third copy", served: true, out: 4, min: 2, faults: 2, cuts: 1, writes: 1, epochs: 2, flush: true},
 	{name: "takeover, three in sync", faults: 1, writes: 1, epochs: 2},
 	{name: "shrink and takeover", served: true, faults: 2, writes: 1, epochs: 2},
 	{name: "flush and power cuts", served: true, faults: 1, cuts: 1, writes: 1, epochs: 2, flush: true},
@@ -47,7 +50,7 @@ func (m model) search(limit int) explore.Result {
 }
 
 func newModel(w world) model {
-	return model{world: w, memo: &memo{map[transition]outcome{}, map[[2]owner]repl.Verdict{}}}
+	return model{world: w, memo: &memo{map[transition]outcome{}, map[[2]owner]repl.Verdict{}, map[owner]bool{}}}
 }
 
 // mutants: a rule taken away, and the world in which that is seen.
@@ -75,6 +78,8 @@ var mutants = []struct {
 	{"a replacement is in sync at once", world{served: true, place: 3, out: 2, writes: 1, epochs: 2, replacing: true}, rules{replaceInSync: true}, false},
 	{"a transaction does not compare own's revision", world{served: true, place: 3, faults: 2, writes: 1, epochs: 2}, rules{noCompare: true}, false},
 	{"a restarted replica is taken back without a resync", world{served: true, place: 3, cuts: 1, writes: 1, epochs: 1, flush: true}, rules{sessionIgnored: true}, false},
+	{"min_isr: a write is answered with one copy", world{served: true, place: 3, min: 2, faults: 1, cuts: 1, writes: 1, epochs: 1}, rules{answerBelowMin: true}, false},
+	{"min_isr: a cold copy is kept as it is", world{served: true, place: 3, min: 2, cuts: 1, writes: 1, epochs: 1, flush: true}, rules{keepColdForMin: true}, false},
 	{"a released epoch is opened again", world{served: true, place: 3, faults: 1, writes: 1, epochs: 2, leases: true, release: true, successor: true}, rules{releaseReopens: true}, false},
 }
 
@@ -122,6 +127,7 @@ func TestModel(t *testing.T) {
 		"writer: sends a replacement", "writer: grow 3, sends the CAS", "writer: reconciles, serves", "writer: released",
 		"writer: reopens its epoch, without etcd", "writer: writes its inc", "writer: reopens its epoch, by CAS",
 		"writer: every copy lost power: its guest is killed", "writer: stops, a disk knows more than etcd",
+		"writer: keeps a restarted disk for min_isr", "writer: sends a shrink below min_isr",
 		"etcd: late transaction of the predecessor of writer", "disk: its reservation ends", "writer: fenced",
 	} {
 		if taken[name] == 0 {

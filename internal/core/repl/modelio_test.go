@@ -1,5 +1,7 @@
 package repl_test
 
+import "math/bits"
+
 // holds reports whether disk r still answers to writer i.
 func (s *state) holds(i, r int) bool {
 	w, d := &s.w[i], &s.d[r]
@@ -108,6 +110,16 @@ func (m model) openDisk(s state, i, r int, emit emitter) {
 	v, e := &n.w[i], &n.d[r]
 	if w.newrun&b != 0 {
 		// Another process: it goes out, unless all that are left are such.
+		needed := m.min > 0 && bits.OnesCount8(w.counted&^w.leaving&^w.own.out) < int(m.min)
+		if w.phase == serving && needed && w.own.out&b == 0 && !w.waits && (!d.cold || m.rules.keepColdForMin) {
+			v.newrun &^= b
+			v.sent &^= b
+			v.fdone &^= b
+			v.leaving &^= b
+			v.opened |= b
+			emit("writer: keeps a restarted disk for min_isr", i, r, n)
+			return
+		}
 		if w.phase != serving || w.counted&^w.newrun != 0 || w.own.out&b != 0 {
 			if m.rules.sessionIgnored && w.phase == serving {
 				v.leaving &^= b
@@ -177,12 +189,24 @@ func (m model) changeSteps(s state, i int, emit emitter) {
 		if w.newrun&w.counted == w.counted {
 			return // kept: one of them is opened again
 		}
+		name := "writer: sends a shrink"
+		if m.min > 0 && bits.OnesCount8(w.own.isr()&^go_) < int(m.min) {
+			if m.mends(&s, i, go_) {
+				name = "writer: sends a shrink below min_isr"
+			}
+			for name == "writer: sends a shrink" && go_ != 0 && bits.OnesCount8(w.own.isr()&^go_) < int(m.min) {
+				go_ &= go_ - 1 // it waits for one of them
+			}
+			if go_ == 0 {
+				return
+			}
+		}
 		if c, ok := m.shrink(w.own, go_); ok {
 			n := s
 			v := &n.w[i]
 			v.txn, v.waits, v.pend, v.barrier = c, true, w.pend&^go_, w.barrier && w.pend&go_ == 0
 			v.joining &^= go_
-			emit("writer: sends a shrink", i, -1, n)
+			emit(name, i, -1, n)
 		}
 	}
 	if w.phase != serving {
@@ -211,6 +235,34 @@ func (m model) changeSteps(s state, i int, emit emitter) {
 			}
 		}
 	}
+}
+
+// mends: all that stay answer, and a copy is there to be brought up to date.
+func (m model) mends(s *state, i int, leaving uint8) bool {
+	w := &s.w[i]
+	there := false
+	for r := range s.d {
+		switch b := bit(r); {
+		case w.own.place&b == 0:
+		case w.own.isr()&^leaving&b != 0:
+			if !s.holds(i, r) {
+				return false
+			}
+		case s.d[r].up && (w.own.out|w.newrun)&b != 0:
+			there = true
+		}
+	}
+	return there
+}
+
+// answers reports whether writer i may answer writes and FLUSHes.
+func (m model) answers(i int, s *state) bool {
+	return !m.short(s.w[i].own) || m.rules.answerBelowMin
+}
+
+// tooFew: what is answered now is on fewer copies than min_isr.
+func (m model) tooFew(w *writer) bool {
+	return m.min > 0 && bits.OnesCount8(w.counted) < int(m.min)
 }
 
 func (m model) growSteps(s state, i, r int, emit emitter) {
@@ -367,7 +419,7 @@ func (m model) ioSteps(s state, i int, emit emitter) {
 			emit("writer: FLUSH answered", i, r, n)
 		}
 	}
-	if w.fdone&w.counted == w.counted {
+	if w.fdone&w.counted == w.counted && m.answers(i, &s) {
 		n := s
 		if !m.silent(&s, i) {
 			n.flushed |= w.flush
@@ -375,6 +427,8 @@ func (m model) ioSteps(s state, i int, emit emitter) {
 		n.w[i].flush, n.w[i].fdone = 0, 0
 		if m.missed(&s, i) {
 			n.bad = ackMisses
+		} else if m.tooFew(w) {
+			n.bad = answeredBelowMin
 		}
 		emit("writer: replies to the FLUSH", i, -1, n)
 	}
@@ -394,7 +448,7 @@ func (m model) writeSteps(s state, i int, emit emitter) {
 	if m.rules.ackBeforeCAS {
 		need &^= w.leaving
 	}
-	if need == 0 || w.sent&need != need {
+	if need == 0 || w.sent&need != need || !m.answers(i, &s) {
 		return
 	}
 	n := s
@@ -417,6 +471,8 @@ func (m model) writeSteps(s state, i int, emit emitter) {
 	n.w[i].inflight, n.w[i].sent = 0, 0
 	if m.missed(&s, i) {
 		n.bad = ackMisses
+	} else if m.tooFew(w) {
+		n.bad = answeredBelowMin
 	}
 	emit("writer: replies to the write", i, -1, n)
 }

@@ -116,6 +116,7 @@ type world struct {
 	successor, noEtcd  bool
 	replacing, restore bool
 	release            bool
+	min                uint8 // min_isr; 0 = 1
 	rules              rules
 }
 
@@ -187,6 +188,23 @@ type outcome struct {
 type memo struct {
 	changes  map[transition]outcome
 	verdicts map[[2]owner]repl.Verdict
+	shorts   map[owner]bool
+}
+
+// short asks production whether fewer copies are in sync than min_isr.
+func (m model) short(o owner) bool {
+	if m.min == 0 {
+		return false
+	}
+	k := owner{out: o.out, place: o.place}
+	is, known := m.shorts[k]
+	if !known {
+		v := k.record()
+		v.Cfg.MinISR = int(m.min)
+		is = v.Short()
+		m.shorts[k] = is
+	}
+	return is
 }
 
 func (m *memo) do(kind uint8, o owner, a, b uint8, f func(repl.VolumeRecord) (repl.Txn, repl.VolumeRecord, error)) (change, bool) {

@@ -18,6 +18,7 @@ const (
 	guestOverLoss
 	versionSkipped
 	releasedServes
+	answeredBelowMin
 )
 
 var badnesses = [...]string{
@@ -29,13 +30,15 @@ var badnesses = [...]string{
 	guestOverLoss:    "I21: a guest goes on over the loss of an acked write",
 	versionSkipped:   "I22: a change of own that does not raise cfg_version by one",
 	releasedServes:   "I24: a released epoch is opened",
+	answeredBelowMin: "C1: a write or FLUSH is answered, and fewer copies than min_isr have it",
 }
 
 // rules are switched off one by one, to show that the search sees each.
 type rules struct {
 	ackBeforeCAS, ackBeforeConfig, growWithoutCount, growFailsEarly, pendingUntold, serveBeforeOut,
 	noLeaseWait, noReservation, equalEpochPasses, toldIgnored, reopenWithoutAll,
-	coldForgotten, baseOfJoiner, replaceInSync, noCompare, restartForgetsGrants, sessionIgnored, releaseReopens, promiseEndsReservation bool
+	coldForgotten, baseOfJoiner, replaceInSync, noCompare, restartForgetsGrants, sessionIgnored, releaseReopens, promiseEndsReservation,
+	answerBelowMin, keepColdForMin bool
 }
 
 type model struct {

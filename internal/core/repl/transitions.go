@@ -66,6 +66,21 @@ func (o Own) Promise() Promise {
 	return Promise{Generation: o.Generation, Epoch: o.Epoch, Nonce: o.Nonce, Inc: o.Inc, Node: o.Node, Run: o.Run}
 }
 
+// Short reports whether a segment has fewer in-sync copies than MinISR. As long
+// as it is so no write and no flush is answered: MinISR bounds what is answered,
+// not who may be put out.
+func (r *VolumeRecord) Short() bool {
+	if r.Cfg.MinISR < 2 {
+		return false
+	}
+	for s := range r.Seg.Map {
+		if len(r.ISR(s)) < r.Cfg.MinISR {
+			return true
+		}
+	}
+	return false
+}
+
 // SameHolder reports whether p and q are one epoch: the same number given to
 // the same taker.
 func (p Promise) SameHolder(q Promise) bool {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"path"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 
 	"roseau/internal/base/errs"
 	"roseau/internal/base/size"
+	"roseau/internal/lab/cable"
 	"roseau/internal/lab/labclient"
 )
 
@@ -91,6 +93,45 @@ func (l *Lab) Frames(ctx context.Context, from net.HardwareAddr, heard func(node
 		}
 	}
 	return nil
+}
+
+// Forge sends an IPv4 frame with the given source address, to nobody, by the
+// node's cable to the VM network.
+func (l *Lab) Forge(ctx context.Context, node string, from net.HardwareAddr) error {
+	st, err := l.client.Status(ctx)
+	if err != nil {
+		return err
+	}
+	for _, n := range st.Nodes {
+		if n.Name != node || n.InitPID == 0 {
+			continue
+		}
+		ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", n.InitPID))
+		if err != nil {
+			return fmt.Errorf("forge a frame on %s: %w", node, err)
+		}
+		defer ns.Close()
+		return cable.Within(ns, func() error { return sendFrame("vm0", from) })
+	}
+	return errs.New(errs.NotFound, "forge a frame on %s: no such node has power", node)
+}
+
+// sendFrame sends an empty IPv4 frame to an address that no one has.
+func sendFrame(link string, from net.HardwareAddr) error {
+	dev, err := net.InterfaceByName(link)
+	if err != nil {
+		return err
+	}
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("socket", err)
+	}
+	defer unix.Close(fd)
+	frame := make([]byte, 60)
+	copy(frame, []byte{0x02, 0, 0, 0, 0, 1})
+	copy(frame[6:], from)
+	frame[12], frame[14] = 0x08, 0x45
+	return os.NewSyscallError("sendto", unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Ifindex: dev.Index, Protocol: bigEndian(unix.ETH_P_IP)}))
 }
 
 // enteredBy returns the index of the port that a frame came in by; 0: it went out.

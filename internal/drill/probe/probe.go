@@ -93,14 +93,16 @@ func DecodeConfig(b []byte) (Config, error) {
 var blockMagic = [8]byte{'R', 'S', 'P', 'R', 'O', 'B', 'E', '1'}
 
 // EncodeBlock fills b (BlockBytes) with the block that write number seq puts
-// into the given slot of the log region. Every byte depends on (seed, seq,
-// slot), so a torn or foreign block does not pass DecodeBlock.
-func EncodeBlock(b []byte, seed, seq uint64, slot uint32) {
+// into the given slot of the log region, by the guest of the given boot (of which
+// the last 16 digits count, hexadecimal). Every byte depends on (seed, seq, slot,
+// boot), so a torn or foreign block does not pass DecodeBlock.
+func EncodeBlock(b []byte, seed, seq uint64, slot uint32, boot uint64) {
 	copy(b, blockMagic[:])
 	binary.LittleEndian.PutUint64(b[8:], seed)
 	binary.LittleEndian.PutUint64(b[16:], seq)
 	binary.LittleEndian.PutUint32(b[24:], slot)
-	Fill(b[32:BlockBytes], seed^seq*0x9e3779b97f4a7c15^uint64(slot))
+	binary.LittleEndian.PutUint64(b[32:], boot)
+	Fill(b[40:BlockBytes], seed^seq*0x9e3779b97f4a7c15^uint64(slot)^boot)
 	binary.LittleEndian.PutUint32(b[28:], blockSum(b))
 }
 
@@ -108,28 +110,37 @@ func blockSum(b []byte) uint32 {
 	return crc32.Update(crc32.Checksum(b[:28], castagnoli), castagnoli, b[32:BlockBytes])
 }
 
-// DecodeBlock returns the sequence number of the block in the given slot: 0
-// for a block of zeros (never written), an error for anything that is not
-// exactly a block written there.
-func DecodeBlock(b []byte, seed uint64, slot uint32) (seq uint64, err error) {
+// DecodeBlock returns the sequence number of the block in the given slot and the
+// boot that wrote it: 0 for a block of zeros (never written), an error for
+// anything that is not exactly a block written there.
+func DecodeBlock(b []byte, seed uint64, slot uint32) (seq, boot uint64, err error) {
 	if !bytes.Equal(b[:8], blockMagic[:]) {
 		for _, c := range b[:BlockBytes] {
 			if c != 0 {
-				return 0, errs.New(errs.Corrupt, "log slot %d: not a probe block", slot)
+				return 0, 0, errs.New(errs.Corrupt, "log slot %d: not a probe block", slot)
 			}
 		}
-		return 0, nil
+		return 0, 0, nil
 	}
 	seq = binary.LittleEndian.Uint64(b[16:])
 	switch {
 	case blockSum(b) != binary.LittleEndian.Uint32(b[28:]):
-		return 0, errs.New(errs.Corrupt, "log slot %d: checksum of write %d", slot, seq)
+		return 0, 0, errs.New(errs.Corrupt, "log slot %d: checksum of write %d", slot, seq)
 	case binary.LittleEndian.Uint64(b[8:]) != seed:
-		return 0, errs.New(errs.Corrupt, "log slot %d: block of another run", slot)
+		return 0, 0, errs.New(errs.Corrupt, "log slot %d: block of another run", slot)
 	case binary.LittleEndian.Uint32(b[24:]) != slot:
-		return 0, errs.New(errs.Corrupt, "log slot %d: holds the block of slot %d", slot, binary.LittleEndian.Uint32(b[24:]))
+		return 0, 0, errs.New(errs.Corrupt, "log slot %d: holds the block of slot %d", slot, binary.LittleEndian.Uint32(b[24:]))
 	}
-	return seq, nil
+	return seq, binary.LittleEndian.Uint64(b[32:]), nil
+}
+
+// PeekSeq is the sequence number that a block names, unchecked; 0: it is no block
+// of this seed.
+func PeekSeq(b []byte, seed uint64) uint64 {
+	if !bytes.Equal(b[:8], blockMagic[:]) || binary.LittleEndian.Uint64(b[8:]) != seed {
+		return 0
+	}
+	return binary.LittleEndian.Uint64(b[16:])
 }
 
 // Slot is where write number seq goes: a full-period walk over the slots, so
@@ -167,13 +178,16 @@ func FillChunk(b []byte, seed uint64, n int) {
 // Status is the body of GET /status.
 type Status struct {
 	Name        string        `json:"name"`
-	Boot        string        `json:"boot"`      // random, new at each boot: a guest that rebooted is not the one that moved
+	Boot        string        `json:"boot"`      // 16 hexadecimal digits, random, new at each boot: a guest that rebooted is not the one that moved
 	Uptime      time.Duration `json:"uptime_ns"` // the guest's own
 	MemoryRound uint64        `json:"memory_rounds"`
-	MemoryBad   uint64        `json:"memory_bad"`    // words of the memory pattern that were not what was written
-	GuestGap    time.Duration `json:"guest_gap_ns"`  // longest step between two ticks since the last POST /reset
-	Seq         uint64        `json:"seq"`           // last write begun
-	Flushed     uint64        `json:"flushed"`       // last write whose flush was acknowledged by the disk
+	MemoryBad   uint64        `json:"memory_bad"`   // words of the memory pattern that were not what was written
+	GuestGap    time.Duration `json:"guest_gap_ns"` // longest step between two ticks since the last POST /reset
+	Seq         uint64        `json:"seq"`          // last write begun
+	Flushed     uint64        `json:"flushed"`      // last write whose flush was acknowledged by the disk
+	// First is the first write of this boot: above every number that stood on the
+	// disk when its load began. 0: it wrote none.
+	First       uint64        `json:"first"`
 	LongestIO   time.Duration `json:"longest_io_ns"` // longest write+flush since the last POST /reset
 	IOErrors    uint64        `json:"io_errors"`
 	LastError   string        `json:"last_error,omitempty"`

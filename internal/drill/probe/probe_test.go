@@ -25,22 +25,22 @@ func TestConfigRoundTrip(t *testing.T) {
 
 func TestBlock(t *testing.T) {
 	b := make([]byte, BlockBytes)
-	if seq, err := DecodeBlock(b, 1, 5); seq != 0 || err != nil {
+	if seq, _, err := DecodeBlock(b, 1, 5); seq != 0 || err != nil {
 		t.Fatal("zeros:", seq, err)
 	}
-	EncodeBlock(b, 1, 42, 5)
-	if seq, err := DecodeBlock(b, 1, 5); seq != 42 || err != nil {
+	EncodeBlock(b, 1, 42, 5, 7)
+	if seq, boot, err := DecodeBlock(b, 1, 5); seq != 42 || boot != 7 || PeekSeq(b, 1) != 42 || PeekSeq(b, 2) != 0 || err != nil {
 		t.Fatal(seq, err)
 	}
-	if _, err := DecodeBlock(b, 2, 5); err == nil {
+	if _, _, err := DecodeBlock(b, 2, 5); err == nil {
 		t.Fatal("another run's block passes")
 	}
-	if _, err := DecodeBlock(b, 1, 6); err == nil {
+	if _, _, err := DecodeBlock(b, 1, 6); err == nil {
 		t.Fatal("a misplaced block passes")
 	}
 	for _, at := range []int{0, 9, 17, 25, 29, 100, 4095} {
 		b[at] ^= 0x10
-		if _, err := DecodeBlock(b, 1, 5); err == nil {
+		if _, _, err := DecodeBlock(b, 1, 5); err == nil {
 			t.Fatalf("byte %d flipped passes", at)
 		}
 		b[at] ^= 0x10

@@ -57,6 +57,29 @@ func (k *Cluster) Outlook(ctx context.Context) (int, string, error) {
 	return st.Quorum.Nodes, st.Quorum.Text, nil
 }
 
+// Leader is the node of etcd's leader, waited for if there is none at the moment
+// or it is a witness's.
+func (k *Cluster) Leader(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		var st member.Status
+		err := k.c.Get(ctx, "/v1/cluster/status", &st)
+		for _, n := range st.Nodes {
+			if err == nil && n.Name == st.Quorum.Leader {
+				return n.Name, nil
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return "", errs.New(errs.Unavailable, "find etcd's leader: no node leads (%q): %w", st.Quorum.Leader, errors.Join(err, context.Cause(ctx)))
+		case <-tick.C:
+		}
+	}
+}
+
 // Disks lists the claimed disks of the nodes that answer.
 func (k *Cluster) Disks(ctx context.Context) ([]model.Disk, error) {
 	var list disk.List

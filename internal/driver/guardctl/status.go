@@ -63,15 +63,16 @@ type Status struct {
 	CPUModel    string `json:"cpu_model,omitempty"` // that the guest has
 	// Confinement is the control group that QEMU runs in ("cgroup v2: cpu freezer
 	// memory pids"), or "none:" and why.
-	Confinement string    `json:"confinement,omitempty"`
-	Started     time.Time `json:"started,omitzero"`  // of the guest's power-on on this node
-	Restarts    int       `json:"restarts"`          // from power-on, by this guard
-	Adoptions   int       `json:"adoptions"`         // of this QEMU by successor guards
-	Instance    ids.ID    `json:"instance"`          // one run of one guard process
-	Volumes     []Volume  `json:"volumes,omitempty"` // state volume first
-	Migration   *Progress `json:"migration,omitempty"`
-	Incoming    *Incoming `json:"incoming,omitempty"`
-	Events      []Event   `json:"events,omitempty"` // the last 64, oldest first
+	Confinement string            `json:"confinement,omitempty"`
+	Started     time.Time         `json:"started,omitzero"`      // of the guest's power-on on this node
+	Restarts    int               `json:"restarts"`              // from power-on, by this guard
+	Adoptions   int               `json:"adoptions"`             // of this QEMU by successor guards
+	Instance    ids.ID            `json:"instance"`              // one run of one guard process
+	Volumes     []Volume          `json:"volumes,omitempty"`     // state volume first
+	Steps       *model.StartSteps `json:"start_steps,omitempty"` // nil: it was not started from power-on by this guard
+	Migration   *Progress         `json:"migration,omitempty"`
+	Incoming    *Incoming         `json:"incoming,omitempty"`
+	Events      []Event           `json:"events,omitempty"` // the last 64, oldest first
 }
 
 // Volume is the state of one volume of the VM.

@@ -454,7 +454,6 @@ func (s *Service) returned(ctx context.Context, n *model.Node, r store.Record[Re
 func (s *Service) look(ctx context.Context, n *model.Node) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	text, level := "", event.Warn
 	var power driver.PowerState
 	_, _, c, err := s.controller(ctx, n.ID.String())
 	if err == nil {
@@ -463,17 +462,7 @@ func (s *Service) look(ctx context.Context, n *model.Node) {
 			power = info.Power
 		}
 	}
-	switch {
-	case errors.Is(err, errs.NotFound):
-	case err != nil:
-		text = "it is lost, and its BMC does not help: " + err.Error()
-	case power == driver.IsOff:
-		text = "it is lost: its BMC says that the machine is off"
-	case power == driver.IsOn:
-		text, level = "it is lost, yet its BMC says that the machine is on: it hangs, or is cut off", event.Error
-	default:
-		text = "it is lost; its BMC does not know whether the machine is on"
-	}
+	text, level := finding(n.Spec.Order, power, err)
 	s.mu.Lock()
 	l := s.looked[n.ID]
 	said := l.text
@@ -487,6 +476,26 @@ func (s *Service) look(ctx context.Context, n *model.Node) {
 		s.env.Events.Emit(level, "node "+n.Name, text)
 	}
 	s.note(ctx, n, power, err)
+}
+
+// finding says what is worth telling of a lost node: of one that went off as
+// asked only that it did not. "": nothing.
+func finding(order *model.NodeOrder, power driver.PowerState, err error) (text, level string) {
+	asked := order != nil && order.Phase != model.OrderDraining
+	switch {
+	case errors.Is(err, errs.NotFound), asked && power != driver.IsOn:
+		return "", ""
+	case err != nil:
+		return "it is lost, and its BMC does not help: " + err.Error(), event.Warn
+	case power == driver.IsOff:
+		return "it is lost: its BMC says that the machine is off", event.Warn
+	case power != driver.IsOn:
+		return "it is lost; its BMC does not know whether the machine is on", event.Warn
+	case asked:
+		return "it left as asked, yet its BMC says that the machine is on", event.Warn
+	default:
+		return "it is lost, yet its BMC says that the machine is on: it hangs, or is cut off", event.Error
+	}
 }
 
 func (s *Service) note(ctx context.Context, n *model.Node, power driver.PowerState, found error) {

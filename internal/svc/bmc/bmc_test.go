@@ -244,3 +244,32 @@ func TestKnownOff(t *testing.T) {
 		t.Errorf("nobody answers: %+v", r)
 	}
 }
+
+func TestFinding(t *testing.T) {
+	none := errs.New(errs.NotFound, "no BMC")
+	broken := errs.New(errs.Unavailable, "no answer")
+	away, draining := &model.NodeOrder{Phase: model.OrderAway}, &model.NodeOrder{Phase: model.OrderDraining}
+	for _, c := range []struct {
+		name  string
+		order *model.NodeOrder
+		power driver.PowerState
+		err   error
+		says  string // "": nothing
+		level string
+	}{
+		{"no BMC", nil, "", none, "", ""},
+		{"lost and off", nil, driver.IsOff, nil, "the machine is off", event.Warn},
+		{"lost while it drains", draining, driver.IsOff, nil, "the machine is off", event.Warn},
+		{"lost and on", nil, driver.IsOn, nil, "it hangs", event.Error},
+		{"lost, unknown", nil, "", nil, "does not know", event.Warn},
+		{"lost, no answer", nil, "", broken, "does not help: no answer", event.Warn},
+		{"off as asked", away, driver.IsOff, nil, "", ""},
+		{"off as asked, no answer", away, "", broken, "", ""},
+		{"left as asked, but on", away, driver.IsOn, nil, "left as asked", event.Warn},
+	} {
+		text, level := finding(c.order, c.power, c.err)
+		if level != c.level || !strings.Contains(text, c.says) || (c.says == "") != (text == "") {
+			t.Errorf("%s: %s %q, want %s %q", c.name, level, text, c.level, c.says)
+		}
+	}
+}

@@ -16,6 +16,7 @@ import (
 	"roseau/internal/model"
 	"roseau/internal/store"
 	"roseau/internal/svc"
+	"roseau/internal/svc/event"
 	"roseau/internal/svc/records"
 )
 
@@ -30,7 +31,8 @@ type Manager struct {
 	leading func() bool
 	since   func() clock.Instant
 
-	state core.State // of Run's goroutine
+	state    core.State // of Run's goroutine
+	managing bool       // of Run's goroutine: the last step was made here
 
 	mu      sync.Mutex // protects the fields below
 	pending map[ids.ID]model.VMStatus
@@ -59,10 +61,15 @@ func (m *Manager) Run(ctx context.Context) error {
 func (m *Manager) once(ctx context.Context) error {
 	since := m.since()
 	if !m.leading() || since == 0 || !m.viewer.World.Synced() {
-		m.state = core.State{}
+		m.state, m.managing = core.State{}, false
 		return nil
 	}
 	now := m.env.Clock.Now()
+	if !m.managing {
+		m.managing = true
+		led := m.env.Clock.Wall().Add(-now.Sub(since)).UTC()
+		m.env.Events.Emit(event.Info, "cluster", m.env.NodeName+" manages the machines: etcd's leader is there", "leader_since", led.Format(time.RFC3339Nano))
+	}
 	m.state.View = m.viewer.View(now)
 	m.state.View.Leader, m.state.View.LeaderSince = true, since
 	m.remember()
@@ -184,6 +191,7 @@ func (m *Manager) status(vm *model.VM, mem core.VMMemory) model.VMStatus {
 	}
 	g := r.Status
 	st.Pauses, st.Run, st.Started, st.Accel, st.CPUModel = g.Pauses, g.Run, g.Started, g.Accel, g.CPUModel
+	st.Steps = g.Steps
 	if g.Migration != nil {
 		mig := g.Migration.MigrationStatus
 		st.Migration = &mig

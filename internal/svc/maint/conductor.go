@@ -214,7 +214,7 @@ func (s *Service) carryOut(ctx context.Context, actions []core.Action, planRev i
 	for _, a := range actions {
 		switch a := a.(type) {
 		case core.Change:
-			err := s.change(ctx, a, planRev)
+			err := s.change(ctx, a, planRev, endsWith(actions))
 			s.env.Log.Info("maintenance", "change", a.String(), "err", err)
 			if err != nil {
 				return ignoreConflict(err) // what follows would tell of what was not done
@@ -224,13 +224,25 @@ func (s *Service) carryOut(ctx context.Context, actions []core.Action, planRev i
 		case core.Progress:
 			all = errors.Join(all, s.progress(ctx, a))
 		case core.End:
-			all = errors.Join(all, s.end(ctx, a))
+			if !a.Drained.IsZero() {
+				all = errors.Join(all, s.endDrain(ctx, a))
+			}
 		case core.Event:
 			s.env.Events.Emit(a.Level, a.Subject, a.Text)
 		}
 	}
 	wg.Wait()
 	return all
+}
+
+// endsWith lists what ends by the step's change.
+func endsWith(actions []core.Action) (ends []core.End) {
+	for _, a := range actions {
+		if e, ok := a.(core.End); ok && e.Drained.IsZero() {
+			ends = append(ends, e)
+		}
+	}
+	return ends
 }
 
 func ignoreConflict(err error) error {
@@ -240,7 +252,8 @@ func ignoreConflict(err error) error {
 	return err
 }
 
-func (s *Service) change(ctx context.Context, a core.Change, planRev int64) error {
+// change makes a change and ends the tasks that end by it, in one transaction.
+func (s *Service) change(ctx context.Context, a core.Change, planRev int64, ends []core.End) error {
 	ctx, cancel := context.WithTimeout(ctx, txnTimeout)
 	defer cancel()
 	tx := store.NewTx()
@@ -266,6 +279,11 @@ func (s *Service) change(ctx context.Context, a core.Change, planRev int64) erro
 			tx.Delete(records.PlanKey)
 		} else {
 			tx.Put(records.PlanKey, a.Plan)
+		}
+	}
+	for _, e := range ends {
+		if err := s.addEnd(ctx, tx, e); err != nil {
+			return err
 		}
 	}
 	_, err := s.env.Store.Commit(ctx, tx)
@@ -305,19 +323,38 @@ func (s *Service) progress(ctx context.Context, a core.Progress) error {
 	return err
 }
 
-func (s *Service) end(ctx context.Context, a core.End) error {
-	var cause error
-	if a.Failed != "" {
-		cause = errs.New(errs.Conflict, "%s", a.Failed).WithHint("%s", a.Hint)
-	}
-	if err := s.endTask(ctx, a.Task, a.Result, cause, model.TaskFailed); err != nil {
+// addEnd adds the end of a task that still runs to a transaction.
+func (s *Service) addEnd(ctx context.Context, tx *store.Tx, e core.End) error {
+	delete(s.shown, e.Task)
+	t, err := store.GetID[model.Task](ctx, s.env.Store, e.Task)
+	switch {
+	case errors.Is(err, errs.NotFound):
+		return nil
+	case err != nil:
 		return err
-	}
-	if a.Drained.IsZero() {
+	case t.State != model.TaskRunning:
 		return nil
 	}
-	_, err := store.Update(ctx, s.env.Store, a.Drained, func(n *model.Node) error {
-		if n.Spec.DrainTask == a.Task {
+	s.ended(t, e.Result, causeOf(e), model.TaskFailed)
+	return store.TxPut(tx, t)
+}
+
+func causeOf(e core.End) error {
+	if e.Failed == "" {
+		return nil
+	}
+	return errs.New(errs.Conflict, "%s", e.Failed).WithHint("%s", e.Hint)
+}
+
+// endDrain ends the task of a drain, then the node's tie to it: that order can be
+// gone through again from the beginning.
+func (s *Service) endDrain(ctx context.Context, e core.End) error {
+	delete(s.shown, e.Task)
+	if err := s.endTask(ctx, e.Task, e.Result, causeOf(e), model.TaskFailed); err != nil {
+		return err
+	}
+	_, err := store.Update(ctx, s.env.Store, e.Drained, func(n *model.Node) error {
+		if n.Spec.DrainTask == e.Task {
 			n.Spec.DrainTask = ids.ID{}
 		}
 		return nil
@@ -325,19 +362,22 @@ func (s *Service) end(ctx context.Context, a core.End) error {
 	return err
 }
 
+// ended writes the end into a task; bad is its state if cause is not nil.
+func (s *Service) ended(t *model.Task, result string, cause error, bad model.TaskState) {
+	t.State, t.Result, t.Phase, t.Finished = model.TaskDone, result, "", s.env.Clock.Wall().UTC()
+	if cause != nil {
+		t.State, t.Error = bad, task.ProblemOf(cause)
+	}
+}
+
 // endTask ends a task that still runs; bad is its state if cause is not nil.
 func (s *Service) endTask(ctx context.Context, id ids.ID, result string, cause error, bad model.TaskState) error {
 	if id.IsZero() {
 		return nil
 	}
-	delete(s.shown, id)
 	_, err := store.Update(ctx, s.env.Store, id, func(t *model.Task) error {
-		if t.State != model.TaskRunning {
-			return nil
-		}
-		t.State, t.Result, t.Phase, t.Finished = model.TaskDone, result, "", s.env.Clock.Wall().UTC()
-		if cause != nil {
-			t.State, t.Error = bad, task.ProblemOf(cause)
+		if t.State == model.TaskRunning {
+			s.ended(t, result, cause, bad)
 		}
 		return nil
 	})

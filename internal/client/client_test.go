@@ -1,0 +1,52 @@
+package client
+
+import (
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"sync/atomic"
+	"testing"
+
+	"roseau/internal/base/errs"
+)
+
+// A forward to a node without power takes the connection and ends it: a change goes
+// to the next node. One that was read by a node is not repeated.
+func TestChangeGoesToTheNextNode(t *testing.T) {
+	var asked atomic.Int32
+	good := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		body, err := io.ReadAll(r.Body)
+		if err != nil || string(body) != `"x"` {
+			t.Errorf("body %q, %v", body, err)
+		}
+		io.WriteString(w, "{}")
+	}))
+	defer good.Close()
+	breaks := httptest.NewTLSServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }))
+	defer breaks.Close()
+	dead, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer dead.Close()
+	go func() {
+		for {
+			c, err := dead.Accept()
+			if err != nil {
+				return
+			}
+			c.Close()
+		}
+	}()
+	c := &Client{http: good.Client(), bases: []string{"https://" + dead.Addr().String(), good.URL}, where: "test"}
+	if _, err := c.Change(t.Context(), http.MethodPost, "/v1/x", "x", nil); err != nil || asked.Load() != 1 {
+		t.Errorf("through the dead forward: asked %d times, %v", asked.Load(), err)
+	}
+	c = &Client{http: good.Client(), bases: []string{breaks.URL, good.URL}, where: "test"}
+	if _, err := c.Change(t.Context(), http.MethodPost, "/v1/x", "x", nil); !errors.Is(err, errs.Unavailable) || asked.Load() != 1 {
+		t.Errorf("a change that a node broke off: asked %d times, %v", asked.Load(), err)
+	}
+}
