@@ -105,6 +105,7 @@ var Mutants = []Mutant{
 	{Name: "no-idle-merge", Rule: "a writer of its own lets the merges of a volume go on whose VM does not run", Set: func(m *Mutations) { m.NoMaintenance = true }, Scenario: "idle-merge"},
 	{Name: "rollback-serves-early", Rule: "nobody is served before a rollback is over", Set: func(m *Mutations) { m.Writer.RollbackServesEarly = true }, Bias: &Bias{Snapshots: 200 * time.Millisecond, Rollbacks: true}},
 	{Name: "rollback-without-flush", Rule: "a rollback is durable before the store says that it is over", Set: func(m *Mutations) { m.Writer.RollbackWithoutFlush = true }, Scenario: "rollback-not-durable"},
+	{Name: "direct-untouched", Rule: "a block that was written since its map is not read past the storage process", Set: func(m *Mutations) { m.Writer.DirectUntouched = true }},
 	{Name: "forget-holes", Rule: "a tombstone above older objects is kept until an image has its holes", Set: func(m *Mutations) { m.Disk.ForgetHoles = true }, Bias: &Bias{Faults: []string{"storage_kill", "power_blip", "power_cut_all"}, Every: 500 * time.Millisecond, Snapshots: 300 * time.Millisecond}},
 
 	{Name: "port-without-timer", Rule: "a port is open to the lease's end less 0.5 s, by the kernel's timer [S2]", Set: func(m *Mutations) { m.Machines.Guard.PortWithoutTimer = true }, Scenario: "dead-guard"},

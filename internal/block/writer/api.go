@@ -95,8 +95,6 @@ type Mutations struct {
 	KeepSyncOnReplace      bool // a disk that is given more segments goes on joining as it was
 
 	DirectUntouched bool // a block is read in place although it was written since its map
-	DirectUnleased  bool // a block that was read in place is answered without a lease
-	DirectKeepsMaps bool // maps outlive the connection and the membership of their copy
 
 	SnapshotNumberReused bool // a number that a failed attempt left is used again
 	SnapshotWithoutOwn   bool // the snapshot's transaction does not compare own

@@ -38,6 +38,7 @@ type Core struct {
 	slots    []slot
 	freeSlot []uint32
 	opPool   *op
+	freeExts []*extent
 
 	prep   prepare
 	claim  claim

@@ -47,9 +47,7 @@ type memberPlaces struct {
 // dropPlaces forgets all maps of m: what its disk holds may have changed in a way
 // that was not seen here.
 func (m *member) dropPlaces() {
-	if !m.v.c.mut.DirectKeepsMaps {
-		m.places.exts, m.places.order, m.places.hand = nil, nil, 0
-	}
+	m.places.exts, m.places.order, m.places.hand = nil, nil, 0
 }
 
 // touch marks blocks that are changed from now on, on every copy: also on one that
@@ -217,7 +215,7 @@ func (c *Core) directDone(ev DirectDone) {
 			p.askedAt = c.now
 		}
 		v.startRead(o)
-	case !c.leased() && !c.mut.DirectUnleased, (!m.counted || v.isOut(m) || !o.seg.holds(m)) && !c.mut.ReadAnyMember:
+	case !c.leased(), (!m.counted || v.isOut(m) || !o.seg.holds(m)) && !c.mut.ReadAnyMember:
 		v.waitRead(o)
 	default:
 		c.reply = wire.ReadReply{Data: ev.Data}
