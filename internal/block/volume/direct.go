@@ -244,7 +244,7 @@ func (d *disks) toRing(x *directRead) {
 		l.take(token)
 		l.mu.Unlock()
 		nbd.Pool{}.Free(x.bufs[0])
-		x.bufs[0] = nil
+		x.bufs[0], x.done.Busy = nil, true
 		l.release()
 		d.s.post(x)
 		return

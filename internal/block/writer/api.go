@@ -176,10 +176,12 @@ type (
 		Revision int64
 	}
 	// DirectDone answers DirectRead. OK: every block was read, has its checksum, and
-	// Read.Valid said so after the read; Data has them, and is the core's.
+	// Read.Valid said so after the read; Data has them, and is the core's. Busy: not
+	// OK, and not tried, for too much is under way.
 	DirectDone struct {
 		ID   uint64
 		OK   bool
+		Busy bool
 		Data []byte
 	}
 	// PlacesKnown answers WantPlaces. Map nil: not known now. Off: disks are not to

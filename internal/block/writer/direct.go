@@ -207,6 +207,8 @@ func (c *Core) directDone(ev DirectDone) {
 		m.places.offUntil = c.now.Add(c.t.PlacesAgain)
 	}
 	switch {
+	case ev.Busy && m.usable():
+		v.askByMessage(o, m)
 	case !ev.OK:
 		// The slot is another extent's, or the block does not read as it should: the
 		// storage process knows which, and repairs are made from its answer.

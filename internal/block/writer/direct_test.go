@@ -186,6 +186,18 @@ func TestDirectReadIsJudgedAfterwards(t *testing.T) {
 	}
 }
 
+// What was not tried says nothing of the map.
+func TestDirectReadThatIsNotTried(t *testing.T) {
+	w, g := mapped(t)
+	r, d := w.directRead(t, g)
+	g.step(&DirectDone{ID: d.ID, Busy: true})
+	w.run(20 * time.Millisecond)
+	if !w.plain[r] || stampOf(r.Data) != 7 {
+		t.Fatalf("answered %v", w.plain[r])
+	}
+	w.directRead(t, g)
+}
+
 // A disk that is not to be read by others is left alone for a while.
 func TestDirectReadsAreOff(t *testing.T) {
 	w, g := directWorld(t)
