@@ -175,6 +175,17 @@ func (d *disks) put(l *localDisk) {
 	d.open[l.id] = l
 }
 
+// forgetOld closes disks that their owner has given up or opened anew, so that one
+// that was pulled is not held by a reader. In the turn.
+func (d *disks) forgetOld() {
+	for id, l := range d.open {
+		if l.cells.Session() != l.session {
+			l.close()
+			delete(d.open, id)
+		}
+	}
+}
+
 // closeAll gives the disks up; reads under way end later. There are no turns any more.
 func (d *disks) closeAll() {
 	for _, l := range d.open {

@@ -500,6 +500,7 @@ func (s *Set) housekeeping(now clock.Instant) {
 	for _, p := range s.peers {
 		p.checkSilence(int64(now))
 	}
+	s.disks.forgetOld()
 	s.leaseLapsed(now)
 	s.publish()
 }
