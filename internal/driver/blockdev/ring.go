@@ -38,7 +38,7 @@ type Ring struct {
 	cqMask         uint32
 	cqes           []cqe
 	maps           [][]byte
-	iovs           []unix.Iovec // ringIovecs for each slot; not on the heap
+	iovs           []ringVec // ringIovecs for each slot; not on the heap
 
 	mu     sync.Mutex
 	slots  []ringSlot
@@ -103,6 +103,11 @@ type sqe struct {
 	spliceFd   int32
 	_, padding uint64
 }
+
+// ringVec is struct iovec. It is in memory that the collector does not know, where a
+// pointer left behind would be followed by a write barrier after its buffer is gone:
+// so it is a number, and the slot keeps the buffer.
+type ringVec struct{ base, len uintptr }
 
 type cqe struct {
 	user  uint64
@@ -178,7 +183,7 @@ func (r *Ring) init(p *ringParams) error {
 	if err != nil {
 		return err
 	}
-	iovs, err := unix.Mmap(-1, 0, ringSlots*ringIovecs*int(unsafe.Sizeof(unix.Iovec{})), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	iovs, err := unix.Mmap(-1, 0, ringSlots*ringIovecs*int(unsafe.Sizeof(ringVec{})), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
 		return err
 	}
@@ -189,7 +194,7 @@ func (r *Ring) init(p *ringParams) error {
 	r.sqArray = unsafe.Slice(at(p.sq.array), p.sqEntries)
 	r.cqes = unsafe.Slice((*cqe)(unsafe.Pointer(&rings[p.cq.cqes])), p.cqEntries)
 	r.sqes = unsafe.Slice((*sqe)(unsafe.Pointer(&sqes[0])), p.sqEntries)
-	r.iovs = unsafe.Slice((*unix.Iovec)(unsafe.Pointer(&iovs[0])), ringSlots*ringIovecs)
+	r.iovs = unsafe.Slice((*ringVec)(unsafe.Pointer(&iovs[0])), ringSlots*ringIovecs)
 	r.slots = make([]ringSlot, ringSlots)
 	for i := range uint32(ringSlots) {
 		r.free = append(r.free, ringSlots-1-i)
@@ -238,15 +243,15 @@ func (r *Ring) Add(op RingOp) bool {
 			continue
 		}
 		total += len(b)
-		base := unsafe.SliceData(b)
-		if n := len(iov); n > 0 && unsafe.Add(unsafe.Pointer(iov[n-1].Base), iov[n-1].Len) == unsafe.Pointer(base) {
-			iov[n-1].Len += uint64(len(b)) // neighbours in memory
+		base := uintptr(unsafe.Pointer(unsafe.SliceData(b)))
+		if n := len(iov); n > 0 && iov[n-1].base+iov[n-1].len == base {
+			iov[n-1].len += uintptr(len(b)) // neighbours in memory
 			continue
 		}
 		if len(iov) == ringIovecs {
 			return false
 		}
-		iov = append(iov, unix.Iovec{Base: base, Len: uint64(len(b))})
+		iov = append(iov, ringVec{base: base, len: uintptr(len(b))})
 	}
 	if total == 0 {
 		return false
@@ -258,7 +263,7 @@ func (r *Ring) Add(op RingOp) bool {
 	*e = sqe{fd: int32(r.disk.fd), off: uint64(op.Offset), user: uint64(slot)}
 	switch {
 	case len(iov) == 1:
-		e.op, e.addr, e.len = ringOpRead, uint64(uintptr(unsafe.Pointer(iov[0].Base))), uint32(total)
+		e.op, e.addr, e.len = ringOpRead, uint64(iov[0].base), uint32(total)
 		if op.Write {
 			e.op = ringOpWrite
 		}
