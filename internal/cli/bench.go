@@ -97,6 +97,9 @@ func writeBench(r *bench.Result, report, commit string) error {
 		os.WriteFile(report, page.Bytes(), 0o644), os.WriteFile(plot, svg.Bytes(), 0o644))
 }
 
+// recoveryLimits begins the section of the page that people write; it is kept.
+const recoveryLimits = "\n## What limits the figures\n"
+
 // newBenchRecoveryCmd measures what happens when copies fail and come back.
 func newBenchRecoveryCmd() *cobra.Command {
 	var dir, report string
@@ -114,8 +117,13 @@ func newBenchRecoveryCmd() *cobra.Command {
 				return err
 			}
 			page := fmt.Sprintf("# Failures and recovery\n\n%s, commit %s, %d CPUs, load average at the start %s. Made by `make bench-recovery`: one volume of three copies on one disk, two of its links under TLS.\n"+
-				"How long a guest stands still when its writer is killed is measured by the drill (`process-kill`).\n\n%s",
+				"\"Writer killed\" is its end without a word; how long a guest stands still then is measured by the drill, too (`process-kill`).\n\n%s",
 				clock.System{}.Wall().UTC().Format("2006-01-02 15:04 MST"), version.String(), runtime.NumCPU(), load, table)
+			if old, err := os.ReadFile(report); err == nil {
+				if i := bytes.Index(old, []byte(recoveryLimits)); i >= 0 {
+					page += string(old[i:])
+				}
+			}
 			return os.WriteFile(report, []byte(page), 0o644)
 		},
 	}

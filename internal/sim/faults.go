@@ -120,6 +120,8 @@ type Bias struct {
 	// deletes them; 0 = as the seed draws.
 	Snapshots time.Duration
 	Rollbacks bool // he takes the volume back to one now and then
+	// Moves: the mean time between moves of segments; 0 = none.
+	Moves time.Duration
 }
 
 func (b *Bias) apply(p *profile) {
@@ -647,7 +649,7 @@ func (w *world) whole() bool {
 	if g == nil || g.ended() || g.state.String() != "serving" || !g.leaseHeld() || w.manager.challenger != nil || len(w.guest.pending) > 0 {
 		return false
 	}
-	return w.copies() == storageNodes
+	return w.copies() == storageNodes && !w.moving()
 }
 
 // copies is how many nodes are in sync for the segment that has the fewest.

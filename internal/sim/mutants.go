@@ -56,6 +56,8 @@ var Mutants = []Mutant{
 	{Name: "keep-winner", Rule: "the winner of a reconcile is rewritten on its holder too [S19]", Set: func(m *Mutations) { m.Writer.KeepWinnerOnHolder = true }, Scenario: "plain"},
 	{Name: "unreadable-run-left", Rule: "of a winner that is unreadable in part the rest is rewritten, and the version before kept of what is not", Set: func(m *Mutations) { m.Writer.LeaveUnreadableRun = true }, Scenario: "unreadable-winner"},
 	{Name: "reads-pass-writes", Rule: "a read waits for the writes to its blocks that are under way (C3)", Set: func(m *Mutations) { m.Writer.ReadsPassWrites = true }, Scenario: "read-under-write"},
+	{Name: "fill-counts", Rule: "a copy of a segment counts when it is complete, not when the move begins", Set: func(m *Mutations) { m.Writer.FillCounts = true }, Bias: &Bias{Faults: []string{"storage_kill", "power_blip"}, Every: time.Second, Moves: 100 * time.Millisecond}},
+	{Name: "source-not-restored", Rule: "what one source of a join cannot read is taken from others, and the join goes on with it", Set: func(m *Mutations) { m.Writer.SourceNotRestored = true }, Scenario: "join-over-rot"},
 	{Name: "tail-ignores-flush-mark", Rule: "the log keeps what is above the flush mark (I7)", Set: func(m *Mutations) { m.Disk.TailIgnoresFlushMark = true }, Scenario: "tail-moved"},
 	{Name: "epoch-unchecked", Rule: "the epoch is checked when a record is appended [S20]", Set: func(m *Mutations) { m.Disk.EpochUnchecked, m.Replica.KeepOldHandles = true, true },
 		And: "a promise ends all older handles of the volume", Scenario: "frozen-writer"},

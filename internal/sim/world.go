@@ -75,6 +75,7 @@ type world struct {
 	hot     []int
 	manager manager
 	snaps   *snapshots
+	mover   *mover
 	net     network
 	profile profile
 	codec   *codec
@@ -88,7 +89,7 @@ type world struct {
 	// tainted are nodes whose copies may lack what a lying cache lost; wasISR is the
 	// in-sync set of each segment when it was last looked at. See lostByLie.
 	tainted map[int]bool
-	wasISR  [segmentCount][]int
+	wasISR  [segmentCount][]ids.ID
 	ops     int
 	direct  bool // guards read disks of their nodes by themselves
 	calm    bool // faults have ended
@@ -134,6 +135,7 @@ func newWorld(opt Options) *world {
 	w.guest = newGuest(w)
 	w.manager = newManager(w)
 	w.snaps = newSnapshots(w)
+	w.mover = newMover(w)
 	return w
 }
 

@@ -6,8 +6,9 @@
 // some: the monitors of four such processes took a tenth of the CPU time, and
 // each wake-up interrupted the work it looked at. The kernel may delay a wake-up
 // by the thread's timer slack, which is 50 us by default; a longer one makes the
-// monitor slower, and nothing else: every other thread, and every child process,
-// keeps its own.
+// monitor slower. A thread that the monitor itself starts inherits it: timers that
+// such a thread waits for may come late by as much. Nothing here lives by
+// timers of less than some milliseconds.
 //
 // What the monitor does may come late by that much: to give the processor of a
 // blocked goroutine to another one, and to stop one that computes for over 10 ms.

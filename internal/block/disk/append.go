@@ -82,12 +82,35 @@ func (c *Core) Append(token uint64, in Record) {
 	c.enqueue(r, e)
 }
 
+// recsAtOnce: records of one time become useless at about one time, so the memory
+// of a few can live as long as any of them.
+const recsAtOnce = 16
+
+func (c *Core) newRec() *rec {
+	if len(c.recs) == 0 {
+		c.recs = make([]rec, recsAtOnce)
+	}
+	r := &c.recs[0]
+	c.recs = c.recs[1:]
+	return r
+}
+
+// setCRC keeps the checksums of a write; one is copied.
+func (r *rec) setCRC(crc []uint32) {
+	if r.CRC = crc; len(crc) == 1 {
+		r.crc1[0] = crc[0]
+		r.CRC = r.crc1[:]
+	}
+}
+
 func (c *Core) newRecord(token uint64, in Record) *rec {
-	r := &rec{token: token, answer: true, durable: in.Durable, data: in.Data}
+	r := c.newRec()
+	r.token, r.answer, r.durable, r.data = token, true, in.Durable, in.Data
 	r.Extent, r.Object, r.Mark = in.Extent, in.Object, in.Mark
 	switch in.Kind {
 	case KindWrite:
-		r.Type, r.Block, r.Count, r.CRC = recWrite, uint16(in.Block), uint16(in.Count), in.CRC
+		r.Type, r.Block, r.Count = recWrite, uint16(in.Block), uint16(in.Count)
+		r.setCRC(in.CRC)
 	case KindZero:
 		r.Type, r.Block, r.Count = recZero, uint16(in.Block), uint16(in.Count)
 	case KindTombstone, KindSyncTombstone:

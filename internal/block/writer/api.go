@@ -48,7 +48,7 @@ type Timing struct {
 	RejoinForget  time.Duration // 1 h
 	PlacesAgain   time.Duration // 1 s between two maps of an extent, see DirectRead
 	PlacesMisses  int           // 8 reads that a map does not serve until a new one is asked for
-	SyncWindow    int           // 4: chunks of a resync in flight
+	SyncWindow    int           // 16: objects of a resync in flight while the guest is idle; else 4 at most
 }
 
 // Mutations break one rule each, to prove that the simulator sees it.
@@ -62,6 +62,7 @@ type Mutations struct {
 	IgnoreCold             bool // cold members count as warm
 	ReleaseBeforeConfig    bool // acks are released before CONFIG is durable
 	KeepWinnerOnHolder     bool // the winner of reconcile is not rewritten on its holder
+	SourceNotRestored      bool // a join that met an unreadable block goes on with another source
 	ReadsPassWrites        bool // a read does not wait for the writes to its blocks
 	LeaveUnreadableRun     bool // a stretch with an unreadable winner is left as it is on each copy
 	ShrinkToOneForLostLink bool // the sick-link rule is off

@@ -101,7 +101,7 @@ func (t Timing) withDefaults() Timing {
 		t.FlushBytes = 64 << 20
 	}
 	if t.SyncWindow == 0 {
-		t.SyncWindow = 4
+		t.SyncWindow = 16
 	}
 	return t
 }
