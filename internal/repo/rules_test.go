@@ -53,7 +53,7 @@ var layers = []struct {
 // values and return what to do.
 var pure = []string{
 	"internal/core", "internal/model",
-	"internal/block/disk", "internal/block/replica", "internal/block/writer", "internal/block/wire",
+	"internal/block/disk", "internal/block/replica", "internal/block/writer", "internal/block/wire", "internal/block/place",
 }
 
 // bannedInPure says why. base/clock is allowed for its types only.

@@ -31,6 +31,7 @@ type simDisk struct {
 	syncLies     bool
 	rottenSupers int // bits flipped where superblocks are
 	lies         lies
+	cells        cells
 }
 
 type cached struct {
@@ -50,7 +51,9 @@ func (d *simDisk) landed(f *inFlight) {
 
 var errDead = errors.New("input/output error")
 
-func newSimDisk(id ids.ID) *simDisk { return &simDisk{id: id, durable: map[int64]*[4096]byte{}} }
+func newSimDisk(id ids.ID) *simDisk {
+	return &simDisk{id: id, durable: map[int64]*[4096]byte{}, cells: cells{versions: map[uint64]uint64{}}}
+}
 
 func (d *simDisk) die() { d.dead = true }
 

@@ -58,8 +58,7 @@ func newGuard(w *world, n *node, run ids.ID, attempt uint64, alive bool) *guard 
 	g := &guard{w: w, node: n, id: w.newID(), run: run, attempt: attempt, adopting: alive, lastBoot: n.boot}
 	g.core = writer.New(writer.Config{
 		Node: n.id, Run: run, Purpose: repl.PurposeVM, VM: w.vm, Attempt: attempt, Nonce: w.newID(),
-		Volumes: []ids.ID{w.volume}, SegmentBytes: segmentBytes, GuestAlive: alive, Mutations: w.opt.Mutations.Writer,
-		Timing: writer.Timing{FlattenPause: w.clones.pause},
+		Volumes: []ids.ID{w.volume}, SegmentBytes: segmentBytes, GuestAlive: alive, Direct: w.direct, Timing: w.timing(), Mutations: w.opt.Mutations.Writer,
 	})
 	w.guards = append(w.guards, g)
 	n.guards = append(n.guards, g)
@@ -87,7 +86,7 @@ func (g *guard) later(c writer.Command) { g.w.after(0, func() { g.step(c) }) }
 func (g *guard) drainReady() {
 	for range 10000 {
 		r := g.core.Ready()
-		if len(r.Sends) == 0 && len(r.Done) == 0 && len(r.Effects) == 0 {
+		if len(r.Sends) == 0 && len(r.Done) == 0 && len(r.Effects) == 0 && len(r.Reads) == 0 {
 			g.arm()
 			return
 		}
@@ -101,6 +100,9 @@ func (g *guard) drainReady() {
 		}
 		for _, e := range effects {
 			g.effect(e)
+		}
+		for _, d := range append([]writer.DirectRead(nil), r.Reads...) {
+			g.readDirect(d)
 		}
 		for _, c := range done {
 			if g.parent {
@@ -152,6 +154,8 @@ func (g *guard) effect(e writer.Effect) {
 	switch e := e.(type) {
 	case writer.ReadRecords:
 		w.readRecords(g)
+	case writer.WantPlaces:
+		g.wantPlaces(e)
 	case writer.Commit:
 		w.commit(g, e.ID, e.Txn)
 	case writer.WantNodes:

@@ -115,6 +115,7 @@ var Mutants = []Mutant{
 	{Name: "flatten-without-flush", Rule: "a clone is flattened durably before it says that it needs no parent", Set: func(m *Mutations) { m.Writer.FlattenWithoutFlush = true }, Scenario: "flatten-not-durable"},
 	{Name: "discard-snapshots", Rule: "a copy that leaves a segment keeps what its snapshots show", Set: func(m *Mutations) { m.Writer.DiscardSnapshots, m.Replica.ShowToOldReaders = true, true }, And: "a copy that knows a newer record shows nothing to the reader of an older one", Scenario: "clone-moved"},
 	{Name: "clone-forgets-holes", Rule: "copies of a clone keep the holes that hide its parent", Set: func(m *Mutations) { m.Writer.CloneWhole, m.Replica.ForgetInClone = true, true }, Bias: &Bias{Clones: true, Flatten: 2 * time.Second, Snapshots: 200 * time.Millisecond}},
+	{Name: "direct-untouched", Rule: "a block that was written since its map is not read past the storage process", Set: func(m *Mutations) { m.Writer.DirectUntouched = true }},
 	{Name: "forget-holes", Rule: "a tombstone above older objects is kept until an image has its holes", Set: func(m *Mutations) { m.Disk.ForgetHoles = true }, Bias: &Bias{Faults: []string{"storage_kill", "power_blip", "power_cut_all"}, Every: 500 * time.Millisecond, Snapshots: 300 * time.Millisecond}},
 
 	{Name: "port-without-timer", Rule: "a port is open to the lease's end less 0.5 s, by the kernel's timer [S2]", Set: func(m *Mutations) { m.Machines.Guard.PortWithoutTimer = true }, Scenario: "dead-guard"},

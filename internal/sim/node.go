@@ -10,6 +10,7 @@ import (
 	"roseau/internal/base/clock"
 	"roseau/internal/base/ids"
 	"roseau/internal/block/disk"
+	"roseau/internal/block/place"
 	"roseau/internal/block/replica"
 	"roseau/internal/block/wire"
 	"roseau/internal/block/writer"
@@ -37,6 +38,8 @@ type node struct {
 	lastOwn     repl.Own
 	lastRecords repl.Records
 	onTags      map[uint64]func(disk.Completion)
+	onPlaces    map[uint64]func(*place.Map)
+	lastPlaces  uint64
 }
 
 const (
@@ -216,12 +219,13 @@ func (n *node) startStorage() {
 		Node: n.id, Cluster: n.w.cluster, Session: n.w.newID(), Boot: n.boot, Pool: heap{}, Mutations: n.w.opt.Mutations.Replica,
 	})
 	n.links, n.engines, n.opening = map[replica.Conn]*link{}, map[ids.ID]*disk.Core{}, map[ids.ID]*disk.Core{}
-	n.onTags = map[uint64]func(disk.Completion){}
+	n.onTags, n.onPlaces = map[uint64]func(disk.Completion){}, map[uint64]func(*place.Map){}
 	for _, d := range n.disks {
 		if d.dead {
 			continue
 		}
-		n.opening[d.id] = disk.Open(disk.Options{Pool: heap{}, DeviceBytes: diskBytes, TagCacheBytes: 1 << 20, DataCacheBytes: 1 << 20, FreshBlocks: 2, Mutations: n.w.opt.Mutations.Disk})
+		d.cells.session++
+		n.opening[d.id] = disk.Open(disk.Options{Pool: heap{}, Cells: &d.cells, DeviceBytes: diskBytes, TagCacheBytes: 1 << 20, DataCacheBytes: 1 << 20, FreshBlocks: 2, Mutations: n.w.opt.Mutations.Disk})
 		n.pumpOpening(d)
 	}
 	n.pump()
@@ -324,6 +328,9 @@ func (n *node) pump() {
 			}
 		}
 		for _, e := range r.Events {
+			if e.Kind == replica.PlacesDone {
+				n.placesDone(e)
+			}
 			if e.Kind == replica.DiskDied {
 				n.w.tracef("%s disk %s died: %v", n.name(), e.Disk.Short(), e.Err)
 			}

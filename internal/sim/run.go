@@ -22,7 +22,7 @@ var Sometimes = []string{
 	"power_cut", "power_blip", "power_cut_all", "storage_kill", "guard_kill", "guard_freeze", "partition", "one_way",
 	"link_reset", "etcd_down", "false_alarm", "disk_hang", "disk_dead", "bit_rot", "fenced", "forgetful", "late_successor", "power_cut_copies", "local_disk_hang",
 	"lost_write", "misdirected_write", "stale_read", "scrub", "scrub_found", "scrubbed",
-	"log_rot", "split_flush", "damaged_log", "rolled_back", "lying_cache", "lying_cut", "linear_block",
+	"log_rot", "split_flush", "damaged_log", "rolled_back", "lying_cache", "lying_cut", "linear_block", "direct_read", "direct_miss",
 	"move_asked", "retire_asked", "move_cancelled", "segment_moved",
 }
 

@@ -188,12 +188,12 @@ func (w *world) observeLost(l *link, m *wire.SyncWrite) {
 			set = known // a grow whose answer is under way is not known yet
 		}
 		for _, i := range set {
-			if (i != w.profile.rotNode || !w.lied()) && !w.givenUp[block] {
+			if (i != w.profile.rotNode || !w.lied()) && !w.givenUp[block] && !w.lostIn[[2]int{int(m.Object), block}] {
 				w.failf("block %d is given up although %s is in sync", block, w.nodes[i].name())
 			}
 		}
 		w.note("block_given_up")
-		w.givenUp[block] = true
+		w.givenUp[block], w.lostIn[[2]int{int(m.Object), block}] = true, true
 	}
 }
 

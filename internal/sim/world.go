@@ -84,11 +84,15 @@ type world struct {
 
 	// givenUp are blocks that a join gave up, and that were not written since.
 	givenUp map[int]bool
+	// lostIn are (object, block) that a join gave up: what is written later goes into
+	// a newer object, and the older one has it as lost for whoever copies it.
+	lostIn map[[2]int]bool
 	// tainted are nodes whose copies may lack what a lying cache lost; wasISR is the
 	// in-sync set of each segment when it was last looked at. See lostByLie.
 	tainted map[int]bool
 	wasISR  [segmentCount][]ids.ID
 	ops     int
+	direct  bool // guards read disks of their nodes by themselves
 	calm    bool // faults have ended
 }
 
@@ -115,13 +119,14 @@ func Run(opt Options) Result {
 }
 
 func newWorld(opt Options) *world {
-	w := &world{timeline: newTimeline(opt), givenUp: map[int]bool{}, tainted: map[int]bool{}, etcd: newEtcd(), codec: newCodec()}
+	w := &world{timeline: newTimeline(opt), givenUp: map[int]bool{}, lostIn: map[[2]int]bool{}, tainted: map[int]bool{}, etcd: newEtcd(), codec: newCodec()}
 	w.cluster, w.vm, w.volume = w.newID(), w.newID(), w.newID()
 	w.oracle = newOracle(volumeBlocks)
 	w.oracle.mayBeStale = func() bool { return len(w.tainted) > 0 }
 	w.etcd.free = opt.Mutations.NoOwnCompare
 	w.profile = drawProfile(w)
 	w.clones = newClones(w)
+	w.direct = opt.Scenario == nil && opt.Seed%2 == 0
 	w.net = newNetwork(w)
 	for i := range storageNodes + w.profile.compute {
 		w.nodes = append(w.nodes, newNode(w, i))

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"sync"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
+	"roseau/internal/block/direct"
 	"roseau/internal/block/disk"
 	"roseau/internal/driver/blockdev"
 	"roseau/internal/model"
@@ -33,6 +35,8 @@ type device struct {
 	// ended takes the result of an action; any goroutine.
 	ended func(d *device, io *disk.IO, err error)
 	ring  *blockdev.Ring // nil: the kernel or the disk has none
+	cells *direct.Cells  // shown to guards that read the disk by themselves
+	share *os.File       // given to them; nil: they cannot
 
 	// Owned by the turn:
 	inflight int       // actions under way, put off or not
@@ -271,6 +275,7 @@ var zeroBytes = sync.OnceValue(func() []byte { return mapMemory(4 << 20) })
 // stop closes the disk. Workers that hang in the kernel are left behind:
 // they hold the file, and with it its lock, until they return.
 func (d *device) stop() {
+	d.unshare()
 	d.reads.close()
 	d.writes.close()
 	d.syncs.close()

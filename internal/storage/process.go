@@ -20,6 +20,7 @@ import (
 	"roseau/internal/base/ids"
 	"roseau/internal/base/paths"
 	"roseau/internal/base/sysmon"
+	"roseau/internal/block/direct"
 	"roseau/internal/block/disk"
 	"roseau/internal/block/link"
 	"roseau/internal/block/replica"
@@ -40,6 +41,7 @@ type Options struct {
 	NodeConfig, PKI, Config, BootID string // files
 	CareFile                        string // bad blocks and scrub passes of the disks
 	Socket, ControlSocket           string
+	CellsDir                        string          // default "cells" beside Socket; it must outlive the process, not the boot
 	Listen                          string          // default ":7444" on all addresses
 	Open                            blockdev.Opener // default OpenDisk
 	Host                            blockdev.Host   // default blockdev.System
@@ -67,6 +69,7 @@ func (o *Options) defaults() {
 	def(&o.BootID, paths.BootID)
 	def(&o.CareFile, paths.DiskCare)
 	def(&o.Socket, paths.StorageSocket)
+	def(&o.CellsDir, filepath.Join(filepath.Dir(o.Socket), "cells"))
 	def(&o.ControlSocket, paths.StorageControlSocket)
 	def(&o.Listen, ":"+strconv.Itoa(paths.PortStorage))
 	def(&o.LabDisks, filepath.Join(paths.State, "lab-disks"))
@@ -114,12 +117,15 @@ type process struct {
 	working []*device // to be submitted
 	drops   map[uint64]chan<- wire.Status
 	care    *care
-	nextN   uint64
-	batch   []event
-	ready   replica.Ready
-	load    load
-	armed   clock.Instant // when timer ends; 0 = it is not set
-	timer   *time.Timer
+
+	placeAsks  map[uint64]chan<- replica.Event // by token; room for one each
+	placeAsked uint64
+	nextN      uint64
+	batch      []event
+	ready      replica.Ready
+	load       load
+	armed      clock.Instant // when timer ends; 0 = it is not set
+	timer      *time.Timer
 
 	// mu guards the disks and what control requests change. Lock order: claims,
 	// mu. It is never held over I/O.
@@ -127,6 +133,7 @@ type process struct {
 	mu     sync.Mutex
 	cfg    *config
 	disks  []*device
+	cells  map[ids.ID]*direct.Cells // of every disk that was opened
 }
 
 // Run serves until ctx ends. On a machine that is in no cluster yet it waits to
@@ -136,7 +143,8 @@ func Run(ctx context.Context, o Options) error {
 	sysmon.Calm(o.Log)
 	o.defaults()
 	p := &process{o: o, log: o.Log, session: ids.New(), pool: new(pool), timer: time.NewTimer(time.Hour),
-		conns: map[replica.Conn]*conn{}, drops: map[uint64]chan<- wire.Status{}}
+		conns: map[replica.Conn]*conn{}, drops: map[uint64]chan<- wire.Status{},
+		placeAsks: map[uint64]chan<- replica.Event{}, cells: map[ids.ID]*direct.Cells{}}
 	p.q.wake, p.q.over, p.assist.wake = make(chan struct{}, 1), make(chan struct{}), make(chan struct{}, 1)
 	if err := p.identify(ctx); err != nil {
 		return err
@@ -182,6 +190,12 @@ func Run(ctx context.Context, o Options) error {
 		defer ln.Close()
 		listeners = append(listeners, ln)
 	}
+	questions, err := listenUnix(ctx, direct.SocketPath(o.Socket))
+	if err != nil {
+		return err
+	}
+	defer questions.Close()
+	p.spawn(func() { p.acceptDirect(ctx, questions) })
 	for _, ln := range listeners {
 		p.spawn(func() { p.accept(ctx, ln, fail) })
 	}
@@ -357,6 +371,9 @@ func (p *process) event(e replica.Event) {
 	switch e.Kind {
 	case replica.DiskDied:
 		p.diskDied(e.Disk, e.Err)
+	case replica.PlacesDone:
+		p.placeAsks[e.Token] <- e
+		delete(p.placeAsks, e.Token)
 	case replica.DropDone:
 		if ch := p.drops[e.Token]; ch != nil {
 			delete(p.drops, e.Token)
@@ -466,14 +483,20 @@ func (p *process) open(ctx context.Context, d *device, lost bool) error {
 	if err != nil {
 		return errors.Join(err, f.Close())
 	}
-	core, rec, err := recoverDisk(ctx, f, disk.Options{Pool: p.pool, ExtraBatchBytes: extraBatchBytes, Expect: disk.Identity{Cluster: p.node.Cluster, Disk: d.id}, SeenSession: d.cfg.Session})
+	// Before anything is written: what guards know of the disk is void from here on.
+	cells, err := p.ownCells(d.id)
+	if err != nil {
+		return errors.Join(err, f.Close())
+	}
+	core, rec, err := recoverDisk(ctx, f, disk.Options{Pool: p.pool, Cells: cells, ExtraBatchBytes: extraBatchBytes, Expect: disk.Identity{Cluster: p.node.Cluster, Disk: d.id}, SeenSession: d.cfg.Session})
 	if err == nil {
 		err = p.seen(d, rec.Session)
 	}
 	if err != nil {
 		return errors.Join(err, f.Close())
 	}
-	d.file = f
+	d.file, d.cells = f, cells
+	d.shareDisk()
 	d.openRing(p)
 	d.log.Info("disk opened", "dur", p.o.Clock.Now().Sub(start), "batches", rec.Batches, "records", rec.Records,
 		"dropped_bytes", rec.DroppedBytes, "unverified", rec.Unverified, "damaged", len(rec.DamagedRanges), "superblocks", rec.Superblocks)

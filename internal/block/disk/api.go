@@ -2,6 +2,7 @@ package disk
 
 import (
 	"roseau/internal/base/ids"
+	"roseau/internal/block/place"
 	"roseau/internal/block/wire"
 	"roseau/internal/core/repl"
 )
@@ -37,8 +38,19 @@ type Options struct {
 	CheckpointFraction int // a checkpoint starts when 1/n of the ring is used; default 4
 	ApplyDepth         int // extents applied at a time; default 16
 	FreshBlocks        int // blocks of a first write that goes in place; default 4, negative: none does
+	// Cells, if not nil, are shown to those who read the disk beside the engine: see
+	// Core.Places.
+	Cells Cells
 
 	Mutations Mutations
+}
+
+// Cells are what place.Cells shows, as the engine writes them.
+type Cells interface {
+	place.Cells
+	// Freed raises the version of a slot. It is called before anything can be
+	// written to the slot for another extent.
+	Freed(slot uint64)
 }
 
 // Mutations switches off one protection each, so that tests and the simulator
@@ -58,6 +70,8 @@ type Mutations struct {
 	MergeIgnoresTold     bool // a merge does not look which snapshots exist
 	FreshUnverified      bool // recovery trusts data in place without its checksum
 	FreshOverPresent     bool // a write goes in place although its blocks are not absent
+	FreedUnseen          bool // a slot that is freed keeps its version
+	PlacePending         bool // a map of places has blocks whose newest version is in the log
 	ForgetHoles          bool // a tombstone above older objects is not kept when a block is written over it
 }
 
@@ -93,6 +107,8 @@ type Completion struct {
 	Mark repl.Mark  // of the extent
 	Data []byte     // Read: the caller's buffer; nil if every block is zero or absent
 	Bad  []int      // Read: indexes of the blocks that could not be read or verified
+
+	Places *place.Map // Places
 }
 
 // Ready is what a core wants from its owner.

@@ -369,6 +369,9 @@ func (c *Core) allocSlot() int {
 
 func (c *Core) freeSlot(i int) {
 	assert(c.slots[i].used, "slot %d freed twice", i)
+	if c.o.Cells != nil && !c.o.Mutations.FreedUnseen {
+		c.o.Cells.Freed(uint64(i))
+	}
 	c.slots[i].used = false
 	c.free++
 	c.nextSlot = min(c.nextSlot, i)

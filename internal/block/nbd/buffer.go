@@ -62,8 +62,16 @@ func (Pool) Alloc(byteCount int) []byte {
 	if byteCount > MaxPayloadBytes {
 		return make([]byte, byteCount)
 	}
-	return getBuffer(byteCount, nil).data[:byteCount]
+	b := getBuffer(byteCount, nil)
+	p := b.data[:byteCount]
+	b.data = nil
+	shells.Put(b)
+	return p
 }
+
+// shells are buffers whose memory Alloc has given away, so that taking it back
+// makes no garbage.
+var shells = sync.Pool{New: func() any { return new(buffer) }}
 
 // Free takes memory back that nobody uses any more. What is not from a pool is
 // left to the collector.
@@ -73,7 +81,9 @@ func (Pool) Free(p []byte) {
 	if class < minClass || class > maxClass || n != 1<<class || uintptr(unsafe.Pointer(unsafe.SliceData(p)))%BlockBytes != 0 {
 		return
 	}
-	putBuffer(&buffer{data: p[:n:n], class: class})
+	b := shells.Get().(*buffer)
+	b.data, b.class = p[:n:n], class
+	putBuffer(b)
 }
 
 func putBuffer(b *buffer) { pools[b.class].Put(b) }

@@ -9,6 +9,7 @@ import (
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
 	"roseau/internal/block/disk"
+	"roseau/internal/block/place"
 	"roseau/internal/block/wire"
 	"roseau/internal/core/repl"
 )
@@ -85,6 +86,7 @@ type Disk interface {
 	ObjectsOf(volume ids.ID, extent uint64) []uint32
 	SetFlushMark(volume ids.ID, m repl.Mark)
 	ForgetTombstones(volume ids.ID, m repl.Mark)
+	Places(token uint64, volume ids.ID, extent uint64)
 	ReadTags(token uint64, volume ids.ID, extent uint64, snap uint32)
 	ForbidMerge(volume ids.ID)
 	Merge() bool
@@ -121,8 +123,9 @@ type Event struct {
 	Kind   EventKind
 	Disk   ids.ID
 	Volume ids.ID
-	Token  uint64      // DropDone
-	Status wire.Status // DropDone
+	Token  uint64      // DropDone, PlacesDone
+	Status wire.Status // DropDone, PlacesDone
+	Places *place.Map  // PlacesDone, if the status is OK
 	Extent uint64      // BlockBad, BlockRepaired
 	Block  int         // the same
 	Err    error       // DiskDied
@@ -140,6 +143,7 @@ const (
 	BlockRepaired                      // it was rewritten from another copy
 	MetaRepaired                       // metadata at rest was bad; it is written again from memory
 	ScrubEnded                         // a pass went through the whole disk
+	PlacesDone                         // Places ended
 )
 
 // Ready is what the core wants from its owner, in order within each slice. The
@@ -474,6 +478,18 @@ func (c *Core) DropStray(now clock.Instant, token uint64, diskID ids.ID, seen di
 		return
 	}
 	c.Drop(now, token, diskID, seen.Volume)
+}
+
+// Places asks where blocks of an extent stand in place: see disk.Core.Places.
+// PlacesDone with the token follows.
+func (c *Core) Places(now clock.Instant, token uint64, diskID, volume ids.ID, extent uint64) {
+	d := c.disk(diskID)
+	if d == nil || d.dead {
+		c.out.Events = append(c.out.Events, Event{Kind: PlacesDone, Disk: diskID, Volume: volume, Token: token, Status: wire.DiskFailed})
+		return
+	}
+	d.d.Places(c.pending.add(pending{kind: pendPlaces, disk: d, reqID: token, volume: volume}), volume, extent)
+	d.active(now)
 }
 
 // HandleCount is the number of valid handles of a disk, and of volumes that a

@@ -24,6 +24,7 @@ const (
 	pendDrop
 	pendScrub
 	pendSnap // SNAP_READ
+	pendPlaces
 )
 
 // pending is a request that a disk has not completed.
@@ -37,7 +38,7 @@ type pending struct {
 	guard    *guard     // pendOpen
 	open     *wire.Open // pendOpen
 	mark     repl.Mark
-	volume   ids.ID // pendDrop
+	volume   ids.ID // pendDrop, pendPlaces
 	buf      []byte // pendRead, pendScrub
 	extent   uint64 // pendRead, pendAppend of a repair
 	block    int    // the same: the first one
@@ -137,6 +138,8 @@ func (c *Core) answer(now clock.Instant, p *pending, done *disk.Completion) {
 		}
 	case pendScrub:
 		c.scrubDone(now, p, done)
+	case pendPlaces:
+		c.out.Events = append(c.out.Events, Event{Kind: PlacesDone, Disk: p.disk.id, Volume: p.volume, Token: p.reqID, Status: done.Status, Places: done.Places})
 	case pendDrop:
 		c.out.Events = append(c.out.Events, Event{Kind: DropDone, Disk: p.disk.id, Volume: p.volume, Token: p.reqID, Status: done.Status})
 	}

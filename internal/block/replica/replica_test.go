@@ -114,6 +114,10 @@ func (f *fakeDisk) Read(token uint64, r disk.ReadRequest) {
 	f.finish(disk.Completion{Token: token, Tags: make([]wire.Tag, r.Count)})
 }
 
+func (f *fakeDisk) Places(token uint64, v ids.ID, extent uint64) {
+	f.finish(disk.Completion{Token: token, Status: wire.Busy})
+}
+
 func (f *fakeDisk) Tags(token uint64, v ids.ID, extent uint64, object uint32) {
 	f.finish(disk.Completion{Token: token})
 }

@@ -285,11 +285,13 @@ type VolumeStatus struct {
 	Lost    int         `json:"lost,omitempty"`   // blocks found readable on no copy, and not written since
 	Scrub   ScrubStatus `json:"scrub"`
 	// The client I/O since the volume was opened.
-	Reads      uint64 `json:"reads"`
-	Writes     uint64 `json:"writes"`
-	Flushes    uint64 `json:"flushes"`
-	ReadBytes  uint64 `json:"read_bytes"`
-	WriteBytes uint64 `json:"write_bytes"`
+	Reads uint64 `json:"reads"`
+	// ReadsDirect are parts of reads that this process read from a local disk by itself.
+	ReadsDirect uint64 `json:"reads_direct"`
+	Writes      uint64 `json:"writes"`
+	Flushes     uint64 `json:"flushes"`
+	ReadBytes   uint64 `json:"read_bytes"`
+	WriteBytes  uint64 `json:"write_bytes"`
 	// Hedged are the reads that were asked of a second copy because the first took
 	// long; HedgesWon those that it answered first.
 	Hedged    uint64 `json:"hedged,omitempty"`

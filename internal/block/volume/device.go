@@ -20,7 +20,7 @@ type device struct {
 	index int
 	size  atomic.Int64
 
-	reads, writes, flushes, readBytes, writeBytes atomic.Uint64
+	reads, readsDirect, writes, flushes, readBytes, writeBytes atomic.Uint64
 }
 
 func (d *device) SizeBytes() int64 { return d.size.Load() }
@@ -77,7 +77,7 @@ func (d *device) submit(rs []*nbd.Request, snap uint32) {
 		}
 		s.inbox.reqs = append(s.inbox.reqs, q)
 	}
-	s.takeTurn()
+	s.takePatient()
 }
 
 // appendChecksums appends crc32c of each block.

@@ -155,7 +155,7 @@ func (s *Set) publish() {
 		d := s.vols[i]
 		vs := VolumeStatus{Volume: v.Volume, SizeBytes: v.SizeBytes, Epoch: v.Own.Epoch, Inc: v.Own.Inc, Nonce: v.Own.Nonce,
 			Healthy: true, Stalled: v.Stalled, Waiting: v.Inflight, Healing: v.Healing, Lost: v.Lost, Rollback: v.Rollback, RollbackProgress: Progress(v.RollbackProgress),
-			Parent: v.Parent, Flatten: Progress(v.Flatten), Scrub: ScrubStatus(v.Scrub), Reads: d.reads.Load(), Writes: d.writes.Load(),
+			Parent: v.Parent, Flatten: Progress(v.Flatten), Scrub: ScrubStatus(v.Scrub), Reads: d.reads.Load(), ReadsDirect: d.readsDirect.Load(), Writes: d.writes.Load(),
 			Flushes: d.flushes.Load(), ReadBytes: d.readBytes.Load(), WriteBytes: d.writeBytes.Load(),
 			Hedged: v.Hedged, HedgesWon: v.HedgesWon}
 		for _, m := range v.Members {

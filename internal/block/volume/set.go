@@ -72,6 +72,7 @@ type Set struct {
 	timer        *time.Timer
 	now          clock.Instant // as the core was told last, or about to be
 	armed        clock.Instant // when timer ends; 0 = it is not set
+	disks        *disks        // of this node, read past their storage process
 	answered     []nbd.Flusher // clients' connections that have answers to write
 	core         core
 	recs         repl.Records
@@ -116,12 +117,13 @@ func open(ctx context.Context, cfg Config, c core) (*Set, error) {
 		peers: map[ids.ID]*peer{}, events: newEventQueue(), core: c}
 	if s.core == nil {
 		s.core = writer.New(writer.Config{Node: cfg.Node, Run: cfg.Run, Purpose: cfg.Purpose, VM: cfg.VM, Attempt: cfg.Attempt,
-			Nonce: cfg.nonce, Volumes: cfg.Volumes, SegmentBytes: cfg.SegmentBytes, GuestAlive: cfg.GuestAlive, Timing: cfg.Timing,
+			Nonce: cfg.nonce, Volumes: cfg.Volumes, SegmentBytes: cfg.SegmentBytes, GuestAlive: cfg.GuestAlive, Direct: cfg.StorageSocket != "-", Timing: cfg.Timing,
 			WallAtZero: time.Now().Unix() - int64(time.Duration(cfg.Clock.Now())/time.Second)})
 	}
 	for i, v := range cfg.Volumes {
 		s.vols = append(s.vols, &device{s: s, id: v, index: i})
 	}
+	s.disks = newDisks(s)
 	s.status.Store(&Status{Phase: PhaseOpen, Run: cfg.Run})
 	s.idle = sync.NewCond(&s.mu)
 	s.ctx, s.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
@@ -172,7 +174,19 @@ func (s *Set) post(ev writer.Event) { s.postAll([]writer.Event{ev}) }
 func (s *Set) postAll(evs []writer.Event) {
 	s.mu.Lock()
 	s.inbox.events = append(s.inbox.events, evs...)
-	s.takeTurn()
+	s.takeTurn(false)
+}
+
+// takePatient is takeTurn for a caller who may wait for a disk. mu is held.
+func (s *Set) takePatient() {
+	for x := s.takeTurn(true); x != nil; {
+		if x = s.disks.alone(x); x == nil {
+			return
+		}
+		s.mu.Lock()
+		s.inbox.events = append(s.inbox.events, x)
+		x = s.takeTurn(true)
+	}
 }
 
 // call runs f in a turn; any goroutine. f never runs after Close.
@@ -181,7 +195,7 @@ func (s *Set) call(f func()) {
 	// A call keeps its place among the events: what a connection posted before
 	// it was lost comes before the loss.
 	s.inbox.events = append(s.inbox.events, writer.Event(callEvent{f: f}))
-	s.takeTurn()
+	s.takeTurn(false)
 }
 
 // crowd is the load up to which turns are taken at once. Above it is better to
@@ -196,8 +210,9 @@ func (s *Set) note() {
 	s.load = max(n, s.load-(s.load-n+15)/16)
 }
 
-// takeTurn unlocks mu, which is held, and runs the turn if nobody has it.
-func (s *Set) takeTurn() {
+// takeTurn unlocks mu, which is held, and runs the turn if nobody has it. It may
+// return a read that a patient caller does.
+func (s *Set) takeTurn(patient bool) *directRead {
 	mine := !s.taken && !s.closed
 	s.taken = s.taken || mine
 	if mine && s.crowd {
@@ -206,8 +221,9 @@ func (s *Set) takeTurn() {
 	}
 	s.mu.Unlock()
 	if mine {
-		s.turns()
+		return s.turns(patient)
 	}
+	return nil
 }
 
 // callEvent carries a function through the queue of events; it never reaches
@@ -221,26 +237,30 @@ type callEvent struct {
 const maxTurns = 64
 
 // turns runs the core until there is nothing to do. The caller has the turn.
-func (s *Set) turns() {
+func (s *Set) turns(patient bool) (lone *directRead) {
+	s.disks.patient = patient
 	for range maxTurns {
 		s.mu.Lock()
 		s.crowd = s.crowded()
 		s.work, s.inbox = s.inbox, s.work
 		if len(s.work.events) == 0 && len(s.work.reqs) == 0 || s.closed {
+			lone, s.disks.lone = s.disks.lone, nil
 			s.endTurn()
 			s.mu.Unlock()
-			return
+			return lone
 		}
 		s.mu.Unlock()
 		s.turn()
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	lone, s.disks.lone = s.disks.lone, nil
 	if s.closed {
 		s.endTurn()
-		return
+		return lone
 	}
 	s.wake <- struct{}{} // keepTime goes on
+	return lone
 }
 
 // endTurn gives the turn back. mu is held.
@@ -261,10 +281,13 @@ func (s *Set) turn() {
 		if i%clockEvery == 0 {
 			s.now = s.clock.Now()
 		}
-		if c, ok := ev.(callEvent); ok {
-			c.f()
+		switch ev := ev.(type) {
+		case callEvent:
+			ev.f()
 			s.now = s.clock.Now()
-		} else {
+		case *directRead:
+			s.stepDirect(ev)
+		default:
 			s.step(ev)
 		}
 	}
@@ -318,7 +341,7 @@ func (s *Set) keepTime() {
 			}
 			return
 		case <-s.wake:
-			s.turns()
+			s.turns(false)
 		case <-s.timer.C:
 			s.call(func() { s.armed = 0 })
 		}
@@ -331,7 +354,7 @@ func (s *Set) step(ev writer.Event) { s.core.Step(s.now, ev) }
 func (s *Set) act() {
 	for {
 		r := s.core.Ready()
-		if len(r.Sends) == 0 && len(r.Done) == 0 && len(r.Effects) == 0 {
+		if len(r.Sends) == 0 && len(r.Done) == 0 && len(r.Effects) == 0 && len(r.Reads) == 0 {
 			break
 		}
 		// Effects first: what a copy is told of the records is in the cache already,
@@ -342,10 +365,14 @@ func (s *Set) act() {
 		for _, m := range r.Sends {
 			s.send(m)
 		}
+		for i := range r.Reads {
+			s.disks.begin(&r.Reads[i], len(r.Reads) == 1)
+		}
 		for _, d := range r.Done {
 			s.complete(d)
 		}
 	}
+	s.disks.submit()
 	s.note()
 	for i, p := range s.touched {
 		if p.cur != nil {
@@ -382,6 +409,8 @@ func (s *Set) effect(e writer.Effect) {
 	switch e := e.(type) {
 	case writer.ReadRecords:
 		s.wg.Go(func() { s.readRecords(s.ctx) })
+	case writer.WantPlaces:
+		s.disks.want(e)
 	case writer.Commit:
 		s.wg.Go(func() { s.runTxn(s.ctx, e) })
 	case writer.WantNodes:
@@ -472,6 +501,7 @@ func (s *Set) housekeeping(now clock.Instant) {
 	for _, p := range s.peers {
 		p.checkSilence(int64(now))
 	}
+	s.disks.forgetOld()
 	s.leaseLapsed(now)
 	s.publish()
 }
@@ -485,6 +515,7 @@ func (s *Set) Close() error {
 		s.idle.Wait() // a turn starts goroutines
 	}
 	s.mu.Unlock()
+	s.disks.closeAll()
 	s.wg.Wait()
 	s.events.close()
 	return nil

@@ -5,6 +5,7 @@ import (
 
 	"roseau/internal/base/clock"
 	"roseau/internal/base/ids"
+	"roseau/internal/block/place"
 	"roseau/internal/block/wire"
 	"roseau/internal/core/repl"
 )
@@ -28,6 +29,8 @@ type Config struct {
 	// WallAtZero is the wall clock at instant 0, in seconds since 1970, for the times
 	// that people read; 0: not known.
 	WallAtZero int64
+	// Direct: the shell can read disks of this node by itself (DirectRead).
+	Direct bool
 
 	Timing    Timing
 	Mutations Mutations // zero = correct
@@ -47,6 +50,8 @@ type Timing struct {
 	RejoinBackoff time.Duration // 1 min: after the second exclusion of a disk within RejoinForget, doubled each time, at most 1 h
 	RejoinForget  time.Duration // 1 h
 	FlattenPause  time.Duration // 0: before each extent of a clone's flattening
+	PlacesAgain   time.Duration // 1 s between two maps of an extent, see DirectRead
+	PlacesMisses  int           // 8 reads that a map does not serve until a new one is asked for
 	SyncWindow    int           // 16: objects of a resync in flight while the guest is idle; else 4 at most
 }
 
@@ -96,6 +101,8 @@ type Mutations struct {
 	ResyncMixedSources     bool // a join takes objects of one extent from several copies
 	LostAsAbsent           bool // a join makes a block that no copy can read absent
 	KeepSyncOnReplace      bool // a disk that is given more segments goes on joining as it was
+
+	DirectUntouched bool // a block is read in place although it was written since its map
 
 	SnapshotNumberReused bool // a number that a failed attempt left is used again
 	SnapshotWithoutOwn   bool // the snapshot's transaction does not compare own
@@ -182,6 +189,23 @@ type (
 		Outcome  repl.Outcome
 		Revision int64
 	}
+	// DirectDone answers DirectRead. OK: every block was read, has its checksum, and
+	// Read.Valid said so after the read; Data has them, and is the core's. Busy: not
+	// OK, and not tried, for too much is under way.
+	DirectDone struct {
+		ID   uint64
+		OK   bool
+		Busy bool
+		Data []byte
+	}
+	// PlacesKnown answers WantPlaces. Map nil: not known now. Off: disks are not to
+	// be read by this process.
+	PlacesKnown struct {
+		Serial uint64
+		Extent int64
+		Map    *place.Map
+		Off    bool
+	}
 	// Command is an order of the shell.
 	Command struct {
 		Kind  CommandKind
@@ -204,6 +228,8 @@ func (Liveness) isEvent()    {}
 func (RecordsRead) isEvent() {}
 func (TxnDone) isEvent()     {}
 func (Command) isEvent()     {}
+func (*DirectDone) isEvent() {}
+func (PlacesKnown) isEvent() {}
 func (*Request) isEvent()    {}
 
 // CommandKind names a command.
@@ -295,6 +321,7 @@ type Ready struct {
 	Sends   []Send
 	Done    []Completion
 	Effects []Effect
+	Reads   []DirectRead
 }
 
 // Send puts a message at the end of the queue of a node's connection;
@@ -381,6 +408,14 @@ type (
 		OK      bool
 		Text    string
 	}
+	// WantPlaces: ask the storage process of this node where the blocks of an extent
+	// stand on a disk: PlacesKnown.
+	WantPlaces struct {
+		Serial uint64
+		Disk   ids.ID
+		Volume ids.ID
+		Extent int64
+	}
 	// Fenced is final: another promise ended this epoch. The shell decides by
 	// run and node of By what becomes of the guest.
 	Fenced struct {
@@ -433,6 +468,7 @@ func (GuestInvalid) isEffect() {}
 func (AskMove) isEffect()      {}
 func (RecordsKnown) isEffect() {}
 func (Report) isEffect()       {}
+func (WantPlaces) isEffect()   {}
 func (Evidence) isEffect()     {}
 
 // ClaimOutcome is what is known of a claim.

@@ -118,7 +118,7 @@ func (m *member) suspect() bool {
 func (v *volume) retireReads(m *member) {
 	c := v.c
 	for i := range c.slots {
-		if s := c.slots[i]; s.kind == slotRead && s.m == m && s.op.kind == opRead {
+		if s := c.slots[i]; (s.kind == slotRead || s.kind == slotDirect) && s.m == m && s.op.kind == opRead {
 			c.dropSlot(uint32(i))
 			v.readLost(s.op, m)
 		}

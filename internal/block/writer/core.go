@@ -38,6 +38,7 @@ type Core struct {
 	slots    []slot
 	freeSlot []uint32
 	opPool   *op
+	freeExts []*extent
 
 	prep   prepare
 	claim  claim
@@ -45,8 +46,10 @@ type Core struct {
 	snap   *snapJob
 	hedge  hedging
 
-	lastTxn uint64
-	reqSeq  uint64
+	lastTxn     uint64
+	placeSerial uint64
+	reply       wire.ReadReply // of a direct read, while it is handed on
+	reqSeq      uint64
 
 	active       requestList // received and begun, by arrival
 	drainTo      uint64      // a drain waits for requests up to this sequence
@@ -91,6 +94,10 @@ func (t Timing) withDefaults() Timing {
 	def(&t.ColdWait, time.Minute)
 	def(&t.RejoinBackoff, time.Minute)
 	def(&t.RejoinForget, time.Hour)
+	def(&t.PlacesAgain, time.Second)
+	if t.PlacesMisses == 0 {
+		t.PlacesMisses = 8
+	}
 	if t.FlushBytes == 0 {
 		t.FlushBytes = 64 << 20
 	}
@@ -132,6 +139,10 @@ func (c *Core) Step(now clock.Instant, ev Event) {
 		c.txnDone(ev)
 	case Command:
 		c.command(ev)
+	case *DirectDone:
+		c.directDone(*ev)
+	case PlacesKnown:
+		c.placesKnown(ev)
 	}
 	c.settle()
 }
@@ -193,8 +204,9 @@ func (c *Core) settle() {
 // until the next call.
 func (c *Core) Ready() Ready {
 	r := c.out
-	c.out = Ready{Sends: c.spare.Sends[:0], Done: c.spare.Done[:0], Effects: c.spare.Effects[:0]}
+	c.out = Ready{Sends: c.spare.Sends[:0], Done: c.spare.Done[:0], Effects: c.spare.Effects[:0], Reads: c.spare.Reads[:0]}
 	clear(c.spare.Sends[:cap(c.spare.Sends)])
+	clear(c.spare.Reads[:cap(c.spare.Reads)])
 	c.spare = r
 	return r
 }

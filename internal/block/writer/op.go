@@ -161,6 +161,18 @@ type extent struct {
 	refused    bool // a write was refused for lack of space: nothing new is sent
 }
 
+// newExtent returns an empty queue, perhaps a used one: a read makes no garbage.
+func (c *Core) newExtent() *extent {
+	n := len(c.freeExts)
+	if n == 0 {
+		return &extent{}
+	}
+	e := c.freeExts[n-1]
+	c.freeExts = c.freeExts[:n-1]
+	*e = extent{}
+	return e
+}
+
 func conflict(a, b *op) bool {
 	if a.block >= b.block+b.count || b.block >= a.block+a.count {
 		return false
@@ -172,7 +184,7 @@ func conflict(a, b *op) bool {
 func (v *volume) lock(o *op) {
 	e := v.extents[o.ext]
 	if e == nil {
-		e = &extent{}
+		e = v.c.newExtent()
 		v.extents[o.ext] = e
 	}
 	o.lprev, o.lnext = e.tail, nil
@@ -217,6 +229,7 @@ func (v *volume) unlock(o *op) {
 	o.lprev, o.lnext = nil, nil
 	if e.head == nil {
 		delete(v.extents, o.ext)
+		v.c.freeExts = append(v.c.freeExts, e)
 		return
 	}
 	if e.waiting > 0 {

@@ -11,6 +11,8 @@ import (
 // linked: the node's connection is up.
 func (m *member) linked() {
 	m.open, m.resumed, m.retryAt = closed, false, 0
+	m.dropPlaces()
+	m.places.offUntil = 0
 	m.v.dirty = true
 	if m.answered && m.session != m.node.session && !m.v.c.mut.IgnoreSession {
 		m.newRun = true
@@ -23,6 +25,7 @@ func (m *member) linked() {
 func (m *member) unlinked() {
 	c := m.v.c
 	m.open, m.resumed, m.telling, m.releasing, m.flushSent = closed, false, false, false, false
+	m.dropPlaces()
 	c.forget(m, func(s slot) { m.v.lostSlot(m, s) })
 	if m.sync != nil {
 		m.sync.flushing = false
@@ -35,7 +38,7 @@ func (m *member) unlinked() {
 // lostSlot handles a question to m that will not be answered.
 func (v *volume) lostSlot(m *member, s slot) {
 	switch s.kind {
-	case slotRead:
+	case slotRead, slotDirect:
 		v.readLost(s.op, m)
 	case slotFlatten:
 		v.flattenLost()

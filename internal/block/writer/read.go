@@ -100,6 +100,13 @@ func (v *volume) startRead(o *op) {
 		v.waitRead(o)
 		return
 	}
+	if !v.readDirect(o, m) {
+		v.askByMessage(o, m)
+	}
+}
+
+// askByMessage asks the storage process of m.
+func (v *volume) askByMessage(o *op, m *member) {
 	o.from = m
 	v.askRead(o, m)
 }
@@ -348,6 +355,7 @@ func (v *volume) repair(o *op) {
 			}
 		}
 		v.c.send(b.m.node, w)
+		b.m.touch(o.ext, o.block+b.i, 1)
 		if told[b.m]++; told[b.m] == 1 {
 			order = append(order, b.m)
 		}

@@ -144,6 +144,7 @@ func (j *syncJob) opened() {
 		m.highAcked, m.flushed = 0, 0
 	}
 	j.joinWseq = v.wseq
+	m.dropPlaces()
 	v.c.send(m.node, &wire.SyncBegin{ReqID: j.slot(m, askBegin, 0), Handle: m.handle, Partial: v.isPartial(m)})
 }
 

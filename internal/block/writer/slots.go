@@ -24,6 +24,7 @@ const (
 	slotLate     // a read that another copy has answered
 	slotFlatten  // the tags of an extent
 	slotParent   // SNAP_READ; arg is the first block asked for, in the op
+	slotDirect   // not a message: a read by the shell
 	slotScrub    // a list (op nil) or a table of tags for a scrub
 )
 

@@ -64,6 +64,8 @@ type member struct {
 	released   bool
 	nospcAt    clock.Instant // when to send refused writes again
 
+	places memberPlaces // of a local copy
+
 	outCount int // exclusions, for the back-off of the next join
 	outLast  clock.Instant
 	rejoinAt clock.Instant

@@ -42,6 +42,7 @@ type world struct {
 	mut     Mutations
 	stats   map[string]int
 	moves   bool // copies are moved between disks
+	direct  bool // guards read disks of their nodes by themselves: see fakeGuard.reads
 	// of scenarios: plain requests, no random outcomes of etcd
 	plain          map[*Request]bool
 	lastShared     bool
@@ -227,6 +228,10 @@ type fakeGuard struct {
 	evidence []Evidence
 	stopped  string
 	serving  bool
+
+	// Of guards that read by themselves (world.direct):
+	reads  []DirectRead
+	wanted []WantPlaces
 }
 
 func (w *world) newGuard(n *fakeNode, run ids.ID, alive bool, mut Mutations) *fakeGuard {
@@ -234,7 +239,7 @@ func (w *world) newGuard(n *fakeNode, run ids.ID, alive bool, mut Mutations) *fa
 	g.core = New(Config{
 		Node: n.id, Run: run, Purpose: repl.PurposeVM, VM: w.vm, Attempt: 1, Nonce: w.newID(), Volumes: []ids.ID{w.vol},
 		SegmentBytes: repl.ExtentBytes, GuestAlive: alive, Mutations: mut,
-		Timing: Timing{RejoinBackoff: 50 * time.Millisecond},
+		Timing: Timing{RejoinBackoff: 50 * time.Millisecond}, Direct: w.direct,
 	})
 	w.guards = append(w.guards, g)
 	w.oracle.epochStart(w)
@@ -279,9 +284,10 @@ func (g *fakeGuard) drain() {
 	w := g.w
 	for {
 		r := g.core.Ready()
-		if len(r.Sends)+len(r.Done)+len(r.Effects) == 0 {
+		if len(r.Sends)+len(r.Done)+len(r.Effects)+len(r.Reads) == 0 {
 			break
 		}
+		g.reads = append(g.reads, r.Reads...)
 		for _, s := range r.Sends {
 			g.send(s)
 		}
@@ -386,6 +392,8 @@ func (g *fakeGuard) effect(e Effect) {
 	w := g.w
 	w.logf("guard %d: %T %+v", slices.Index(w.guards, g), e, e)
 	switch e := e.(type) {
+	case WantPlaces:
+		g.wanted = append(g.wanted, e)
 	case ReadRecords:
 		g.read()
 	case Commit:

@@ -20,6 +20,7 @@ func (v *volume) startWrite(o *op) {
 	v.cumIssued += o.length()
 	o.cum = v.cumIssued
 	v.inflight.push(o)
+	o.seg.touch(o.ext, o.block, o.count)
 	for _, m := range o.seg.members {
 		if !m.live && (!m.counted || o.seg.lacks(m) && v.pending != m) {
 			continue
@@ -204,6 +205,7 @@ func (v *volume) unacked(m *member) []*op {
 // release drops m from every write under way: its answers are not needed any
 // more and it gets no new ones.
 func (v *volume) release(m *member) {
+	m.dropPlaces()
 	v.c.forget(m, func(s slot) { v.lostSlot(m, s) })
 	if m.open == opening {
 		m.open = closed // its answer is forgotten

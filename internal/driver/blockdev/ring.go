@@ -38,7 +38,7 @@ type Ring struct {
 	cqMask         uint32
 	cqes           []cqe
 	maps           [][]byte
-	iovs           []unix.Iovec // ringIovecs for each slot; not on the heap
+	iovs           []ringVec // ringIovecs for each slot; not on the heap
 
 	mu     sync.Mutex
 	slots  []ringSlot
@@ -104,6 +104,11 @@ type sqe struct {
 	_, padding uint64
 }
 
+// ringVec is struct iovec. It is in memory that the collector does not know, where a
+// pointer left behind would be followed by a write barrier after its buffer is gone:
+// so it is a number, and the slot keeps the buffer.
+type ringVec struct{ base, len uintptr }
+
 type cqe struct {
 	user  uint64
 	res   int32
@@ -127,28 +132,42 @@ type ringParams struct {
 // has ended, on a goroutine of the ring; the slice is valid during the call.
 // Unavailable: the kernel refuses io_uring, or f is not a plain disk.
 func NewRing(f File, done func([]RingResult)) (*Ring, error) {
-	d, ok := f.(*direct)
-	if !ok {
-		return nil, errs.New(errs.Unavailable, "open ring: not a plain disk")
+	r, _, err := setupRing(f, done)
+	if err != nil {
+		return nil, err
 	}
-	p := ringParams{flags: ringSetupClamp}
-	fd, _, e := unix.Syscall(unix.SYS_IO_URING_SETUP, ringSlots, uintptr(unsafe.Pointer(&p)), 0)
-	if e != 0 {
-		return nil, errs.New(errs.Unavailable, "open ring for %s: %w", d.path, e)
-	}
-	r := &Ring{disk: d, done: done, fd: int(fd), ended: make(chan struct{})}
-	if err := r.init(&p); err != nil {
+	if err := r.poll(); err != nil {
 		r.unmap()
 		unix.Close(r.fd)
-		return nil, fmt.Errorf("open ring for %s: %w", d.path, err)
+		return nil, fmt.Errorf("open ring for %s: %w", r.disk.path, err)
 	}
-	if err := d.acquire(); err != nil {
+	if err := r.disk.acquire(); err != nil {
 		r.unmap()
 		r.file.Close()
 		return nil, err
 	}
 	go r.reap()
 	return r, nil
+}
+
+// setupRing makes a ring that nobody waits on yet.
+func setupRing(f File, done func([]RingResult)) (*Ring, *ringParams, error) {
+	d, ok := f.(*direct)
+	if !ok {
+		return nil, nil, errs.New(errs.Unavailable, "open ring: not a plain disk")
+	}
+	p := &ringParams{flags: ringSetupClamp}
+	fd, _, e := unix.Syscall(unix.SYS_IO_URING_SETUP, ringSlots, uintptr(unsafe.Pointer(p)), 0)
+	if e != 0 {
+		return nil, nil, errs.New(errs.Unavailable, "open ring for %s: %w", d.path, e)
+	}
+	r := &Ring{disk: d, done: done, fd: int(fd), ended: make(chan struct{})}
+	if err := r.init(p); err != nil {
+		r.unmap()
+		unix.Close(r.fd)
+		return nil, nil, fmt.Errorf("open ring for %s: %w", d.path, err)
+	}
+	return r, p, nil
 }
 
 func (r *Ring) init(p *ringParams) error {
@@ -164,7 +183,7 @@ func (r *Ring) init(p *ringParams) error {
 	if err != nil {
 		return err
 	}
-	iovs, err := unix.Mmap(-1, 0, ringSlots*ringIovecs*int(unsafe.Sizeof(unix.Iovec{})), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+	iovs, err := unix.Mmap(-1, 0, ringSlots*ringIovecs*int(unsafe.Sizeof(ringVec{})), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
 		return err
 	}
@@ -175,11 +194,16 @@ func (r *Ring) init(p *ringParams) error {
 	r.sqArray = unsafe.Slice(at(p.sq.array), p.sqEntries)
 	r.cqes = unsafe.Slice((*cqe)(unsafe.Pointer(&rings[p.cq.cqes])), p.cqEntries)
 	r.sqes = unsafe.Slice((*sqe)(unsafe.Pointer(&sqes[0])), p.sqEntries)
-	r.iovs = unsafe.Slice((*unix.Iovec)(unsafe.Pointer(&iovs[0])), ringSlots*ringIovecs)
+	r.iovs = unsafe.Slice((*ringVec)(unsafe.Pointer(&iovs[0])), ringSlots*ringIovecs)
 	r.slots = make([]ringSlot, ringSlots)
 	for i := range uint32(ringSlots) {
 		r.free = append(r.free, ringSlots-1-i)
 	}
+	return nil
+}
+
+// poll lets the poller watch the ring.
+func (r *Ring) poll() error {
 	if err := unix.SetNonblock(r.fd, true); err != nil {
 		return err
 	}
@@ -219,15 +243,15 @@ func (r *Ring) Add(op RingOp) bool {
 			continue
 		}
 		total += len(b)
-		base := unsafe.SliceData(b)
-		if n := len(iov); n > 0 && unsafe.Add(unsafe.Pointer(iov[n-1].Base), iov[n-1].Len) == unsafe.Pointer(base) {
-			iov[n-1].Len += uint64(len(b)) // neighbours in memory
+		base := uintptr(unsafe.Pointer(unsafe.SliceData(b)))
+		if n := len(iov); n > 0 && iov[n-1].base+iov[n-1].len == base {
+			iov[n-1].len += uintptr(len(b)) // neighbours in memory
 			continue
 		}
 		if len(iov) == ringIovecs {
 			return false
 		}
-		iov = append(iov, unix.Iovec{Base: base, Len: uint64(len(b))})
+		iov = append(iov, ringVec{base: base, len: uintptr(len(b))})
 	}
 	if total == 0 {
 		return false
@@ -239,7 +263,7 @@ func (r *Ring) Add(op RingOp) bool {
 	*e = sqe{fd: int32(r.disk.fd), off: uint64(op.Offset), user: uint64(slot)}
 	switch {
 	case len(iov) == 1:
-		e.op, e.addr, e.len = ringOpRead, uint64(uintptr(unsafe.Pointer(iov[0].Base))), uint32(total)
+		e.op, e.addr, e.len = ringOpRead, uint64(iov[0].base), uint32(total)
 		if op.Write {
 			e.op = ringOpWrite
 		}
