@@ -77,6 +77,7 @@ var Mutants = []Mutant{
 	{Name: "answer-below-min", Rule: "nothing is answered with fewer in-sync copies than min_isr", Set: func(m *Mutations) { m.Writer.AnswerBelowMin = true }, Scenario: "min-isr-restarts"},
 	{Name: "keep-cold-for-min", Rule: "a cold copy is brought up to date, also if min_isr needs it", Set: func(m *Mutations) { m.Writer.KeepColdForMinISR = true }, Scenario: "min-isr-restarts"},
 	{Name: "no-mending", Rule: "min_isr does not hold back who can be brought up to date", Set: func(m *Mutations) { m.Writer.NoMending = true }, Scenario: "min-isr-restarts"},
+	{Name: "never-hedge", Rule: "a read that its copy leaves unanswered is asked of another one", Set: func(m *Mutations) { m.Writer.NeverHedge = true }, Scenario: "hung-read"},
 	{Name: "import-all", Rule: "copies that an operator gave up are left alone when they return", Set: func(m *Mutations) { m.Writer.ImportAll = true }, Scenario: "forced"},
 	{Name: "no-pending", Rule: "CONFIG names the disk of a grow under way [S4][S16]", Set: func(m *Mutations) { m.Writer.NoPending = true }, Scenario: "late-grow"},
 	{Name: "grow-taken-back", Rule: "a grow whose CAS was sent is not taken back before its outcome is known [S16]", Set: func(m *Mutations) { m.Writer.TakeSentGrowBack = true }, Scenario: "grow-taken-back"},

@@ -286,6 +286,10 @@ type VolumeStatus struct {
 	Flushes    uint64 `json:"flushes"`
 	ReadBytes  uint64 `json:"read_bytes"`
 	WriteBytes uint64 `json:"write_bytes"`
+	// Hedged are the reads that were asked of a second copy because the first took
+	// long; HedgesWon those that it answered first.
+	Hedged    uint64 `json:"hedged,omitempty"`
+	HedgesWon uint64 `json:"hedges_won,omitempty"`
 }
 
 // ScrubStatus tells how the comparison of the copies goes on, or how the last one

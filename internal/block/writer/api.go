@@ -78,6 +78,7 @@ type Mutations struct {
 	AnswerBelowMin         bool // min_isr bounds who may be put out, and not what is answered
 	KeepColdForMinISR      bool // a cold copy without which min_isr is not met is kept as it is
 	NoMending              bool // nobody is put out below min_isr, not even to be brought up to date
+	NeverHedge             bool // a read waits for the copy that it was sent to
 	ImportAll              bool // copies that were given up are taken back, too
 	NoPending              bool // CONFIG does not name the disk of a grow under way
 	TakeSentGrowBack       bool // a grow whose CAS may have been made is taken back when its disk fails
@@ -501,17 +502,20 @@ type Health struct {
 
 // VolumeHealth describes one volume.
 type VolumeHealth struct {
-	Volume     ids.ID
-	SizeBytes  int64
-	Own        repl.Own
-	Stalled    time.Duration // how long acks or the lease have been frozen
-	Inflight   int           // requests begun or waiting
-	DirtyBytes int64         // acked and not flushed
-	Healing    int           // blocks that are being repaired, or wait for it
-	Lost       int           // blocks that were found readable on no copy, and not written since
-	Scrub      ScrubHealth
-	Rollback   uint32 // the snapshot that it is being taken back to; clients wait; 0: none
-	Members    []MemberHealth
+	Volume    ids.ID
+	SizeBytes int64
+	Own       repl.Own
+	Stalled   time.Duration // how long acks or the lease have been frozen
+	Inflight  int           // requests begun or waiting
+	// Reads that were asked of a second copy because the first took long, and those
+	// that the second answered first.
+	Hedged, HedgesWon uint64
+	DirtyBytes        int64 // acked and not flushed
+	Healing           int   // blocks that are being repaired, or wait for it
+	Lost              int   // blocks that were found readable on no copy, and not written since
+	Scrub             ScrubHealth
+	Rollback          uint32 // the snapshot that it is being taken back to; clients wait; 0: none
+	Members           []MemberHealth
 }
 
 // ScrubHealth tells how the comparison of the copies goes on, or how the last

@@ -291,7 +291,7 @@ func (v *volume) memberOf(d ids.ID) *member {
 func (c *Core) Health() Health {
 	h := Health{State: c.state, Lease: c.lease}
 	for _, v := range c.vols {
-		vh := VolumeHealth{Volume: v.id, SizeBytes: v.rec.Cfg.SizeBytes, Own: v.rec.Own, DirtyBytes: v.window()}
+		vh := VolumeHealth{Volume: v.id, SizeBytes: v.rec.Cfg.SizeBytes, Own: v.rec.Own, DirtyBytes: v.window(), Hedged: v.hedged, HedgesWon: v.hedgesWon}
 		if v.frozenSince != 0 {
 			vh.Stalled = c.now.Sub(v.frozenSince)
 		}

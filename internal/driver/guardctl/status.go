@@ -93,6 +93,8 @@ type IOStats struct {
 	Flushes      uint64        `json:"flushes"`
 	ReadBytes    uint64        `json:"read_bytes"`
 	WrittenBytes uint64        `json:"written_bytes"`
+	Hedged       uint64        `json:"hedged"`     // reads that were asked of a second copy, for the first took long
+	HedgesWon    uint64        `json:"hedges_won"` // of these, those that it answered first
 	WriteMax     time.Duration `json:"write_max_ns"`
 }
 
