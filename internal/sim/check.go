@@ -51,7 +51,7 @@ func (w *world) checkAnswer(l *link, m wire.Message) {
 	if given {
 		return // it was handed on to it
 	}
-	w.failf("a disk of %s cannot verify a block, and no fault has touched it", l.node.name())
+	w.failf("a disk of %s cannot verify a block, and no fault has touched it: request %d, blocks %v, tags %v", l.node.name(), r.ReqID, r.Bad, r.Tags)
 }
 
 // damagedByFaults: bits of the node's disks rotted, or one of them died.

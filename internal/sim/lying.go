@@ -3,6 +3,8 @@ package sim
 import (
 	"slices"
 	"time"
+
+	"roseau/internal/base/ids"
 )
 
 // lieSync nX on|off: the caches of its disks answer fdatasync before anything is
@@ -76,15 +78,16 @@ func (w *world) judgeTaint() {
 	}
 	r := w.etcd.records(w.vm, idsOf(w.volume), w.diskIdx)
 	for s := range r.Volumes[0].Seg.Map {
-		isr := w.isrNodes(&r.Volumes[0], s)
-		dirty := slices.ContainsFunc(isr, func(i int) bool { return w.tainted[i] })
-		for _, i := range isr {
-			if dirty && !slices.Contains(w.wasISR[s], i) && w.wasISR[s] != nil {
-				w.tainted[i] = true
+		isr := r.Volumes[0].ISR(s)
+		tainted := func(d ids.ID) bool { return w.tainted[w.nodeOfDisk(d).index] }
+		dirty := slices.ContainsFunc(isr, tainted)
+		for _, d := range isr {
+			if dirty && !slices.Contains(w.wasISR[s], d) && w.wasISR[s] != nil {
+				w.tainted[w.nodeOfDisk(d).index] = true
 			}
 		}
 		w.wasISR[s] = isr
-		if !slices.ContainsFunc(isr, func(i int) bool { return !w.tainted[i] }) {
+		if !slices.ContainsFunc(isr, func(d ids.ID) bool { return !tainted(d) }) {
 			w.note("lying_alone")
 			w.oracle.accept(true)
 			w.snaps.accept(true)

@@ -268,12 +268,20 @@ func (m *manager) replaceDisksOf(n *node) {
 		if len(n.disks) < 2 {
 			return
 		}
+		if v := &r.Volumes[0]; d.dead && len(v.Spare(d.id)) > 0 { // what was to come here stays where it is
+			m.active.step(writer.Command{Kind: writer.ReplaceDisk, Replace: writer.Replace{Old: d.id}})
+			continue
+		}
 		spare := n.disks[1-i]
 		if !d.dead || spare.dead || !n.serving() || !placed(r.Volumes[0].Seg, d.id) {
 			continue
 		}
+		segments := movable(&r.Volumes[0], d.id, spare.id)
+		if len(segments) == 0 {
+			continue // the spare is being given them already
+		}
 		m.w.note("replace_asked")
-		m.active.step(writer.Command{Kind: writer.ReplaceDisk, Replace: writer.Replace{Old: d.id, New: spare.id, NewNode: n.id}})
+		m.active.step(writer.Command{Kind: writer.ReplaceDisk, Replace: writer.Replace{Old: d.id, New: spare.id, NewNode: n.id, Segments: segments}})
 	}
 }
 

@@ -205,6 +205,11 @@ func (n *node) startStorage() {
 	if !n.powered || n.core != nil {
 		return
 	}
+	if slices.ContainsFunc(n.disks, func(d *simDisk) bool { return len(d.flying) > 0 }) {
+		// A killed process ends, and lets go of its lock, when its last write has.
+		n.w.after(5*time.Millisecond, n.startStorage)
+		return
+	}
 	n.process++
 	n.setBroken(false)
 	n.core = replica.New(replica.Options{

@@ -80,7 +80,8 @@ func (w *world) commit(g *guard, id uint64, t repl.Txn) {
 
 // apply commits to the store and lets the oracle see a smaller in-sync set.
 func (w *world) apply(t repl.Txn) (repl.Outcome, int64) {
-	was := w.etcd.records(w.vm, []ids.ID{w.volume}, w.diskIdx).Volumes[0].Own
+	before := w.record()
+	was := before.Own
 	out, rev := w.etcd.commit(t)
 	if out == repl.OutcomeCommitted {
 		for _, p := range t.Puts {
@@ -90,6 +91,9 @@ func (w *world) apply(t repl.Txn) (repl.Outcome, int64) {
 				}
 				w.tracef("etcd: own epoch %d inc %d cfg %d out %d", p.Own.Epoch, p.Own.Inc, p.Own.CfgVersion, len(p.Own.Out))
 				w.noteISR()
+			}
+			if p.Seg != nil {
+				w.noteMoves(before.Seg, *p.Seg)
 			}
 			if p.Cfg != nil {
 				w.snaps.committed(p.Cfg)

@@ -75,6 +75,7 @@ type world struct {
 	hot     []int
 	manager manager
 	snaps   *snapshots
+	mover   *mover
 	net     network
 	profile profile
 	codec   *codec
@@ -85,7 +86,7 @@ type world struct {
 	// tainted are nodes whose copies may lack what a lying cache lost; wasISR is the
 	// in-sync set of each segment when it was last looked at. See lostByLie.
 	tainted map[int]bool
-	wasISR  [segmentCount][]int
+	wasISR  [segmentCount][]ids.ID
 	ops     int
 	calm    bool // faults have ended
 }
@@ -129,6 +130,7 @@ func newWorld(opt Options) *world {
 	w.guest = newGuest(w)
 	w.manager = newManager(w)
 	w.snaps = newSnapshots(w)
+	w.mover = newMover(w)
 	return w
 }
 

@@ -41,9 +41,13 @@ func (j *syncJob) listSource(ext uint64) *member {
 func (j *syncJob) readSource(p *op) {
 	v := j.m.v
 	o := &j.objects[p.arg]
-	if j.bound() && p.rep == nil && (o.src == nil || o.src != j.listSource(o.ext)) {
-		p.from, j.orphan, v.c.wake = nil, true, true
-		return
+	if j.bound() && p.rep == nil {
+		src := j.listSource(o.ext)
+		if o.src == nil || src == nil || v.c.mut.SourceNotRestored && o.src != src {
+			p.from, j.orphan, v.c.wake = nil, true, true
+			return
+		}
+		o.src = src // a chunk before may have asked others for what it could not read
 	}
 	if o.src == nil || !o.src.usable() || !o.src.counted || !p.seg.holds(o.src) || p.rep.has(o.src) {
 		var tried []*member
