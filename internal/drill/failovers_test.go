@@ -61,6 +61,9 @@ func TestFailoversAreJudged(t *testing.T) {
 	if r := judge(nil); len(r.Failed) != 2 {
 		t.Errorf("nothing measured: %v", r.Failed)
 	}
+	if page := failoversPage(good[:3], "abc"); !strings.Contains(page, "etcd's leader | none yet | | 5000 | | 8000 |") {
+		t.Errorf("cuts that were not made are shown as measured:\n%s", page)
+	}
 	page := failoversPage(good, "abc")
 	for _, w := range []string{"commit abc", "| the VM's node | 3 | 3700 | 4000 | 5900 | 6000 |", "| etcd elects a leader | inside the lease | | | 600 | 600 |",
 		"| 4 | n1 | n2 | yes | 600 | 650 | 1500 |"} {

@@ -96,6 +96,10 @@ func failoversPage(done []FailoverRun, commit string) string {
 		runs []FailoverRun
 		aim  failoverAim
 	}{{"the VM's node", plain, plainAim}, {"the VM's node, with the HA manager and etcd's leader", leader, leaderAim}} {
+		if len(c.runs) == 0 {
+			fmt.Fprintf(&b, "| %s | none yet | | %.0f | | %.0f |\n", c.what, ms(c.aim.median), ms(c.aim.worst))
+			continue
+		}
 		med, worst := overRuns(c.runs, func(r FailoverRun) float64 { return r.Shown })
 		fmt.Fprintf(&b, "| %s | %d | %.0f | %.0f | %.0f | %.0f |\n", c.what, len(c.runs), med, ms(c.aim.median), worst, ms(c.aim.worst))
 	}
@@ -112,7 +116,7 @@ func failoversPage(done []FailoverRun, commit string) string {
 	for _, t := range terms {
 		fmt.Fprintf(&b, "| %s | %s |", t.what, t.path)
 		for i, runs := range [][]FailoverRun{plain, leader} {
-			if med, worst := overRuns(runs, t.of); t.leader && i == 0 {
+			if med, worst := overRuns(runs, t.of); t.leader && i == 0 || len(runs) == 0 {
 				b.WriteString(" | |")
 			} else {
 				fmt.Fprintf(&b, " %.0f | %.0f |", med, worst)
