@@ -21,7 +21,8 @@ type verifier struct {
 }
 
 // serveFio adds the verifier's interface: GET /fio, POST /fio/loop?seed (?stop=1
-// waits for the pass under way), POST /fio/seal?seed and POST /fio/verify?seed.
+// waits for the pass under way), POST /fio/whole, POST /fio/seal?seed and
+// POST /fio/verify?seed.
 func serveFio(mux *http.ServeMux) {
 	v := &verifier{}
 	mux.HandleFunc("GET /fio", func(w http.ResponseWriter, _ *http.Request) {
@@ -30,6 +31,7 @@ func serveFio(mux *http.ServeMux) {
 		json.NewEncoder(w).Encode(v.st)
 	})
 	mux.HandleFunc("POST /fio/loop", v.handleLoop)
+	mux.HandleFunc("POST /fio/whole", handleWhole)
 	mux.HandleFunc("POST /fio/seal", sealed("--do_verify=0", "--end_fsync=1"))
 	mux.HandleFunc("POST /fio/verify", sealed("--verify_only"))
 }
@@ -62,7 +64,22 @@ func sealed(args ...string) http.HandlerFunc {
 	}
 }
 
-// handleLoop begins passes of writing and verifying at ?seed, or ends them.
+// looped are the arguments of every job on the first half: each block of 4 KiB has
+// fio's header and checksum, so that it can be verified whoever wrote it.
+func looped(args ...string) []string {
+	return append([]string{fmt.Sprint("--size=", probe.FioBytes/2), "--verify=crc32c", "--verify_interval=4k"}, args...)
+}
+
+// handleWhole verifies that each block of the first half is one that some pass
+// wrote, whole: whatever was under way when the power failed.
+func handleWhole(w http.ResponseWriter, _ *http.Request) {
+	if err := fio(looped("--rw=read", "--bs=64k", "--iodepth=4")...); err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+	}
+}
+
+// handleLoop begins passes of writing and verifying at ?seed, or ends them. Before
+// them the whole half is written once.
 func (v *verifier) handleLoop(w http.ResponseWriter, r *http.Request) {
 	v.mu.Lock()
 	if v.stop != nil {
@@ -77,6 +94,10 @@ func (v *verifier) handleLoop(w http.ResponseWriter, r *http.Request) {
 	seed, err := strconv.ParseUint(r.FormValue("seed"), 10, 64)
 	if err != nil {
 		http.Error(w, "seed: want a number", http.StatusBadRequest)
+		return
+	}
+	if err := fio(looped("--rw=write", "--bs=64k", "--iodepth=4", "--do_verify=0", "--end_fsync=1", fmt.Sprint("--randseed=", seed))...); err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
 	v.mu.Lock()
@@ -95,7 +116,7 @@ func (v *verifier) loop(stop chan struct{}, seed uint64) {
 			return
 		default:
 		}
-		err := fio("--verify=crc32c", fmt.Sprint("--randseed=", seed), "--rw=randwrite", "--bsrange=4k-64k", "--blockalign=4k", "--iodepth=8", fmt.Sprint("--size=", probe.FioBytes/2), "--verify_backlog=64", "--fsync=64")
+		err := fio(looped(fmt.Sprint("--randseed=", seed), "--rw=randwrite", "--bsrange=4k-64k", "--blockalign=4k", "--iodepth=8", "--verify_backlog=64", "--fsync=64")...)
 		v.note(err, err == nil)
 		if err != nil {
 			return

@@ -47,6 +47,7 @@ type Cluster struct {
 	waits      [3]chan error
 	server     *etcd.Server
 	net        string // first three numbers of the addresses
+	sparse     bool   // the disks' files have holes until they are written
 }
 
 // storageDir is what RunStorage finds in the directory of a node.
@@ -56,21 +57,40 @@ func (d storageDir) path(name string) string { return filepath.Join(d.dir, name)
 
 // RunStorage is the storage process of a node of a Cluster: dir and listen
 // address as in StorageEnv, "DIR ADDRESS".
-func RunStorage(ctx context.Context, arg string, log *slog.Logger) error {
+func RunStorage(ctx context.Context, arg string, log *slog.Logger) (err error) {
+	stop, err := Profile("storage")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, stop()) }()
 	var d storageDir
 	var listen string
 	if _, err := fmt.Sscan(arg, &d.dir, &listen); err != nil {
 		return errs.New(errs.Invalid, "run storage %q: want a directory and an address", arg)
 	}
-	return storage.Run(ctx, storage.Options{Log: log, NodeConfig: d.path("node.json"), PKI: d.path("pki"), Config: d.path("storage.json"),
-		BootID: d.path("boot-id"), Socket: d.path("s"), ControlSocket: d.path("c"), Listen: listen, Lab: true, LabDisks: d.path("disks")})
+	o := storage.Options{Log: log, NodeConfig: d.path("node.json"), PKI: d.path("pki"), Config: d.path("storage.json"),
+		BootID: d.path("boot-id"), Socket: d.path("s"), ControlSocket: d.path("c"), Listen: listen, Lab: true, LabDisks: d.path("disks")}
+	if _, err := os.Stat(d.path(gatedName)); err == nil {
+		o.Open = gated(d.path(hangName))
+	}
+	return storage.Run(ctx, o)
 }
 
 // NewCluster starts everything under dir (absolute, short: it holds unix
 // sockets) and claims a disk of diskBytes on each node.
 func NewCluster(ctx context.Context, dir string, diskBytes int64, log *slog.Logger) (*Cluster, error) {
+	return newCluster(ctx, &Cluster{dir: dir, log: log}, diskBytes)
+}
+
+// NewSparseCluster is NewCluster with disks that take no room until they are
+// written: for much space with little in it, not for speed.
+func NewSparseCluster(ctx context.Context, dir string, diskBytes int64, log *slog.Logger) (*Cluster, error) {
+	return newCluster(ctx, &Cluster{dir: dir, log: log, sparse: true}, diskBytes)
+}
+
+func newCluster(ctx context.Context, c *Cluster, diskBytes int64) (*Cluster, error) {
 	p := os.Getpid()
-	c := &Cluster{dir: dir, log: log, cluster: ids.New(), net: fmt.Sprintf("127.%d.%d", 128+p>>8&63, p&255)}
+	c.cluster, c.net = ids.New(), fmt.Sprintf("127.%d.%d", 128+p>>8&63, p&255)
 	err := c.start(ctx, diskBytes)
 	if err != nil {
 		return nil, errors.Join(err, c.Close())
@@ -100,6 +120,11 @@ func (c *Cluster) start(ctx context.Context, diskBytes int64) error {
 	for i := range c.Nodes {
 		if err := c.StartStorage(ctx, i); err != nil {
 			return err
+		}
+		if c.sparse {
+			if err := sparseFile(c.node(i).path("disks/d"), diskBytes); err != nil {
+				return err
+			}
 		}
 		d, err := storagectl.New(c.node(i).path("c")).Claim(ctx, storagectl.ClaimRequest{Path: c.node(i).path("disks/d"), SizeBytes: diskBytes})
 		if err != nil {
@@ -267,7 +292,7 @@ func Take(ctx context.Context, cfg volume.Config) (volume.Handle, error) {
 func (c *Cluster) Close() error {
 	var err error
 	for i := range c.procs {
-		err = errors.Join(err, c.KillStorage(i))
+		err = errors.Join(err, c.stopStorage(i))
 	}
 	if c.Etcd != nil {
 		c.Etcd.Close() // its streams end with the member
@@ -276,4 +301,12 @@ func (c *Cluster) Close() error {
 		c.server.Close()
 	}
 	return err
+}
+
+func sparseFile(path string, sizeBytes int64) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Truncate(sizeBytes), f.Close())
 }

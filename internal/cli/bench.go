@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -50,7 +51,7 @@ func newBenchCmd() *cobra.Command {
 			if reportOnly {
 				r, err = bench.FromState(o)
 			} else {
-				r, err = bench.Compare(cmd.Context(), dir, o, log)
+				r, err = compare(cmd.Context(), dir, o, log)
 			}
 			if err != nil {
 				return err
@@ -77,6 +78,16 @@ func newBenchCmd() *cobra.Command {
 	return cmd
 }
 
+// compare measures, with a profile if the environment asks for one.
+func compare(ctx context.Context, dir string, o bench.Options, log *slog.Logger) (r *bench.Result, err error) {
+	stop, err := bench.Profile("writer")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, stop()) }()
+	return bench.Compare(ctx, dir, o, log)
+}
+
 // benchLimits begins the section of the page that people write; it is kept.
 const benchLimits = "\n## What limits the rows\n"
 
@@ -97,6 +108,9 @@ func writeBench(r *bench.Result, report, commit string) error {
 		os.WriteFile(report, page.Bytes(), 0o644), os.WriteFile(plot, svg.Bytes(), 0o644))
 }
 
+// recoveryLimits begins the section of the page that people write; it is kept.
+const recoveryLimits = "\n## What limits the figures\n"
+
 // newBenchRecoveryCmd measures what happens when copies fail and come back.
 func newBenchRecoveryCmd() *cobra.Command {
 	var dir, report string
@@ -114,8 +128,13 @@ func newBenchRecoveryCmd() *cobra.Command {
 				return err
 			}
 			page := fmt.Sprintf("# Failures and recovery\n\n%s, commit %s, %d CPUs, load average at the start %s. Made by `make bench-recovery`: one volume of three copies on one disk, two of its links under TLS.\n"+
-				"How long a guest stands still when its writer is killed is measured by the drill (`process-kill`).\n\n%s",
+				"\"Writer killed\" is its end without a word; how long a guest stands still then is measured by the drill, too (`process-kill`).\n\n%s",
 				clock.System{}.Wall().UTC().Format("2006-01-02 15:04 MST"), version.String(), runtime.NumCPU(), load, table)
+			if old, err := os.ReadFile(report); err == nil {
+				if i := bytes.Index(old, []byte(recoveryLimits)); i >= 0 {
+					page += string(old[i:])
+				}
+			}
 			return os.WriteFile(report, []byte(page), 0o644)
 		},
 	}

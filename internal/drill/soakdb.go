@@ -128,11 +128,15 @@ func (d *databaseProbe) startFio(ctx context.Context, seed uint64) error {
 	if _, err := d.call(long, "POST", fmt.Sprintf("/fio/seal?seed=%d", seed)); err != nil {
 		return fmt.Errorf("write with fio: %w", err)
 	}
-	return d.post(ctx, fmt.Sprintf("/fio/loop?seed=%d", seed<<16))
+	if _, err := d.call(long, "POST", fmt.Sprintf("/fio/loop?seed=%d", seed<<16)); err != nil {
+		return fmt.Errorf("begin fio's passes: %w", err)
+	}
+	return nil
 }
 
-// auditFio ends the passes, and verifies the half that was written before the
-// faults. passes are those since the guest's last boot.
+// auditFio ends the passes, verifies that every block is one that a pass wrote,
+// whole, though the power failed in the midst of it, and verifies the half that was
+// written before the faults. passes are those since the guest's last boot.
 func (d *databaseProbe) auditFio(ctx context.Context) (passes int, err error) {
 	long, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
@@ -149,6 +153,9 @@ func (d *databaseProbe) auditFio(ctx context.Context) (passes int, err error) {
 	}
 	if st.Error != "" {
 		return st.Passes, errs.New(errs.Corrupt, "fio that verified while the faults lasted: %s", st.Error)
+	}
+	if _, err := d.call(long, "POST", "/fio/whole"); err != nil {
+		return st.Passes, fmt.Errorf("verify with fio the blocks that it was writing: %w", err)
 	}
 	if _, err := d.call(long, "POST", fmt.Sprintf("/fio/verify?seed=%d", d.seal)); err != nil {
 		return st.Passes, fmt.Errorf("verify with fio what it wrote before the faults: %w", err)

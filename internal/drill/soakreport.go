@@ -55,7 +55,8 @@ func WriteSoakReport(w io.Writer, rounds []RoundResult, m SoakMeta) error {
 	if rows > 0 {
 		fmt.Fprintf(&b, "One VM has PostgreSQL with data checksums on ext4. After each round every row of the last %d that it committed and told outside is looked for (column rows), "+
 			"and amcheck, pg_checksums and, after each boot and each round, e2fsck look at everything. Beside it fio writes and verifies "+
-			"(column fio: passes since the VM's last boot), and what it wrote before the faults is verified after them.\n\n", rowsChecked)
+			"(column fio: passes since the VM's last boot), what it wrote before the faults is verified after them, and so is each block that it was writing "+
+			"when the power failed: an earlier pass's or a later one's, whole.\n\n", rowsChecked)
 	}
 	var names []string
 	for k := range kinds {

@@ -96,6 +96,10 @@ type NodeSpec struct {
 	// Guests are the VMs that left because of Drain or Order and go back when it
 	// is over.
 	Guests []ids.ID `json:"guests,omitempty"`
+	// Losses are the times at which the HA manager lost it lately, oldest first;
+	// AvoidUntil ends the quarantine that came of them. Zero: none.
+	Losses     []time.Time `json:"losses,omitempty"`
+	AvoidUntil time.Time   `json:"avoid_until,omitzero"`
 }
 
 // NodeOrder is a shutdown or a reboot of a node.

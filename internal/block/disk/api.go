@@ -29,7 +29,7 @@ type Options struct {
 	// (Recovery.Session): an older copy of it, one that went back in time, is refused
 	// with errs.Conflict before anything is written. 0 = none.
 	SeenSession        uint64
-	TagCacheBytes      int // tag tables kept in memory; default 256 MiB
+	TagCacheBytes      int // tag tables kept in memory; default 192 MiB: those of 96 GiB
 	DataCacheBytes     int // payload of logged, unapplied blocks kept in memory; default 64 MiB
 	LogQueueDepth      int // log writes in flight; default 2
 	ExtraBatchBytes    int // payload that must have gathered for a batch beside others in flight: small ones had better gather; default 0
@@ -123,9 +123,9 @@ type Writer struct {
 
 // Record is a change of blocks of one extent.
 //
-// Append takes ownership of CRC, Blocks and Data. Data comes from Options.Pool
-// and goes back there; it holds the blocks one after another (KindSync: the
-// non-absent ones). The core does not compare Data with CRC: see CheckCRC.
+// Append takes ownership of Blocks, Data, and of a CRC of more than one block.
+// Data comes from Options.Pool and goes back there; it holds the blocks one after
+// another (KindSync: the non-absent ones). The core does not compare Data with CRC: see CheckCRC.
 type Record struct {
 	Kind   Kind
 	Volume ids.ID
@@ -165,6 +165,7 @@ type Control struct {
 	Promise repl.Promise // ControlPromise
 	Boot    ids.ID       // boot identity to record for the promise's run; zero = keep
 	Told    wire.Told    // ControlConfig
+	Import  bool         // ControlPromise: also over a promise of an older volume generation
 }
 
 // VolumeInfo is what a disk knows of a volume. A volume that is not known has

@@ -541,8 +541,9 @@ func (c *Core) notesFormed() {
 // relist re-appends a window record without its payload.
 func (c *Core) relist(v *volume, i int) *rec {
 	r := v.window[i]
-	n := &rec{vol: r.vol, ext: r.ext}
-	n.descriptor = r.descriptor
+	n := c.newRec()
+	n.vol, n.ext, n.descriptor = r.vol, r.ext, r.descriptor
+	n.setCRC(r.CRC)
 	n.Payload, n.Slot = 0, 0
 	n.Flags &^= flagFresh
 	if n.Flags&flagUnverified == 0 {

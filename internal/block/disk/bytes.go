@@ -98,10 +98,11 @@ func goodCRC(b []byte, off int) bool {
 	return binary.LittleEndian.Uint32(b[off:]) == crcWithout(b, off)
 }
 
+var zeroCRC [4]byte // on the heap for the hash function, so once
+
 func crcWithout(b []byte, off int) uint32 {
-	var zero [4]byte
 	crc := crc32.Update(0, castagnoli, b[:off])
-	crc = crc32.Update(crc, castagnoli, zero[:])
+	crc = crc32.Update(crc, castagnoli, zeroCRC[:])
 	return crc32.Update(crc, castagnoli, b[off+4:])
 }
 

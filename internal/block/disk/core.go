@@ -16,12 +16,13 @@ type rec struct {
 	descriptor
 	vol      *volume
 	ext      *ext
-	data     []byte // payload from the pool; nil = in the log only, or none
-	dataLSN  uint64 // where the payload starts in the log
-	lsn      uint64 // of the batch that holds it, or its newest note
-	seq      uint64 // order in the log; 0 = not in a batch yet
-	refs     int    // blocks of the pending index that point here
-	pins     int    // writes in place that use data
+	data     []byte    // payload from the pool; nil = in the log only, or none
+	dataLSN  uint64    // where the payload starts in the log
+	crc1     [1]uint32 // memory of CRC for one block
+	lsn      uint64    // of the batch that holds it, or its newest note
+	seq      uint64    // order in the log; 0 = not in a batch yet
+	refs     int       // blocks of the pending index that point here
+	pins     int       // writes in place that use data
 	inWindow bool
 
 	token   uint64
@@ -186,9 +187,11 @@ type Core struct {
 	limit    int // slots that guests may use; 0: all
 	nextSlot int // first slot that may be free
 
-	log logState
-	ck  *checkpoint
-	up  upgrade
+	log     logState
+	batches []*batch // to be used again
+	recs    []rec    // to be cut from, see newRecord
+	ck      *checkpoint
+	up      upgrade
 	// idleAgain: Idle came while a checkpoint ran; another follows.
 	idleAgain bool
 	wantFresh bool // a write could have gone in place: the next superblock allows it
@@ -227,7 +230,9 @@ func (c *Core) Ready(r *Ready) {
 // Done reports that an action ended. A read's Bufs are filled if err is nil.
 func (c *Core) Done(id uint64, err error) {
 	p, ok := c.inflight[id]
-	assert(ok, "action %d ended that was not under way", id)
+	if !ok {
+		assert(false, "action %d ended that was not under way", id)
+	}
 	delete(c.inflight, id)
 	p.h.ioDone(c, p.arg, err)
 }

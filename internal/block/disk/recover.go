@@ -52,7 +52,7 @@ type foundBatch struct {
 
 // Open starts recovery: run Ready/Done until Opened says so.
 func Open(o Options) *Core {
-	setDefault(&o.TagCacheBytes, 256<<20)
+	setDefault(&o.TagCacheBytes, 192<<20)
 	setDefault(&o.DataCacheBytes, 64<<20)
 	setDefault(&o.LogQueueDepth, 2)
 	setDefault(&o.BatchBytes, 1<<20)

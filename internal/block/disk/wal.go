@@ -15,9 +15,12 @@ type position struct {
 	seq     uint64 // of the last record before
 }
 
-// batch is a log batch that is being written.
+// batch is a log batch that is being written. It is used again when it and all
+// before it are written.
 type batch struct {
 	recs    []*rec
+	bufs    [][]byte // header and payloads
+	marks   []*rec   // of markRecords: nothing but recs refers to them
 	end     position
 	header  []byte
 	left    int // writes under way: the batch's own, and those in place of its fresh records
@@ -116,7 +119,7 @@ func shift[T any](list []T, n int) []T {
 // formBatch makes one batch and starts to write it. False: the ring is full.
 func (c *Core) formBatch() bool {
 	l := &c.log
-	b := &batch{}
+	b := c.newBatch()
 	header, total, fresh := batchHeaderBytes, 0, 0
 	add := func(r *rec) bool {
 		h, p := descriptorBytes+r.bodyBytes(), r.payloadBlocks()*BlockBytes
@@ -135,7 +138,7 @@ func (c *Core) formBatch() bool {
 	for nNotes < len(l.notes) && header < int(c.sb.WALBytes/32) && add(l.notes[nNotes]) {
 		nNotes++
 	}
-	marks := c.markRecords()
+	marks := c.markRecords(b)
 	for _, r := range marks {
 		header += descriptorBytes + len(r.Body)
 		b.recs = append(b.recs, r)
@@ -157,6 +160,7 @@ func (c *Core) formBatch() bool {
 		pad, ok = c.ringRoom(size, false)
 	}
 	if !ok {
+		c.freeBatch(b)
 		c.startCheckpoint()
 		return false
 	}
@@ -201,26 +205,50 @@ func (c *Core) ringRoom(size int, request bool) (pad int, ok bool) {
 }
 
 func (c *Core) writePad(n int) {
-	b := &batch{header: c.pool.Alloc(BlockBytes), bytes: n}
-	c.sendBatch(b, BlockBytes, batchFlagPad, [][]byte{b.header})
+	b := c.newBatch()
+	b.header, b.bytes = c.pool.Alloc(BlockBytes), n
+	b.bufs = append(b.bufs, b.header)
+	c.sendBatch(b, BlockBytes, batchFlagPad)
 }
 
-// markRecords makes a record for each volume whose marks moved.
-func (c *Core) markRecords() []*rec {
-	var list []*rec
+func (c *Core) newBatch() *batch {
+	if n := len(c.batches); n > 0 {
+		b := c.batches[n-1]
+		c.batches = c.batches[:n-1]
+		return b
+	}
+	return &batch{}
+}
+
+// freeBatch takes b back, which nothing refers to any more.
+func (c *Core) freeBatch(b *batch) {
+	clear(b.recs)
+	clear(b.bufs)
+	*b = batch{recs: b.recs[:0], bufs: b.bufs[:0], marks: b.marks[:0]}
+	c.batches = append(c.batches, b)
+}
+
+// markRecords makes a record in b for each volume whose marks moved.
+func (c *Core) markRecords(b *batch) []*rec {
 	for _, v := range c.byIndex {
 		if v == nil || !v.marksDirty || v.dropped {
 			continue
 		}
-		r := &rec{vol: v}
+		n := len(b.marks)
+		if n == cap(b.marks) {
+			b.marks = append(b.marks, &rec{})
+		} else if b.marks = b.marks[:n+1]; b.marks[n] == nil {
+			b.marks[n] = &rec{}
+		}
+		r := b.marks[n]
+		*r = rec{vol: v, descriptor: descriptor{Body: r.Body[:0]}}
 		r.Type, r.Index, r.Mark = recMarks, uint32(v.index), v.Durable
-		r.Body = make([]byte, 32)
+		r.Body = append(r.Body, make([]byte, 32)...)
 		e := enc{b: r.Body}
 		e.mark(v.Flush)
 		e.mark(v.TombForget)
-		list = append(list, r)
 	}
-	return list
+	return b.marks
 }
 
 // fillBatch gives the records their places, encodes them and sends the batch.
@@ -229,8 +257,7 @@ func (c *Core) fillBatch(b *batch, headerBytes int) {
 	clear(b.header)
 	e := enc{b: b.header, off: batchHeaderBytes}
 	payload := headerBytes
-	bufs := make([][]byte, 1, len(b.recs)+1)
-	bufs[0] = b.header
+	b.bufs = append(b.bufs, b.header)
 	for _, r := range b.recs {
 		l.head.seq++
 		r.lsn = l.head.lsn
@@ -239,7 +266,7 @@ func (c *Core) fillBatch(b *batch, headerBytes int) {
 			r.Payload = uint32(payload)
 			r.dataLSN = l.head.lsn + uint64(payload)
 			payload += len(r.data)
-			bufs = append(bufs, r.data)
+			b.bufs = append(b.bufs, r.data)
 		}
 		if r.ext != nil {
 			r.ImageSeq = r.ext.durSeq
@@ -250,10 +277,10 @@ func (c *Core) fillBatch(b *batch, headerBytes int) {
 		r.descriptor.encode(&e)
 		c.index(r)
 	}
-	c.sendBatch(b, headerBytes, 0, bufs)
+	c.sendBatch(b, headerBytes, 0)
 }
 
-func (c *Core) sendBatch(b *batch, headerBytes int, flags uint32, bufs [][]byte) {
+func (c *Core) sendBatch(b *batch, headerBytes int, flags uint32) {
 	l := &c.log
 	if flags&batchFlagPad != 0 {
 		clear(b.header)
@@ -270,7 +297,7 @@ func (c *Core) sendBatch(b *batch, headerBytes int, flags uint32, bufs [][]byte)
 	l.flying = append(l.flying, b)
 	c.stats.Batches++
 	b.left++
-	c.submit(OpWrite, c.ringOffset(h.LSN), bufs, b, 0)
+	c.submit(OpWrite, c.ringOffset(h.LSN), b.bufs, b, 0)
 }
 
 // index makes a record that has its place in the log visible to reads.
@@ -403,6 +430,7 @@ func (b *batch) ioDone(c *Core, _ int, err error) {
 			}
 			c.dropData(r)
 		}
+		c.freeBatch(l.flying[n])
 		n++
 	}
 	l.flying = shift(l.flying, n)

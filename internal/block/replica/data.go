@@ -57,7 +57,9 @@ func (c *Core) write(now clock.Instant, cn *conn, m *wire.Write) {
 		CRC: m.CRC, Data: m.Data, Durable: m.Flags&wire.WriteFUA != 0, Resent: m.Flags&wire.WriteResent != 0,
 		Reserve: m.Flags&wire.WriteReserve != 0,
 	})
-	m.CRC = nil // the disk has it now
+	if len(m.CRC) > 1 {
+		m.CRC = nil // the disk has it now
+	}
 	wire.Recycle(m)
 }
 

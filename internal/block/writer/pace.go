@@ -50,6 +50,9 @@ func smooth(v *time.Duration, x time.Duration, n time.Duration) {
 	*v += (x - *v) / n
 }
 
+// idle reports whether the guest has written nothing for a while.
+func (p *pace) idle(at clock.Instant) bool { return p.wrote == 0 || at.Sub(p.wrote) > paceQuiet }
+
 // may reports whether sync data may be sent now; if not, again is when to ask.
 func (p *pace) may(at clock.Instant) (ok bool, again clock.Instant) {
 	p.judge(at)
@@ -76,7 +79,7 @@ func (p *pace) judge(at clock.Instant) {
 	}
 	p.judged = at
 	switch {
-	case p.wrote == 0 || at.Sub(p.wrote) > paceQuiet:
+	case p.idle(at):
 		p.rate, p.now = paceTop, 0
 	case p.usual == 0: // it has never written without a resync
 		p.rate = max(paceFloor, min(p.rate, 5*paceFloor))

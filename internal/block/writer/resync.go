@@ -73,6 +73,9 @@ type syncObject struct {
 // read that answers, while an in-sync copy does not answer.
 const unreadableWait = 10 * time.Second
 
+// syncBeside is how many objects are copied at a time while the guest writes.
+const syncBeside = 4
+
 // chunkBlocks is 128 KiB: how much is read from the source under the lock.
 const chunkBlocks = 32
 
@@ -355,9 +358,18 @@ func (j *syncJob) listed() {
 	j.pump()
 }
 
+// window is how many objects may be under way: beside a guest that writes, few.
+func (j *syncJob) window() int {
+	c := j.m.v.c
+	if c.pace.idle(c.now) {
+		return c.t.SyncWindow
+	}
+	return min(c.t.SyncWindow, syncBeside)
+}
+
 func (j *syncJob) pump() {
 	v := j.m.v
-	for j.running < v.c.t.SyncWindow && j.next < len(j.objects) {
+	for window := j.window(); j.running < window && j.next < len(j.objects); {
 		i := j.next
 		j.next++
 		j.running++

@@ -21,6 +21,7 @@ const (
 	slotRepair
 	slotRelease
 	slotRollback // a list of extents
+	slotLate     // a read that another copy has answered
 	slotScrub    // a list (op nil) or a table of tags for a scrub
 )
 

@@ -328,6 +328,9 @@ func (w *world) turn(start clock.Instant) {
 			}
 		case SetWant:
 			w.vm(a.Name).Want = a.Running
+		case SetLosses:
+			n := w.byID(a.Node)
+			n.Losses, n.Until = a.Losses, a.Until
 		case SetHome:
 			n := w.byID(a.Node)
 			n.Guests = slices.DeleteFunc(n.Guests, func(id ids.ID) bool { return id == a.VM })

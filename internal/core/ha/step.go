@@ -117,18 +117,23 @@ func (m *step) event(level, subject, format string, args ...any) {
 // nodes notices losses and returns, and keeps the quarantine of flapping nodes.
 func (m *step) nodes() {
 	for _, n := range m.view.Nodes {
-		mem := m.out.Nodes[n.ID]
+		mem, known := m.out.Nodes[n.ID]
+		if !known { // what the manager before knew
+			mem.Seen, mem.Losses, mem.Until = n.LastBeat != 0, n.Losses, n.Until
+		}
 		mem.Losses = slices.DeleteFunc(slices.Clone(mem.Losses), func(t clock.Instant) bool { return m.now.Sub(t) > m.p.FlapWindow })
 		switch why := m.silent(n); {
 		case why != "" && !mem.Lost:
 			mem.Lost, mem.Clean = true, n.Away
-			if mem.Seen && !n.Away {
+			told := slices.ContainsFunc(mem.Losses, func(t clock.Instant) bool { return t >= n.LastBeat }) // by the manager before
+			if mem.Seen && !n.Away && !told {
 				mem.Losses = append(mem.Losses, m.now)
 				m.event("warn", "node "+n.Name, "lost: %s", why)
+				m.actions = append(m.actions, SetLosses{Node: n.ID, NodeName: n.Name, Losses: slices.Clone(mem.Losses), Until: mem.Until})
 			}
 		case why == "" && mem.Lost:
 			mem.Lost = false
-			if mem.Seen && !mem.Clean {
+			if (mem.Seen || len(mem.Losses) > 0) && !mem.Clean {
 				m.returned(n, &mem)
 			}
 			mem.Seen = n.LastBeat != 0
@@ -146,6 +151,7 @@ func (m *step) returned(n Node, mem *NodeMemory) {
 	}
 	d := m.p.Quarantine << min(len(mem.Losses)-2, 6)
 	mem.Until = m.now.Add(d)
+	m.actions = append(m.actions, SetLosses{Node: n.ID, NodeName: n.Name, Losses: slices.Clone(mem.Losses), Until: mem.Until})
 	m.event("warn", "node "+n.Name, "is back, lost %d times within %s: avoided for %s", len(mem.Losses), short(m.p.FlapWindow), short(d))
 }
 

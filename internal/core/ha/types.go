@@ -12,7 +12,8 @@
 // migrating, paused-lease, recovering, waiting-for-copy, failed, and stopping.
 // What must outlive the manager is in the placement record; State.VMs and
 // State.Nodes are memory that a new manager may do without (it counts restarts
-// anew and knows no quarantine).
+// anew). The losses of a node, from which its quarantine follows, are on the
+// node's object.
 //
 // Pure: no I/O, no clock, no goroutine; slices are visited in the order of names.
 // Test: testdata/scenarios, `go test ./internal/core/ha`.
@@ -124,6 +125,10 @@ type Node struct {
 	Away bool
 	// Guests are the machines that left it because of Drain and go back.
 	Guests []ids.ID
+	// Losses and Until are what managers noted of it, NodeMemory's fields by those
+	// names: a manager that goes to work begins with them.
+	Losses []clock.Instant
+	Until  clock.Instant
 	// Fresh: its session is the first of a boot that began less than 2 min ago.
 	Fresh    bool
 	Labels   []string // its own and those of its place
@@ -256,6 +261,14 @@ type SetHome struct {
 	Add      bool
 }
 
+// SetLosses notes when a node was lost, and until when it is avoided.
+type SetLosses struct {
+	Node     ids.ID
+	NodeName string
+	Losses   []clock.Instant
+	Until    clock.Instant
+}
+
 // Event is for the cluster's timeline.
 type Event struct {
 	Level   string // info | warn | error
@@ -289,6 +302,14 @@ func (a SetHome) String() string {
 		return fmt.Sprintf("home of %s is %s", a.Name, a.NodeName)
 	}
 	return fmt.Sprintf("home of %s was %s", a.Name, a.NodeName)
+}
+
+func (a SetLosses) String() string {
+	s := fmt.Sprintf("losses of %s: %d", a.NodeName, len(a.Losses))
+	if a.Until != 0 {
+		s += ", avoided for a while"
+	}
+	return s
 }
 
 func (a Event) String() string { return fmt.Sprintf("event %s %s: %s", a.Level, a.Subject, a.Text) }

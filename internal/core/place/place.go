@@ -12,6 +12,7 @@ import (
 	"slices"
 	"sort"
 	"strings"
+	"sync"
 
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
@@ -104,8 +105,9 @@ func ChooseNode(req Request, nodes []Node) (Decision, error) {
 	sort.Slice(nodes, func(i, j int) bool { return nodes[i].Name < nodes[j].Name })
 	var d Decision
 	best := -1
+	missing := onceFor(req, nodes)
 	for i, n := range nodes {
-		if why := refuse(req, n, nodes); why != "" {
+		if why := refuse(req, n, nodes, missing); why != "" {
 			d.Refusals = append(d.Refusals, Refusal{Node: n.ID, Name: n.Name, Why: why})
 			continue
 		}
@@ -119,8 +121,12 @@ func ChooseNode(req Request, nodes []Node) (Decision, error) {
 	w := nodes[best]
 	d.Node, d.Name = w.ID, w.Name
 	d.Why = fmt.Sprintf("%s: %s", w.Name, reasons(req, w, nodes))
+	refused := make(map[ids.ID]bool, len(d.Refusals))
+	for _, r := range d.Refusals {
+		refused[r.Node] = true
+	}
 	for _, n := range nodes {
-		if n.ID != w.ID && !slices.ContainsFunc(d.Refusals, func(r Refusal) bool { return r.Node == n.ID }) {
+		if n.ID != w.ID && !refused[n.ID] {
 			d.Refusals = append(d.Refusals, Refusal{Node: n.ID, Name: n.Name, Why: reasons(req, n, nodes), Soft: true})
 		}
 	}
@@ -146,8 +152,18 @@ func refusedByAll(req Request, refusals []Refusal) error {
 		WithHint("free what is missing on one of these nodes, or bring a node back; `roseau node list` shows them")
 }
 
-// refuse returns why n cannot take the machine, or "".
-func refuse(req Request, n Node, all []Node) string {
+// onceFor returns MissingCopy's why, which no candidate changes, made when it is
+// first asked for.
+func onceFor(req Request, nodes []Node) func() string {
+	return sync.OnceValue(func() string {
+		_, why := MissingCopy(req.Volumes, nodes)
+		return why
+	})
+}
+
+// refuse returns why n cannot take the machine, or "". missing tells of a volume
+// without a copy.
+func refuse(req Request, n Node, all []Node, missing func() string) string {
 	if why, ok := req.Exclude[n.ID]; ok {
 		return why
 	}
@@ -180,8 +196,7 @@ func refuse(req Request, n Node, all []Node) string {
 	if why := req.brokenRule(n, all, false); why != "" {
 		return why
 	}
-	_, why := MissingCopy(req.Volumes, all)
-	return why
+	return missing()
 }
 
 // MissingCopy reports the first volume that has a segment without an in-sync

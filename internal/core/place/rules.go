@@ -113,7 +113,9 @@ func (req Request) brokenRule(n Node, all []Node, soft bool) string {
 }
 
 // Refuses returns why n cannot take the machine, or "": the filters of ChooseNode.
-func Refuses(req Request, n Node, all []Node) string { return refuse(req, n, all) }
+func Refuses(req Request, n Node, all []Node) string {
+	return refuse(req, n, all, onceFor(req, all))
+}
 
 // SoftBroken counts the soft rules that the machine would break on n.
 func SoftBroken(req Request, n Node, all []Node) int { return req.softBroken(n, all) }

@@ -46,6 +46,7 @@ func Report(ctx context.Context, out io.Writer, o Options, losses int) error {
 		loss.perPlace = append(loss.perPlace, r.perPlace...)
 		loss.Placements += r.Placements
 	}
+	fmt.Fprintf(out, "Time on a processor, of the manager's one thread: what else the machine does is not in it.\n\n")
 	fmt.Fprintf(out, "| what | n | median | 99 %% | worst |\n|---|---|---|---|---|\n")
 	row := func(what string, list []time.Duration, round time.Duration) {
 		s := slices.Clone(list)

@@ -3,8 +3,11 @@ package hasim
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"slices"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"roseau/internal/base/ids"
 	"roseau/internal/base/size"
@@ -23,7 +26,7 @@ type Result struct {
 	Err                 error
 
 	restarts []time.Duration // from the loss of a VM to its running, where it could run all the time
-	steps    []time.Duration // real time of steps that placed nothing
+	steps    []time.Duration // time on a processor of steps that placed nothing
 	busy     []time.Duration // of steps that placed something
 	perPlace []time.Duration // of those, divided by what was placed
 	plans    []time.Duration // of the balancer's plans
@@ -46,8 +49,8 @@ func (w *world) fail(format string, args ...any) {
 	}
 }
 
-// Run runs one seed. The wall clock is read to time the decisions, and for nothing
-// else.
+// Run runs one seed. The thread's clock is read to time the decisions, and for
+// nothing else.
 func Run(ctx context.Context, o Options) *Result {
 	w := newWorld(o)
 	end := w.start.Add(w.o.Time)
@@ -169,9 +172,9 @@ func (w *world) mend() {
 func (w *world) turn() {
 	w.play()
 	w.show()
-	t := time.Now()
-	state, actions := ha.Step(w.state, w.now)
-	took := time.Since(t)
+	var state ha.State
+	var actions []ha.Action
+	took := onCPU(func() { state, actions = ha.Step(w.state, w.now) })
 	for _, v := range w.vms {
 		w.before[v.ID] = w.state.VMs[v.ID].State // as it was when the manager counted
 	}
@@ -194,9 +197,7 @@ func (w *world) turn() {
 		w.res.steps = append(w.res.steps, took)
 	}
 	if w.now.Sub(w.start)%(10*time.Second) == 0 {
-		t := time.Now()
-		balance.Plan(ha.Balance(w.state.View, w.now), balance.Params{}, nil)
-		w.res.plans = append(w.res.plans, time.Since(t))
+		w.res.plans = append(w.res.plans, onCPU(func() { balance.Plan(ha.Balance(w.state.View, w.now), balance.Params{}, nil) }))
 	}
 	w.check()
 }
@@ -352,4 +353,21 @@ func Loss(o Options) *Result {
 		}
 	}
 	return w.res
+}
+
+// onCPU runs f and returns how long its thread had a processor meanwhile: what a
+// decision costs, whatever else the machine does.
+func onCPU(f func()) time.Duration {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	clock := func() time.Duration {
+		var ts unix.Timespec
+		if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts); err != nil {
+			panic("hasim: read the thread's clock: " + err.Error()) // it always has one
+		}
+		return time.Duration(ts.Nano())
+	}
+	began := clock()
+	f()
+	return clock() - began
 }

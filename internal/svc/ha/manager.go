@@ -36,14 +36,15 @@ type Manager struct {
 
 	mu      sync.Mutex // protects the fields below
 	pending map[ids.ID]model.VMStatus
-	wake    chan struct{} // capacity 1
+	losses  map[ids.ID]core.SetLosses // by node, to be written
+	wake    chan struct{}             // capacity 1
 }
 
 // NewManager returns the manager of a node. leading tells whether the etcd
 // member of this node leads, since since when etcd has had its leader (zero: it
 // has none).
 func NewManager(env *svc.Env, v *Viewer, leading func() bool, since func() clock.Instant) *Manager {
-	return &Manager{env: env, viewer: v, leading: leading, since: since, pending: map[ids.ID]model.VMStatus{}, wake: make(chan struct{}, 1)}
+	return &Manager{env: env, viewer: v, leading: leading, since: since, pending: map[ids.ID]model.VMStatus{}, losses: map[ids.ID]core.SetLosses{}, wake: make(chan struct{}, 1)}
 }
 
 // Run steps until ctx ends.
@@ -108,6 +109,11 @@ func (m *Manager) carryOut(ctx context.Context, actions []core.Action) error {
 			wg.Go(func() { errc[i] = m.setWant(ctx, a) })
 		case core.SetHome:
 			wg.Go(func() { errc[i] = m.setHome(ctx, a) })
+		case core.SetLosses:
+			m.mu.Lock()
+			m.losses[a.Node] = a
+			m.mu.Unlock()
+			m.wakeWriter()
 		case core.Event:
 			m.env.Events.Emit(a.Level, a.Subject, a.Text)
 		}
@@ -147,6 +153,27 @@ func (m *Manager) setHome(ctx context.Context, a core.SetHome) error {
 	return err
 }
 
+// setLosses notes on a node's object, by the time of day, when it was lost: the next
+// manager begins with it.
+func (m *Manager) setLosses(ctx context.Context, a core.SetLosses) {
+	ctx, cancel := context.WithTimeout(ctx, txnTimeout)
+	defer cancel()
+	wall := func(t clock.Instant) time.Time { return m.env.Clock.Wall().Add(t.Sub(m.env.Clock.Now())).UTC() }
+	_, err := store.Update(ctx, m.env.Store, a.Node, func(n *model.Node) error {
+		n.Spec.Losses, n.Spec.AvoidUntil = nil, time.Time{}
+		for _, t := range a.Losses {
+			n.Spec.Losses = append(n.Spec.Losses, wall(t))
+		}
+		if a.Until != 0 {
+			n.Spec.AvoidUntil = wall(a.Until)
+		}
+		return nil
+	})
+	if err != nil && !errors.Is(err, errs.NotFound) {
+		m.env.Log.Warn("note the losses of a node", "node", a.NodeName, "err", err)
+	}
+}
+
 func (m *Manager) setWant(ctx context.Context, a core.SetWant) error {
 	ctx, cancel := context.WithTimeout(ctx, txnTimeout)
 	defer cancel()
@@ -171,10 +198,14 @@ func (m *Manager) queueStatuses() {
 		m.mu.Lock()
 		m.pending[vm.ID] = st
 		m.mu.Unlock()
-		select {
-		case m.wake <- struct{}{}:
-		default:
-		}
+		m.wakeWriter()
+	}
+}
+
+func (m *Manager) wakeWriter() {
+	select {
+	case m.wake <- struct{}{}:
+	default:
 	}
 }
 
@@ -208,8 +239,8 @@ func same(a, b model.VMStatus) bool {
 	return err1 == nil && err2 == nil && string(x) == string(y)
 }
 
-// writeStatuses writes queued statuses beside the steps: they are for people, and
-// must not hold up a placement.
+// writeStatuses writes queued statuses and losses beside the steps: they must not
+// hold up a placement.
 func (m *Manager) writeStatuses(ctx context.Context) {
 	for {
 		select {
@@ -218,9 +249,12 @@ func (m *Manager) writeStatuses(ctx context.Context) {
 		case <-m.wake:
 		}
 		m.mu.Lock()
-		todo := m.pending
-		m.pending = map[ids.ID]model.VMStatus{}
+		todo, losses := m.pending, m.losses
+		m.pending, m.losses = map[ids.ID]model.VMStatus{}, map[ids.ID]core.SetLosses{}
 		m.mu.Unlock()
+		for _, a := range losses {
+			m.setLosses(ctx, a)
+		}
 		for id, st := range todo {
 			uctx, cancel := context.WithTimeout(ctx, txnTimeout)
 			_, err := store.Update(uctx, m.env.Store, id, func(vm *model.VM) error {

@@ -86,6 +86,15 @@ func (v *Viewer) node(n *model.Node, now clock.Instant) core.Node {
 	if o := n.Spec.Order; o != nil {
 		c.PowerOff, c.Away = o.NoDrain, o.Phase != model.OrderDraining
 	}
+	if v.Wall != nil {
+		wall := v.Wall()
+		for _, t := range n.Spec.Losses {
+			c.Losses = append(c.Losses, now.Add(min(0, t.Sub(wall))))
+		}
+		if n.Spec.AvoidUntil.After(wall) {
+			c.Until = now.Add(n.Spec.AvoidUntil.Sub(wall))
+		}
+	}
 	if s, ok := v.Sessions.Session(n.ID); ok && v.Wall != nil {
 		c.Fresh = s.First && v.Wall().Sub(s.Started) < freshFor
 	}
