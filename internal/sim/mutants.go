@@ -58,6 +58,8 @@ var Mutants = []Mutant{
 	{Name: "reads-pass-writes", Rule: "a read waits for the writes to its blocks that are under way (C3)", Set: func(m *Mutations) { m.Writer.ReadsPassWrites = true }, Scenario: "read-under-write"},
 	{Name: "fill-counts", Rule: "a copy of a segment counts when it is complete, not when the move begins", Set: func(m *Mutations) { m.Writer.FillCounts = true }, Bias: &Bias{Faults: []string{"storage_kill", "power_blip"}, Every: time.Second, Moves: 100 * time.Millisecond}},
 	{Name: "source-not-restored", Rule: "what one source of a join cannot read is taken from others, and the join goes on with it", Set: func(m *Mutations) { m.Writer.SourceNotRestored = true }, Scenario: "join-over-rot"},
+	{Name: "fresh-over-present", Rule: "a write goes in place at once only where nothing stands yet", Set: func(m *Mutations) { m.Disk.FreshOverPresent = true }, Bias: tornBias("power_blip", "power_cut_all"), Within: 40},
+	{Name: "fresh-unverified", Rule: "recovery verifies what went in place at once by its checksum", Set: func(m *Mutations) { m.Disk.FreshUnverified = true }, Bias: tornBias("power_blip", "power_cut_all", "power_cut"), Within: 40},
 	{Name: "tail-ignores-flush-mark", Rule: "the log keeps what is above the flush mark (I7)", Set: func(m *Mutations) { m.Disk.TailIgnoresFlushMark = true }, Scenario: "tail-moved"},
 	{Name: "epoch-unchecked", Rule: "the epoch is checked when a record is appended [S20]", Set: func(m *Mutations) { m.Disk.EpochUnchecked, m.Replica.KeepOldHandles = true, true },
 		And: "a promise ends all older handles of the volume", Scenario: "frozen-writer"},
@@ -138,6 +140,12 @@ var Mutants = []Mutant{
 	{Name: "bmc-ends-lease", Rule: "leases are waited out, whatever a BMC says [S24]", Set: func(m *Mutations) { m.Replica.DeadEndsLease = true }, Scenario: "bmc-lies"},
 	{Name: "witness-unsteady", Rule: "the witness gets its votes when every voter is up [S17]", Set: func(m *Mutations) { m.Votes = []string{"unsteady", "permit all"} },
 		And: "no change of the members may cost what can fail now", Scenario: "witness-return"},
+}
+
+// tornBias is power cuts under load, with half of the sectors kept and snapshots,
+// so that much goes to places that are new.
+func tornBias(faults ...string) *Bias {
+	return &Bias{Faults: faults, Every: 400 * time.Millisecond, Torn: 0.5, Think: time.Millisecond, DiskHi: 10 * time.Millisecond, Snapshots: 200 * time.Millisecond}
 }
 
 // FindMutant returns a mutant by name.
