@@ -58,7 +58,8 @@ type op struct {
 	targets []target
 	tbuf    [4]target
 
-	from *member // a read: asked now
+	from   *member // a read: asked now
+	hedged bool    // a read: a second copy was asked, too
 
 	prev, next   *op // inflight, zombies, blocked, reads, or the pool
 	lprev, lnext *op // the extent's queue

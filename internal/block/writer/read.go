@@ -108,6 +108,11 @@ func (v *volume) startRead(o *op) {
 // askByMessage asks the storage process of m.
 func (v *volume) askByMessage(o *op, m *member) {
 	o.from = m
+	v.askRead(o, m)
+}
+
+func (v *volume) askRead(o *op, m *member) {
+	v.c.hedge.sent(v.c.now)
 	id := v.c.newSlot(slotRead, m, o, 0)
 	r := wire.NewRead()
 	*r = wire.Read{ReqID: id, Handle: m.handle, Offset: o.offset(), Length: o.length(), Repair: o.rep != nil, Object: o.object, Raw: o.rc}
@@ -161,6 +166,9 @@ func (v *volume) readLost(o *op, m *member) {
 		o.job.sourceLost(o)
 		return
 	}
+	if v.c.hedgeLost(o) {
+		return
+	}
 	o.from = nil
 	v.waitRead(o)
 	v.c.wake = true
@@ -193,9 +201,16 @@ func (v *volume) retryReads() {
 func (c *Core) readReply(n *node, a *wire.ReadReply) {
 	s, ok := c.takeSlot(n, a.ReqID, slotRead)
 	if !ok {
+		if s, ok = c.takeSlot(n, a.ReqID, slotLate); ok {
+			c.hedge.answered(c.now.Sub(s.sent))
+		}
 		return
 	}
 	o, m := s.op, s.m
+	if o.kind == opRead {
+		c.hedge.answered(c.now.Sub(s.sent))
+		c.unhedge(o, m)
+	}
 	v := o.v
 	o.from = nil
 	switch {

@@ -22,6 +22,7 @@ const (
 	slotRelease
 	slotRollback // a list of extents
 	slotDirect   // not a message: a read by the shell
+	slotLate     // a read that another copy has answered
 	slotScrub    // a list (op nil) or a table of tags for a scrub
 )
 

@@ -69,6 +69,9 @@ type Out struct {
 	// Partial: it is in sync for its segments that are not in Fill. Else it is
 	// outside for all of them, and Base is zero if Fill is not empty.
 	Partial bool `json:"partial,omitempty"`
+	// Since is when it was put out, in seconds since 1970 by the writer's clock; 0:
+	// not known. For people.
+	Since int64 `json:"since,omitempty"`
 }
 
 // Fill is a segment whose copy a disk is being given.
@@ -97,15 +100,18 @@ func (o Out) Covers(segment int) bool { return !o.Partial || o.Fills(segment) }
 // The in-sync set of a segment is placement(segment) minus the disks whose Out
 // covers it.
 type Own struct {
-	Generation Generation     `json:"generation"`
-	Epoch      uint64         `json:"epoch"` // +1 at each takeover; 0 = never opened
-	Nonce      ids.ID         `json:"nonce"` // drawn by the taker; tells two epochs of one number apart
-	Inc        uint32         `json:"inc"`   // +1 when a successor on the same node reopens the same epoch
-	Node       ids.ID         `json:"node"`
-	Run        ids.ID         `json:"run"` // guest memory lineage
-	Purpose    Purpose        `json:"purpose"`
-	CfgVersion uint32         `json:"cfg_version"` // +1 in every txn on own, cfg or seg
-	Out        map[ids.ID]Out `json:"out,omitempty"`
+	Generation Generation `json:"generation"`
+	Epoch      uint64     `json:"epoch"` // +1 at each takeover; 0 = never opened
+	Nonce      ids.ID     `json:"nonce"` // drawn by the taker; tells two epochs of one number apart
+	Inc        uint32     `json:"inc"`   // +1 when a successor on the same node reopens the same epoch
+	Node       ids.ID     `json:"node"`
+	Run        ids.ID     `json:"run"` // guest memory lineage
+	Purpose    Purpose    `json:"purpose"`
+	CfgVersion uint32     `json:"cfg_version"` // +1 in every txn on own, cfg or seg
+	// Import lists, sorted, the disks whose copies of an older volume generation are
+	// taken into the present one when they are opened (`volume force`).
+	Import []ids.ID       `json:"import,omitempty"`
+	Out    map[ids.ID]Out `json:"out,omitempty"`
 }
 
 // Promise is what a replica promised: no lower (Epoch, Inc) of this generation
@@ -183,7 +189,7 @@ func (s SnapContext) Numbers() []uint32 {
 
 // KnownFeatures are the bits of Cfg.Incompat that this build knows. A bit is
 // never given a second meaning; docs/formats/disk.md has the same rule for disks.
-const KnownFeatures = FeatureSnapshots | FeatureRollback
+const KnownFeatures = FeatureSnapshots | FeatureRollback | FeatureImport
 
 // The features.
 const (
@@ -192,6 +198,8 @@ const (
 	FeatureSnapshots uint64 = 1 << 0
 	// FeatureRollback: Rollback is set, and nobody may be served before it is not.
 	FeatureRollback uint64 = 1 << 1
+	// FeatureImport: Own.Import counts. Bit 2 is another's.
+	FeatureImport uint64 = 1 << 3
 )
 
 // Supported returns nil if this build knows every feature that the volume needs,
@@ -220,7 +228,10 @@ type Placement struct {
 	// is the role of the network that carries it; empty: storage, then cluster.
 	MoveRate    int64  `json:"move_rate,omitempty"`
 	MoveNetwork string `json:"move_network,omitempty"`
-	Run         ids.ID `json:"run,omitzero"`
+	// MovePatienceMS is how long a migration is tried that does not come to its end;
+	// 0: until it is hopeless.
+	MovePatienceMS int64  `json:"move_patience_ms,omitempty"`
+	Run            ids.ID `json:"run,omitzero"`
 	// Stay: no other node can take the VM that asked to leave Node for its sick
 	// storage link; its writer may go on with one copy [S13].
 	Stay bool `json:"stay,omitempty"`
