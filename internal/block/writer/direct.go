@@ -93,6 +93,7 @@ func (v *volume) readDirect(o *op, m *member) bool {
 	if p.m != nil && !p.isTouched(o.block, o.count) {
 		if r, ok := p.m.Find(o.block, o.count); ok {
 			o.from = m
+			c.hedge.sent(c.now)
 			c.out.Reads = append(c.out.Reads, DirectRead{ID: c.newSlot(slotDirect, m, o, 0), Volume: v.index, Disk: m.disk, Read: r})
 			return true
 		}
@@ -198,10 +199,18 @@ func (c *Core) directDone(ev DirectDone) {
 	}
 	s, ok := c.takeSlot(n, ev.ID, slotDirect)
 	if !ok {
+		if s, ok = c.takeSlot(n, ev.ID, slotLate); ok {
+			c.hedge.answered(c.now.Sub(s.sent))
+		}
 		return
 	}
 	o, m := s.op, s.m
 	v := o.v
+	if !ev.OK && c.hedgeLost(o) {
+		return // another copy is asked already
+	}
+	c.hedge.answered(c.now.Sub(s.sent))
+	c.unhedge(o, m)
 	o.from = nil
 	if c.now.Sub(s.sent) > directSlow {
 		m.places.offUntil = c.now.Add(c.t.PlacesAgain)

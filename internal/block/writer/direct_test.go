@@ -258,3 +258,32 @@ func TestDirectReadDoesNotAllocate(t *testing.T) {
 		t.Errorf("%v allocations a read", n)
 	}
 }
+
+// A direct read of a disk that hangs is asked of another copy, and whichever comes
+// first answers it; the other is of no consequence.
+func TestDirectReadIsHedged(t *testing.T) {
+	for _, late := range []DirectDone{{OK: true, Data: blockOf(77)}, {}} {
+		w, g := mapped(t)
+		g.core.hedge.tokens = hedgeBurst
+		r, d := w.directRead(t, g)
+		w.run(hedgeMost + 3*hedgeScan)
+		if !w.plain[r] || stampOf(r.Data) != 7 {
+			t.Fatalf("answered %v by another copy", w.plain[r])
+		}
+		late.ID = d.ID
+		g.step(&late)
+		other, _ := w.ask(g, OpRead, 4, 0)
+		w.run(20 * time.Millisecond)
+		for _, d := range g.reads {
+			g.step(&DirectDone{ID: d.ID, OK: true, Data: blockOf(5)})
+		}
+		if !w.plain[other] {
+			t.Error("the next read is not answered")
+		}
+		for i := range g.core.slots {
+			if k := g.core.slots[i].kind; k == slotDirect || k == slotLate {
+				t.Errorf("slot %d is left", k)
+			}
+		}
+	}
+}

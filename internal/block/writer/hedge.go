@@ -76,7 +76,7 @@ func (c *Core) tickHedge() {
 	bound := h.bound()
 	for i := range c.slots {
 		s := &c.slots[i]
-		if s.kind != slotRead || s.op.kind != opRead || s.op.req == nil {
+		if s.kind != slotRead && s.kind != slotDirect || s.op.kind != opRead || s.op.req == nil {
 			continue
 		}
 		h.scanAt = c.now.Add(hedgeScan)
@@ -117,7 +117,7 @@ func (c *Core) unhedge(o *op, m *member) {
 		o.v.hedgesWon++
 	}
 	for i := range c.slots {
-		if s := &c.slots[i]; s.kind == slotRead && s.op == o {
+		if s := &c.slots[i]; (s.kind == slotRead || s.kind == slotDirect) && s.op == o {
 			s.kind, s.op = slotLate, nil
 		}
 	}
@@ -131,7 +131,7 @@ func (c *Core) hedgeLost(o *op) bool {
 	}
 	o.hedged = false
 	for i := range c.slots {
-		if s := &c.slots[i]; s.kind == slotRead && s.op == o {
+		if s := &c.slots[i]; (s.kind == slotRead || s.kind == slotDirect) && s.op == o {
 			o.from = s.m
 			return true
 		}
