@@ -29,6 +29,7 @@ type guest struct {
 	recorders map[net.Conn]struct{}
 	load      chan struct{} // closed to stop the running load; nil when none runs
 	loadOver  chan struct{} // closed when the last load has ended; nil: there was none
+	dirty     chan struct{} // closed to stop the dirtying of memory; nil when none runs
 }
 
 func newGuest(c probe.Config, disk *os.File, boot string) *guest {
@@ -52,6 +53,7 @@ func (g *guest) serve() error {
 	mux.HandleFunc("POST /reset", g.handleReset)
 	mux.HandleFunc("POST /load", g.handleLoad)
 	mux.HandleFunc("POST /fill", g.handleFill)
+	mux.HandleFunc("POST /dirty", g.handleDirty)
 	mux.HandleFunc("GET /log", g.handleLog)
 	mux.HandleFunc("POST /forge", g.handleForge)
 	if err := startDatabase(mux); err != nil {

@@ -57,7 +57,12 @@ func (d storageDir) path(name string) string { return filepath.Join(d.dir, name)
 
 // RunStorage is the storage process of a node of a Cluster: dir and listen
 // address as in StorageEnv, "DIR ADDRESS".
-func RunStorage(ctx context.Context, arg string, log *slog.Logger) error {
+func RunStorage(ctx context.Context, arg string, log *slog.Logger) (err error) {
+	stop, err := Profile("storage")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, stop()) }()
 	var d storageDir
 	var listen string
 	if _, err := fmt.Sscan(arg, &d.dir, &listen); err != nil {
@@ -287,7 +292,7 @@ func Take(ctx context.Context, cfg volume.Config) (volume.Handle, error) {
 func (c *Cluster) Close() error {
 	var err error
 	for i := range c.procs {
-		err = errors.Join(err, c.KillStorage(i))
+		err = errors.Join(err, c.stopStorage(i))
 	}
 	if c.Etcd != nil {
 		c.Etcd.Close() // its streams end with the member

@@ -3,6 +3,7 @@ package bench
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"net"
 	"os"
@@ -200,7 +201,90 @@ func TestStorageProcessDies(t *testing.T) {
 	s.Close()
 	// The copy that was away serves the reads now.
 	next := take(t, ctx, c.Writer(2, vol))
-	nbdtest.Tool(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", src, export(t, next, vol))
+	uri = export(t, next, vol)
+	nbdtest.Tool(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", src, uri)
+	// It is away again, and this time the others do not return before an operator
+	// gives up what only they have.
+	if err := c.KillStorage(1); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "degraded again", 10*time.Second, next, func(v volume.VolumeStatus) bool { return v.CopiesInSync == 2 })
+	nbdtest.Tool(t, "nbdcopy", "--flush", invertedFile(t, src), uri)
+	if err := next.Release(ctx); err != nil {
+		t.Fatal(err)
+	}
+	next.Close()
+	force(t, ctx, c, vol, src)
+}
+
+// force: the copies on nodes 0 and 2 are gone; that on node 1, which is as old as
+// want, becomes the truth. They return, and are left alone.
+func force(t *testing.T, ctx context.Context, c *Cluster, vol ids.ID, want string) {
+	t.Helper()
+	for _, i := range []int{0, 2} {
+		if err := errors.Join(c.KillStorage(i), c.Session(ctx, i, false)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rec := repl.VolumeRecord{ID: vol}
+	for kind, into := range map[repl.KeyKind]any{repl.KeyOwn: &rec.Own, repl.KeyCfg: &rec.Cfg, repl.KeySeg: &rec.Seg} {
+		ans, err := c.Etcd.Get(ctx, repl.Key{Kind: kind, ID: vol}.Path())
+		if err != nil || len(ans.Kvs) != 1 {
+			t.Fatal(ans, err)
+		}
+		if err := json.Unmarshal(ans.Kvs[0].Value, into); err != nil {
+			t.Fatal(err)
+		}
+	}
+	losses, err := repl.Losses(rec, func(d ids.ID) bool { return d == c.Disks[1] }, nil)
+	if err != nil || len(losses) != 1 || losses[0].Out.Since == 0 {
+		t.Fatalf("%+v, %v", losses, err)
+	}
+	_, forced, err := repl.Force(repl.Records{Volumes: []repl.VolumeRecord{rec}}, losses)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(c.put(ctx, repl.Key{Kind: repl.KeyOwn, ID: vol}.Path(), forced.Own), c.put(ctx, repl.Key{Kind: repl.KeyCfg, ID: vol}.Path(), forced.Cfg)); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.StartStorage(ctx, 1); err != nil {
+		t.Fatal(err)
+	}
+	s := take(t, ctx, c.Writer(1, vol))
+	uri := export(t, s, vol)
+	nbdtest.Tool(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", want, uri)
+	for _, i := range []int{0, 2} {
+		if err := errors.Join(c.StartStorage(ctx, i), c.Session(ctx, i, true)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "the others were asked and refused", 30*time.Second, s, func(v volume.VolumeStatus) bool {
+		n := 0
+		for _, d := range v.Disks {
+			if d.Foreign {
+				n++
+			}
+		}
+		return n == 2 && v.CopiesInSync == 1
+	})
+	nbdtest.Tool(t, "qemu-img", "compare", "-f", "raw", "-F", "raw", want, uri)
+}
+
+// invertedFile makes a file of which no block is that of path.
+func invertedFile(t *testing.T, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range b {
+		b[i] = ^b[i]
+	}
+	out := filepath.Join(t.TempDir(), "inverted")
+	if err := os.WriteFile(out, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return out
 }
 
 // The writer dies without a release: the next one waits out the lease and finds

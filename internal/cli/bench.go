@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -50,7 +51,7 @@ func newBenchCmd() *cobra.Command {
 			if reportOnly {
 				r, err = bench.FromState(o)
 			} else {
-				r, err = bench.Compare(cmd.Context(), dir, o, log)
+				r, err = compare(cmd.Context(), dir, o, log)
 			}
 			if err != nil {
 				return err
@@ -75,6 +76,16 @@ func newBenchCmd() *cobra.Command {
 	f.IntVar(&o.Rounds, "rounds", 5, "interleaved rounds")
 	f.DurationVar(&o.Runtime, "runtime", 2*time.Second, "of one job on one target")
 	return cmd
+}
+
+// compare measures, with a profile if the environment asks for one.
+func compare(ctx context.Context, dir string, o bench.Options, log *slog.Logger) (r *bench.Result, err error) {
+	stop, err := bench.Profile("writer")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, stop()) }()
+	return bench.Compare(ctx, dir, o, log)
 }
 
 // benchLimits begins the section of the page that people write; it is kept.

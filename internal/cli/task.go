@@ -3,6 +3,8 @@ package cli
 import (
 	"encoding/json"
 	"fmt"
+	"net/http"
+	"net/url"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -39,8 +41,30 @@ func newTaskCmd(a *app) *cobra.Command {
 			a.noWait = false
 			return a.follow(cmd, t)
 		}},
+		&cobra.Command{Use: "cancel TASK", Short: "Call a task off and wait for its end: it undoes what it made half", Args: cobra.ExactArgs(1),
+			Long: "Calls off what a node's daemon carries out: a migration leaves its VM where it is, a create takes away what it made. What the cluster\n" +
+				"conducts is called off by its own command: `node undrain`, `cluster restart --cancel`, `cluster shutdown --cancel`.",
+			RunE: func(cmd *cobra.Command, args []string) error { return a.cancelTask(cmd, args[0]) }},
 	)
 	return cmd
+}
+
+// cancelTask calls a task off; how it ended is told, and no error.
+func (a *app) cancelTask(cmd *cobra.Command, ref string) error {
+	c, err := a.client()
+	if err != nil {
+		return err
+	}
+	t := new(model.Task)
+	if _, err := c.Change(cmd.Context(), http.MethodPost, "/v1/tasks/"+url.PathEscape(ref)+"/cancel", nil, t); err != nil {
+		return err
+	}
+	if !a.noWait {
+		if t, err = c.WaitTask(cmd.Context(), t.ID.String(), nil); err != nil {
+			return err
+		}
+	}
+	return a.show(cmd, t, func() *table { return newSheet().line("task %s: %s", t.Name, t.State) })
 }
 
 func taskWhat(t *model.Task) string {

@@ -177,6 +177,9 @@ func newVMMigrateCmd(a *app) *cobra.Command {
 			if len(args) == 2 {
 				req.Node = args[1]
 			}
+			if req.GiveUpAfter < 0 {
+				return errs.New(errs.Invalid, "flag --give-up-after %s: want a time above 0", req.GiveUpAfter)
+			}
 			if bandwidth != "" {
 				var err error
 				if req.Bandwidth, err = size.Parse(bandwidth); err != nil {
@@ -187,6 +190,7 @@ func newVMMigrateCmd(a *app) *cobra.Command {
 		}}
 	cmd.Flags().StringVar(&bandwidth, "bandwidth", "", "most that is sent a second, e.g. 100MiB (default: no bound)")
 	cmd.Flags().StringVar(&req.Network, "network", "", "network that carries the memory: storage or cluster (default: storage, cluster if that is cut)")
+	cmd.Flags().DurationVar(&req.GiveUpAfter, "give-up-after", 0, "call it off if it is not through by then, e.g. 2m (default: only when it is hopeless)")
 	cmd.Flags().BoolVar(&cancel, "cancel", false, "call the VM's migration off: it stays where it is")
 	a.dryRunFlag(cmd)
 	return cmd

@@ -36,6 +36,7 @@ func newVolumeCmd(a *app) *cobra.Command {
 		newVolumeServeCmd(a),
 		newVolumeSnapshotCmd(a),
 		newVolumeCloneCmd(a),
+		newVolumeForceCmd(a),
 		&cobra.Command{Use: "unserve VOLUME", Short: "Release a volume that is served", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
 			return a.change(cmd, http.MethodDelete, "/v1/volumes/"+url.PathEscape(args[0])+"/writer", nil, nil, func() string { return "volume " + args[0] + " released" })
 		}},
@@ -85,6 +86,40 @@ func newVolumeServeCmd(a *app) *cobra.Command {
 	cmd.Flags().StringVar(&req.Socket, "socket", "", "path of the socket (default: in the node's run directory)")
 	cmd.Flags().StringVar(&node, "node", "", "node that serves it (default: the one that is asked)")
 	cmd.Flags().StringVar(&req.Snapshot, "snapshot", "", "serve the content of this snapshot, read-only")
+	return cmd
+}
+
+func newVolumeForceCmd(a *app) *cobra.Command {
+	var req volume.ForceRequest
+	path := func(vol string) string { return "/v1/volumes/" + url.PathEscape(vol) + "/force" }
+	cmd := &cobra.Command{Use: "force VOLUME", Short: "Go on without in-sync copies that are gone for good", Args: cobra.ExactArgs(1),
+		Long: "The last resort: where no in-sync copy of a volume can be reached any more, a copy that is older becomes the truth, and what was written since is lost. " +
+			"It says first what that is (--dry-run: and nothing else). It is refused as long as an in-sync copy can be reached, and while the volume is in use: stop its VM first.\n\n" +
+			"Be sure that the copies given up do not serve a VM somewhere out of sight: nothing is waited for. Should they return, they are left alone and never mixed with " +
+			"what is written from now on; to use such a disk for this volume again, release it, wipe it and claim it anew.",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.change(cmd, http.MethodPost, path(args[0]), req, nil, nil)
+		}}
+	cmd.Flags().StringArrayVar(&req.From, "from", nil, "disk whose copy becomes the truth; repeat for more (default: the one that has most)")
+	a.dryRunFlag(cmd)
+	cmd = confirmedIf(cmd, "what only the missing copies have is lost", func() bool { return !a.dry })
+	cmd.PreRunE = func(cmd *cobra.Command, args []string) error {
+		if a.dry {
+			return nil
+		}
+		c, err := a.client()
+		if err != nil {
+			return err
+		}
+		t := new(model.Task)
+		if _, err := c.Change(cmd.Context(), http.MethodPost, withQuery(path(args[0]), "dry_run=true"), req, t); err != nil {
+			return err
+		}
+		for _, line := range t.Log {
+			fmt.Fprintln(cmd.ErrOrStderr(), line)
+		}
+		return nil
+	}
 	return cmd
 }
 

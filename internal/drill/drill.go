@@ -46,6 +46,9 @@ type Cluster interface {
 	ImportImage(ctx context.Context, name, path string) error
 	CreateVM(ctx context.Context, req VMRequest) error
 	Migrate(ctx context.Context, vm, node string) error
+	// MigrateBounded lets the scheduler choose; at most bandwidth bytes a second are
+	// sent. giveUpAfter 0: it is given up only when it is hopeless.
+	MigrateBounded(ctx context.Context, vm string, bandwidth size.Bytes, giveUpAfter time.Duration) error
 	DeleteVM(ctx context.Context, name string) error
 	DeleteImage(ctx context.Context, name string) error
 	// CreateVolume and DeleteVolume serve to see whether changes are possible.
@@ -163,7 +166,7 @@ type Test struct {
 
 // Tests returns all tests in the order in which they run.
 func Tests() []Test {
-	return []Test{liveMigration, nodeFailure, diskFailure, processKill, controlPlane, isolation, doubleFailure, freeze, drainTest, nodeShutdown, rollingRestart, coldStart, nodeReplacement, migrations, failovers}
+	return []Test{liveMigration, busyMigration, nodeFailure, diskFailure, processKill, controlPlane, isolation, doubleFailure, freeze, drainTest, nodeShutdown, rollingRestart, coldStart, nodeReplacement, migrations, failovers}
 }
 
 // essential are run when none is named: the three promises.

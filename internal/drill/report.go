@@ -19,6 +19,7 @@ import (
 // first; the report has all of them.
 var headline = map[string][]string{
 	"live-migration":   {"pings_sent", "pings_lost", "longest_gap_ms", "blackout_ms", "guest_gap_ms", "writes_acked", "writes_lost"},
+	"busy-migration":   {"dirty_bytes_per_s", "bandwidth_bytes_per_s", "given_up_ms", "throttle_percent", "migration_ms", "blackout_ms", "writes_lost"},
 	"migrations":       {"migrations", "without_loss", "ordered_pairs", "pings_sent", "pings_lost", "longest_gap_median_ms", "blackout_median_ms", "guest_gap_median_ms"},
 	"node-failure":     {"detected_ms", "restarted_ms", "service_back_ms", "writes_acked", "writes_lost", "vms_run_twice"},
 	"process-kill":     {"baseline_ms", "node_killed_ms", "storage_killed_ms", "guard_killed_ms", "io_errors", "writes_acked", "writes_lost"},

@@ -121,6 +121,7 @@ type guard struct {
 	progress *guardctl.Progress
 	migrated clock.Instant // when the last migration was asked for
 	speed    size.Bytes    // bound of its stream, bytes a second
+	patience time.Duration // how long it is tried; 0: until it is hopeless
 	haltedAt time.Time     // of the last STOP, by QEMU's clock
 	began    time.Time     // this process
 	steps    model.StartSteps

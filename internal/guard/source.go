@@ -398,7 +398,7 @@ func (g *guard) streamProgress(s *source, in streamInfo) {
 	if s.link != nil {
 		p.Via = s.link.conn.RemoteAddr().String()
 	}
-	if why := hopeless(in, p.Rate, p.DirtyRate, g.clock.Now().Sub(g.migrated)); why != "" {
+	if why := hopeless(in, p.Rate, p.DirtyRate, g.clock.Now().Sub(g.migrated), g.patience); why != "" {
 		g.step(vmguard.GaveUp{Text: why})
 	}
 	if in.Downtime > 0 {
@@ -425,14 +425,18 @@ const (
 	maxThrottle      = 80 // percent
 )
 
-// hopeless says why the stream will not converge, or "".
-func hopeless(in streamInfo, rate, dirtyRate size.Bytes, age time.Duration) string {
-	if in.Status != "active" || age < hopelessAfter || in.RAM.Syncs < hopelessRounds || in.Throttle < maxThrottle || rate <= 0 ||
-		float64(in.RAM.Remaining)/float64(rate) < hopelessDowntime.Seconds() {
+// hopeless says why the stream will not converge, or "". With a patience it is
+// over then, if what is left does not fit into the downtime.
+func hopeless(in streamInfo, rate, dirtyRate size.Bytes, age, patience time.Duration) string {
+	if in.Status != "active" || rate > 0 && float64(in.RAM.Remaining)/float64(rate) < hopelessDowntime.Seconds() {
 		return ""
 	}
-	return fmt.Sprintf("it does not converge: after %d rounds, with the guest slowed down by %d %%, %s are left, %s/s are sent and %s/s dirtied; "+
-		"give it more bandwidth, or pause the guest and move it then", in.RAM.Syncs, in.Throttle, size.Bytes(in.RAM.Remaining), rate, dirtyRate)
+	tried := age >= hopelessAfter && in.RAM.Syncs >= hopelessRounds && in.Throttle >= maxThrottle && rate > 0
+	if !tried && (patience == 0 || age < patience) {
+		return ""
+	}
+	return fmt.Sprintf("it does not converge: after %s and %d rounds, with the guest slowed down by %d %%, %s are left, %s/s are sent and %s/s dirtied; "+
+		"give it more bandwidth or time, or pause the guest and move it then", age.Round(time.Second), in.RAM.Syncs, in.Throttle, size.Bytes(in.RAM.Remaining), rate, dirtyRate)
 }
 
 // migrate is POST /migrate, in the loop.
@@ -443,7 +447,7 @@ func (g *guard) migrate(r guardctl.MigrateRequest) error {
 	g.progress = &guardctl.Progress{Active: true, MigrationStatus: model.MigrationStatus{
 		From: g.cfg.NodeName, To: r.TargetName, Why: r.Why, Started: g.clock.Wall()}}
 	g.migrated = g.clock.Now()
-	g.speed = r.MaxBandwidth
+	g.speed, g.patience = r.MaxBandwidth, r.Patience
 	if g.speed <= 0 {
 		g.speed = migrationSpeed
 	}

@@ -29,7 +29,7 @@ func TestHopeless(t *testing.T) {
 		return in
 	}
 	const rate, dirty = 100 * size.MiB, 150 * size.MiB
-	why := hopeless(base(), rate, dirty, hopelessAfter)
+	why := hopeless(base(), rate, dirty, hopelessAfter, 0)
 	for _, w := range []string{"does not converge", "80 %", "300MiB are left", "100MiB/s are sent", "150MiB/s dirtied"} {
 		if !strings.Contains(why, w) {
 			t.Errorf("%q lacks %q", why, w)
@@ -43,8 +43,22 @@ func TestHopeless(t *testing.T) {
 		"switching":        func(in *streamInfo, _ *time.Duration) { in.Status = "pre-switchover" },
 	} {
 		in, age := base(), hopelessAfter
-		if change(&in, &age); hopeless(in, rate, dirty, age) != "" {
+		if change(&in, &age); hopeless(in, rate, dirty, age, 0) != "" {
 			t.Errorf("%s: given up", name)
 		}
+	}
+	// With a patience it is over then, whatever was tried, but not when the end is near.
+	young := base()
+	young.RAM.Syncs, young.Throttle = 2, 0
+	const patience = 20 * time.Second
+	if hopeless(young, rate, dirty, patience-time.Second, patience) != "" {
+		t.Error("given up before its time")
+	}
+	if why := hopeless(young, rate, dirty, patience, patience); !strings.Contains(why, "after 20s and 2 rounds") {
+		t.Errorf("at its time: %q", why)
+	}
+	young.RAM.Remaining = 150 << 20
+	if hopeless(young, rate, dirty, patience, patience) != "" {
+		t.Error("given up although the rest fits into the downtime")
 	}
 }

@@ -168,7 +168,7 @@ func (g *guard) snapshot() guardctl.Status {
 	for _, v := range h.Status().Volumes {
 		s.PausedFor = max(s.PausedFor, v.Stalled)
 		s.Volumes = append(s.Volumes, guardctl.Volume{ID: v.Volume, Name: names[v.Volume.String()], Status: g.summary(v),
-			IO: guardctl.IOStats{Reads: v.Reads, Writes: v.Writes, Flushes: v.Flushes, ReadBytes: v.ReadBytes, WrittenBytes: v.WriteBytes}})
+			IO: guardctl.IOStats{Reads: v.Reads, Writes: v.Writes, Flushes: v.Flushes, ReadBytes: v.ReadBytes, WrittenBytes: v.WriteBytes, Hedged: v.Hedged, HedgesWon: v.HedgesWon}})
 	}
 	return s
 }

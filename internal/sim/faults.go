@@ -498,49 +498,66 @@ func (w *world) faultBitRot() {
 // faultLogRot flips a bit of what a log holds durably, and every node reboots
 // before a checkpoint makes it history.
 func (w *world) faultLogRot() {
-	if w.profile.rotNode == w.profile.failingNode || w.atRest() || !w.rotLogs(w.nodes[w.profile.rotNode]) {
+	if w.profile.rotNode == w.profile.failingNode || w.atRest() || !w.rotLogs(w.nodes[w.profile.rotNode], false) {
 		return
 	}
 	w.note("log_rot")
 	w.faultPowerCutAll()
 }
 
-// provenLSN is up to where the log on a disk proves that it was durable: a later
-// batch says so. What was flushed last and rots before another batch is written
-// looks like a torn tail; docs/design/disk.md states that as a limit.
-func (d *simDisk) provenLSN() int64 {
+// durableLog says what is on the medium of the log: up to where it proves that it
+// was durable, for a later batch says so, and where the payloads of what was
+// flushed after that lie. If one of these rots it looks like a torn tail, and a
+// writer finds out by the flush mark; if a header does, nothing is left that
+// tells: docs/design/disk.md states that as a limit.
+func (d *simDisk) durableLog() (proven int64, payloads []int64) {
 	volatile := d.cache
 	d.cache = nil
 	defer func() { d.cache = volatile }()
-	proven := uint64(0)
+	var batch *disk.ItemBatch
+	var at []int64
 	_, err := disk.Check(d, diskBytes, disk.FsckOptions{Dump: func(i disk.Item) {
-		if i.Batch != nil {
-			proven = max(proven, i.Batch.DurableLSN)
+		switch {
+		case i.Batch != nil:
+			batch = i.Batch
+			proven = max(proven, int64(i.Batch.DurableLSN))
+		case i.Record != nil && batch != nil && batch.Good && i.Record.Payload > 0:
+			at = append(at, int64(batch.LSN)+int64(i.Record.Payload))
 		}
 	}})
 	if err != nil {
-		return 0
+		return 0, nil
 	}
-	return int64(proven)
+	return proven, slices.DeleteFunc(at, func(lsn int64) bool { return lsn < proven })
 }
 
-// rotLogs flips a bit in the durable part of the log of each disk of n.
-func (w *world) rotLogs(n *node) bool {
+// rotLogs flips a bit in the durable part of the log of each disk of n. tail: in
+// the last payload that was flushed and is not proved durable; else anywhere, there
+// too.
+func (w *world) rotLogs(n *node, tail bool) bool {
 	any := false
 	for _, d := range n.disks {
 		eng := n.engines[d.id]
 		if eng == nil || d.dead {
 			continue
 		}
-		s := eng.Stats()
-		pages := (d.provenLSN() - int64(s.CheckpointLSN)) / repl.BlockBytes
-		if pages <= 0 {
+		from := int64(eng.Stats().CheckpointLSN)
+		proven, payloads := d.durableLog()
+		pages := max(0, (proven-from)/repl.BlockBytes)
+		if tail {
+			pages, payloads = 0, payloads[max(0, len(payloads)-1):]
+		}
+		if pages+int64(len(payloads)) == 0 {
 			continue
 		}
-		lsn := int64(s.CheckpointLSN) + w.rng.Int64N(pages)*repl.BlockBytes
+		k := w.rng.Int64N(pages + int64(len(payloads)))
+		lsn := from + k*repl.BlockBytes
+		if k >= pages {
+			lsn = payloads[k-pages]
+		}
 		if at, ok := d.flip(w.rng, ringOffset+lsn%ringBytes); ok {
 			any = true
-			w.tracef("disk %s of %s: a bit of its log at %d rots", d.id.Short(), n.name(), at)
+			w.tracef("disk %s of %s: a bit of its log at %d rots, proven %d", d.id.Short(), n.name(), at, proven)
 		}
 	}
 	return any

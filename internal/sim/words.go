@@ -55,6 +55,7 @@ func init() {
 		"snapshot":   (*player).snapshot,
 		"scrub":      (*player).scrub,
 		"rollback":   (*player).rollback,
+		"force":      (*player).force,
 		"bmc":        (*player).bmc,
 		"lie-sync":   (*player).lieSync,
 		"maintain":   (*player).maintain,
@@ -261,6 +262,8 @@ func (p *player) condition(a []string) (func() bool, error) {
 		return nil, err
 	}
 	switch a[0] {
+	case "foreign":
+		return p.foreign(n), nil
 	case "out":
 		return func() bool { return p.outDisks(n) == len(n.disks) }, nil
 	case "in":
@@ -547,7 +550,9 @@ func (p *player) rotLog(a []string) error {
 		return err
 	}
 	p.w.profile.rotNode = n.index
-	p.w.rotLogs(n)
+	if tail := len(a) > 1 && a[1] == "tail"; !p.w.rotLogs(n, tail) && tail {
+		return errors.New("nothing was flushed that is not proved durable")
+	}
 	return nil
 }
 

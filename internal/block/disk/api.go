@@ -165,6 +165,7 @@ type Control struct {
 	Promise repl.Promise // ControlPromise
 	Boot    ids.ID       // boot identity to record for the promise's run; zero = keep
 	Told    wire.Told    // ControlConfig
+	Import  bool         // ControlPromise: also over a promise of an older volume generation
 }
 
 // VolumeInfo is what a disk knows of a volume. A volume that is not known has

@@ -11,9 +11,11 @@ import (
 // CheckPromise compares a promise in force (zero = none) with a new one: OK
 // means that it is to be logged. The same promise again is OK, also when it was
 // released: that it is final is told by VolumeInfo.Released.
-func CheckPromise(cur, next repl.Promise) wire.Status {
+func CheckPromise(cur, next repl.Promise, imports bool) wire.Status {
 	switch {
 	case cur == (repl.Promise{}):
+		return wire.OK
+	case imports && next.Generation.Cluster == cur.Generation.Cluster && next.Generation.Volume > cur.Generation.Volume:
 		return wire.OK
 	case next.Generation != cur.Generation:
 		return wire.OtherGeneration
@@ -254,7 +256,7 @@ func (c *Core) Control(token uint64, ctl Control) {
 	}
 	switch ctl.Kind {
 	case ControlPromise:
-		if s := CheckPromise(v.Promise, ctl.Promise); s != wire.OK && !(s == wire.OtherNonce && c.o.Mutations.NonceUnchecked) {
+		if s := CheckPromise(v.Promise, ctl.Promise, ctl.Import); s != wire.OK && !(s == wire.OtherNonce && c.o.Mutations.NonceUnchecked) {
 			c.complete(token, s)
 			return
 		}
@@ -265,8 +267,12 @@ func (c *Core) Control(token uint64, ctl Control) {
 		v.Told = ctl.Told
 		v.Told.Out, v.Told.Snaps = slices.Clone(ctl.Told.Out), slices.Clone(ctl.Told.Snaps)
 		c.permitMerge(v)
+		if ctl.Told.Complete {
+			c.judged(v)
+		}
 	case ControlSyncDone:
 		v.Damaged = false
+		c.judged(v)
 	case ControlDrop:
 		c.drop(token, v)
 		return
@@ -379,17 +385,32 @@ func (c *Core) pruneWindow(v *volume) {
 	kept := v.window[:0]
 	v.unverified = 0
 	for _, r := range v.window {
-		if v.Flush.Less(r.Mark) {
+		switch above := v.Flush.Less(r.Mark); {
+		case above || r.Flags&flagUnverified != 0 && r.isWrite(): // see judged
 			kept = append(kept, r)
-			if r.Flags&flagUnverified != 0 {
+			if above && r.Flags&flagUnverified != 0 {
 				v.unverified++
 			}
-		} else {
+		default:
 			r.inWindow = false
 		}
 	}
 	clear(v.window[len(kept):])
 	v.window = kept
+}
+
+// judged forgets the list of the dropped tail: a takeover has ended, or the copy
+// was compared with another one. Until then the list stays, also what is below
+// the flush mark: for a writer that is proof of damage.
+func (c *Core) judged(v *volume) {
+	v.window = slices.DeleteFunc(v.window, func(r *rec) bool {
+		if r.Flags&flagUnverified == 0 {
+			return false
+		}
+		r.inWindow = false
+		return true
+	})
+	v.unverified = 0
 }
 
 // ForgetTombstones drops tombstones up to m: all members of the placement are

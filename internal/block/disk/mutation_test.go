@@ -166,6 +166,56 @@ func TestTornTailIsListed(t *testing.T) {
 	}
 }
 
+// A record that was dropped from the end of the log is listed below the mark that
+// a writer asks from, too: if every copy had flushed it, it was no torn tail. A
+// writer that took it again, or compared the copy, ends that.
+func TestLostTailIsListedBelowTheMark(t *testing.T) {
+	lose := func() *disktest.Disk {
+		d := format(t)
+		f := open(t, d, disk.Options{})
+		f.promise(vol1, 1)
+		f.write(vol1, 1, 1, 0, 0, pattern(1, 1))
+		f.flush(vol1, 1, 1)
+		f.write(vol1, 1, 2, 1, 5, pattern(2, 1))
+		list := d.Volatile()
+		first := list[0].Offset
+		d.Crash(list, func(i int) bool { return list[i].Offset < first+disk.BlockBytes })
+		return d
+	}
+	above := repl.Mark{Epoch: 1, Wseq: 9}
+	for _, c := range []struct {
+		name string
+		do   func(f *fixture)
+		want int
+	}{
+		{"nothing", func(*fixture) {}, 1},
+		{"the flush mark moves past it", func(f *fixture) { f.Core.SetFlushMark(vol1, above) }, 1},
+		{"it is taken again", func(f *fixture) { f.write(vol1, 1, 2, 1, 5, pattern(2, 1)) }, 0},
+		{"the copy is compared", func(f *fixture) { f.Core.Control(f.next(), disk.Control{Kind: disk.ControlSyncDone, Volume: vol1}) }, 0},
+		{"a takeover ends", func(f *fixture) {
+			f.Core.Control(f.next(), disk.Control{Kind: disk.ControlConfig, Volume: vol1, Told: wire.Told{Epoch: 1, CfgVersion: 1, Complete: true}})
+		}, 0},
+	} {
+		v, _, err := disktest.Open(lose(), disk.Options{}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := &fixture{Driver: v, t: t}
+		c.do(f)
+		f.Quiesce()
+		n := 0
+		for _, e := range f.Core.Window(vol1, above) {
+			if e.Verified || e.Extent != 1 || e.Block != 5 {
+				t.Errorf("%s: %+v is listed", c.name, e)
+			}
+			n++
+		}
+		if n != c.want {
+			t.Errorf("%s: %d listed, want %d", c.name, n, c.want)
+		}
+	}
+}
+
 func TestEpochIsCheckedAtAppend(t *testing.T) {
 	run := func(o disk.Options) wire.Status {
 		f := open(t, format(t), o)

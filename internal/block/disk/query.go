@@ -60,7 +60,7 @@ func (c *Core) sortedExts(v *volume) []*ext {
 }
 
 // Window returns every record above from, durable or not, and the unverified
-// tail, by mark. Sync data counts under the mark of the source's extent.
+// tail, of which below from only writes that were not taken again, by mark. Sync data counts under the mark of the source's extent.
 func (c *Core) Window(volume ids.ID, from repl.Mark) []wire.WindowEntry {
 	v := c.vols[volume]
 	if v == nil {
@@ -68,7 +68,7 @@ func (c *Core) Window(volume ids.ID, from repl.Mark) []wire.WindowEntry {
 	}
 	var list []wire.WindowEntry
 	for _, r := range v.window {
-		if from.Less(r.Mark) {
+		if from.Less(r.Mark) || v.lostFlushed(r) {
 			list = r.windowEntries(list)
 		}
 	}
@@ -82,6 +82,18 @@ func (c *Core) Window(volume ids.ID, from repl.Mark) []wire.WindowEntry {
 		return 0
 	})
 	return list
+}
+
+// lostFlushed reports whether r is a write of the dropped tail that was not taken
+// again since. Listed below the group's flush mark it means that the log did not
+// end in a torn tail, but lost what was flushed.
+func (v *volume) lostFlushed(r *rec) bool {
+	if r.Flags&flagUnverified == 0 || !r.isWrite() || !v.Durable.Less(r.Mark) {
+		return false
+	}
+	return !slices.ContainsFunc(v.window, func(o *rec) bool {
+		return o.Flags&flagUnverified == 0 && o.Mark == r.Mark && o.Extent == r.Extent && o.Object == r.Object && o.Block == r.Block
+	})
 }
 
 func (r *rec) windowEntries(list []wire.WindowEntry) []wire.WindowEntry {

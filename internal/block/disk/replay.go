@@ -288,6 +288,12 @@ func (c *Core) replayBlocks(r *rec, v *volume) {
 	c.index(r)
 }
 
+// isWrite: it is a client's write, not a sync or a repair, which bear marks of
+// writes that others made durable long ago.
+func (d *descriptor) isWrite() bool {
+	return d.Type == recWrite || d.Type == recZero || d.Type == recTombstone
+}
+
 // unverified lists a record of the dropped tail in its volume's window.
 func (c *Core) unverified(d *descriptor) {
 	if d.Type != recWrite && d.Type != recZero && d.Type != recTombstone && d.Type != recSync && d.Type != recRepair || d.Flags&^flagFresh != 0 {
@@ -297,7 +303,12 @@ func (c *Core) unverified(d *descriptor) {
 		return
 	}
 	v := c.byIndex[d.Index]
-	if !v.Flush.Less(d.Mark) {
+	if d.isWrite() {
+		if !v.Durable.Less(d.Mark) {
+			c.damage(v) // it was flushed here: this is no torn tail
+			return
+		}
+	} else if !v.Flush.Less(d.Mark) {
 		return
 	}
 	n := &rec{descriptor: *d, vol: v, inWindow: true}

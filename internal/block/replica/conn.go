@@ -195,7 +195,7 @@ func (c *Core) forgetEnded(g *guard) {
 func (h *handle) why() (wire.Status, repl.Promise) {
 	s := h.slot
 	info, _ := s.disk.d.Volume(s.volume)
-	if st := checkPromise(info.Promise, info.Released, h.promise); st != wire.OK {
+	if st := checkPromise(info.Promise, info.Released, h.promise, false); st != wire.OK {
 		return st, info.Promise
 	}
 	if s.wanted.Generation == h.promise.Generation && lower(h.promise, s.wanted) {

@@ -11,11 +11,11 @@ import (
 
 // checkPromise compares the promise in force with a new one: OK means that it
 // may be made. A released epoch is final, whatever the inc.
-func checkPromise(cur repl.Promise, released bool, next repl.Promise) wire.Status {
+func checkPromise(cur repl.Promise, released bool, next repl.Promise, imports bool) wire.Status {
 	if released && next.Generation == cur.Generation && next.Epoch == cur.Epoch && next.Nonce == cur.Nonce {
 		return wire.Released
 	}
-	return disk.CheckPromise(cur, next)
+	return disk.CheckPromise(cur, next, imports)
 }
 
 // grantBinds is how long a grant of L binds the replica: 10 % for the drift of
@@ -81,7 +81,7 @@ func (c *Core) open(now clock.Instant, cn *conn, m *wire.Open) {
 		ack.GrantLeft = until.Sub(now)
 	}
 	c.describe(ack, s, &info, m)
-	if st := checkPromise(info.Promise, info.Released, m.Promise); st != wire.OK && !(st == wire.OtherNonce && c.o.Mutations.NonceUnchecked) {
+	if st := checkPromise(info.Promise, info.Released, m.Promise, m.Flags&wire.OpenImport != 0); st != wire.OK && !(st == wire.OtherNonce && c.o.Mutations.NonceUnchecked) {
 		ack.Status = st
 		c.send(cn.id, ack)
 		return
@@ -123,7 +123,7 @@ func (c *Core) describe(ack *wire.OpenAck, s *slot, info *disk.VolumeInfo, m *wi
 // promise logs the promise; OPEN_ACK follows when it is durable. Older handles
 // end now: the disk refuses what is appended under them from here on.
 func (c *Core) promise(now clock.Instant, cn *conn, s *slot, info *disk.VolumeInfo, m *wire.Open) {
-	ctl := disk.Control{Kind: disk.ControlPromise, Volume: s.volume, Promise: m.Promise}
+	ctl := disk.Control{Kind: disk.ControlPromise, Volume: s.volume, Promise: m.Promise, Import: m.Flags&wire.OpenImport != 0}
 	if info.Promise.Epoch == 0 || info.Promise.Run != m.Promise.Run || info.Boot.IsZero() || c.o.Mutations.BootAtEveryOpen {
 		ctl.Boot = s.disk.boot // the first promise for this run
 	}

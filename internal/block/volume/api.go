@@ -290,6 +290,10 @@ type VolumeStatus struct {
 	Flushes    uint64 `json:"flushes"`
 	ReadBytes  uint64 `json:"read_bytes"`
 	WriteBytes uint64 `json:"write_bytes"`
+	// Hedged are the reads that were asked of a second copy because the first took
+	// long; HedgesWon those that it answered first.
+	Hedged    uint64 `json:"hedged,omitempty"`
+	HedgesWon uint64 `json:"hedges_won,omitempty"`
 }
 
 // Progress counts the steps of a job; Total 0: not known yet, or there is none.
@@ -325,6 +329,7 @@ type DiskStatus struct {
 	InSync    bool          `json:"in_sync"`
 	Connected bool          `json:"connected"`
 	Reason    string        `json:"reason,omitempty"`       // why it is out
+	Foreign   bool          `json:"foreign,omitempty"`      // its copy is of a generation that was given up: it is left alone
 	Syncing   bool          `json:"syncing,omitempty"`      // a resync or rebuild is running
 	SyncDone  uint64        `json:"sync_done,omitempty"`    // objects compared or copied
 	SyncTotal uint64        `json:"sync_total,omitempty"`   // objects known to be stale

@@ -138,7 +138,7 @@ func (s *Set) report(e writer.Effect) {
 		s.keepEvidence(e)
 	case writer.Report:
 		s.emit(Event{Kind: EventKind(e.Kind), Volume: e.Volume, Disk: e.Disk, Text: e.Text})
-		if e.Kind == writer.ReportHealth {
+		if e.Kind == writer.ReportHealth || e.Kind == writer.ReportForeign {
 			s.publish()
 		}
 	default:
@@ -156,10 +156,11 @@ func (s *Set) publish() {
 		vs := VolumeStatus{Volume: v.Volume, SizeBytes: v.SizeBytes, Epoch: v.Own.Epoch, Inc: v.Own.Inc, Nonce: v.Own.Nonce,
 			Healthy: true, Stalled: v.Stalled, Waiting: v.Inflight, Healing: v.Healing, Lost: v.Lost, Rollback: v.Rollback, RollbackProgress: Progress(v.RollbackProgress),
 			Parent: v.Parent, Flatten: Progress(v.Flatten), Scrub: ScrubStatus(v.Scrub), Reads: d.reads.Load(), Writes: d.writes.Load(),
-			Flushes: d.flushes.Load(), ReadBytes: d.readBytes.Load(), WriteBytes: d.writeBytes.Load()}
+			Flushes: d.flushes.Load(), ReadBytes: d.readBytes.Load(), WriteBytes: d.writeBytes.Load(),
+			Hedged: v.Hedged, HedgesWon: v.HedgesWon}
 		for _, m := range v.Members {
 			vs.Disks = append(vs.Disks, DiskStatus{Disk: m.Disk, Node: m.Node, InSync: m.InSync, Connected: m.Connected,
-				Reason: string(m.Reason), Syncing: m.Syncing, SyncDone: m.SyncDone, SyncTotal: m.SyncTotal, SyncBytes: m.SyncBytes, SyncLeft: m.SyncLeft})
+				Reason: string(m.Reason), Foreign: m.Foreign, Syncing: m.Syncing, SyncDone: m.SyncDone, SyncTotal: m.SyncTotal, SyncBytes: m.SyncBytes, SyncLeft: m.SyncLeft})
 			vs.Healthy = vs.Healthy && m.InSync
 		}
 		if i < len(s.recs.Volumes) {

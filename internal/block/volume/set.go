@@ -116,7 +116,8 @@ func open(ctx context.Context, cfg Config, c core) (*Set, error) {
 		peers: map[ids.ID]*peer{}, events: newEventQueue(), core: c}
 	if s.core == nil {
 		s.core = writer.New(writer.Config{Node: cfg.Node, Run: cfg.Run, Purpose: cfg.Purpose, VM: cfg.VM, Attempt: cfg.Attempt,
-			Nonce: cfg.nonce, Volumes: cfg.Volumes, SegmentBytes: cfg.SegmentBytes, GuestAlive: cfg.GuestAlive, Timing: cfg.Timing})
+			Nonce: cfg.nonce, Volumes: cfg.Volumes, SegmentBytes: cfg.SegmentBytes, GuestAlive: cfg.GuestAlive, Timing: cfg.Timing,
+			WallAtZero: time.Now().Unix() - int64(time.Duration(cfg.Clock.Now())/time.Second)})
 	}
 	for i, v := range cfg.Volumes {
 		s.vols = append(s.vols, &device{s: s, id: v, index: i})

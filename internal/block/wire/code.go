@@ -34,7 +34,7 @@ func (*Open) kind() kind { return kindOpen }
 func (m *Open) code(c *coder) {
 	c.hdrReq(&m.ReqID)
 	c.u8((*uint8)(&m.Flags))
-	if m.Flags&^(OpenTry|OpenPredecessorDead) != 0 {
+	if m.Flags&^(OpenTry|OpenPredecessorDead|OpenImport) != 0 {
 		c.fail("open flags %#x", m.Flags)
 	}
 	c.id(&m.Volume)

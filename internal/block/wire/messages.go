@@ -78,6 +78,7 @@ type OpenFlags uint8
 const (
 	OpenTry             OpenFlags = 1 << iota // PREPARE: changes nothing but the 2 s reservation
 	OpenPredecessorDead                       // the opener proved (by the lock) that Predecessor is gone
+	OpenImport                                // a copy of an older volume generation is taken into that of Promise
 )
 
 // Open asks a disk to promise Promise for a volume (OpenTry: asks whether it
@@ -156,7 +157,8 @@ const (
 )
 
 // WindowReq asks for every record above From, durable or not, and the
-// unverified tail. The answer may come in several messages; Last marks the end.
+// unverified tail, below From as well: if From is what every copy had flushed,
+// such an entry was no torn tail. The answer may come in several messages; Last marks the end.
 type WindowReq struct {
 	ReqID  uint64
 	Handle Handle

@@ -25,6 +25,10 @@ type Config struct {
 	// Run exists, so copies that forgot acked writes cannot be accepted [S6].
 	GuestAlive bool
 
+	// WallAtZero is the wall clock at instant 0, in seconds since 1970, for the times
+	// that people read; 0: not known.
+	WallAtZero int64
+
 	Timing    Timing
 	Mutations Mutations // zero = correct
 }
@@ -64,6 +68,7 @@ type Mutations struct {
 	ClaimWithoutPrepare    bool // the CAS is made without PREPARE
 	FillCounts             bool // a copy of a segment counts before it is complete
 	TrustDamaged           bool // a damaged copy stays in sync at takeover
+	TrustLostTail          bool // a dropped log tail below the flush mark is taken for a torn one
 	ServeBeforeConfig      bool // a takeover serves before its CONFIG is durable
 	TrustEtcd              bool // replicas that know more than etcd are not listened to
 	ResyncFromOwnMark      bool // a join lists what is newer than the disk's own mark
@@ -74,6 +79,8 @@ type Mutations struct {
 	AnswerBelowMin         bool // min_isr bounds who may be put out, and not what is answered
 	KeepColdForMinISR      bool // a cold copy without which min_isr is not met is kept as it is
 	NoMending              bool // nobody is put out below min_isr, not even to be brought up to date
+	NeverHedge             bool // a read waits for the copy that it was sent to
+	ImportAll              bool // copies that were given up are taken back, too
 	NoPending              bool // CONFIG does not name the disk of a grow under way
 	TakeSentGrowBack       bool // a grow whose CAS may have been made is taken back when its disk fails
 	IgnoreSession          bool // a new storage process counts as the old one
@@ -459,6 +466,7 @@ const (
 	ReportWaiting   ReportKind = "waiting"     // for copies, at takeover
 	ReportStalled   ReportKind = "stalled"     // acks are frozen and cannot be released yet
 	ReportBug       ReportKind = "bug"         // a replica answered against the protocol
+	ReportForeign   ReportKind = "foreign"     // a disk has a copy of a generation that was given up
 	ReportDiffer    ReportKind = "differ"      // in-sync copies of a block differ, and each is sound: a replication bug
 )
 
@@ -501,16 +509,19 @@ type Health struct {
 
 // VolumeHealth describes one volume.
 type VolumeHealth struct {
-	Volume     ids.ID
-	SizeBytes  int64
-	Own        repl.Own
-	Stalled    time.Duration // how long acks or the lease have been frozen
-	Inflight   int           // requests begun or waiting
-	DirtyBytes int64         // acked and not flushed
-	Healing    int           // blocks that are being repaired, or wait for it
-	Lost       int           // blocks that were found readable on no copy, and not written since
-	Scrub      ScrubHealth
-	Rollback   uint32 // the snapshot that it is being taken back to; clients wait; 0: none
+	Volume    ids.ID
+	SizeBytes int64
+	Own       repl.Own
+	Stalled   time.Duration // how long acks or the lease have been frozen
+	Inflight  int           // requests begun or waiting
+	// Reads that were asked of a second copy because the first took long, and those
+	// that the second answered first.
+	Hedged, HedgesWon uint64
+	DirtyBytes        int64 // acked and not flushed
+	Healing           int   // blocks that are being repaired, or wait for it
+	Lost              int   // blocks that were found readable on no copy, and not written since
+	Scrub             ScrubHealth
+	Rollback          uint32 // the snapshot that it is being taken back to; clients wait; 0: none
 	// Parent is what the volume was cloned from, as long as it reads there.
 	Parent  repl.Parent
 	Flatten Progress // of that
@@ -543,6 +554,7 @@ type MemberHealth struct {
 	Connected bool
 	Reason    repl.OutReason // why it is out
 	Syncing   bool
+	Foreign   bool   // its copy is of a generation that was given up
 	SyncDone  uint64 // objects
 	SyncTotal uint64
 	SyncBytes uint64        // bytes sent

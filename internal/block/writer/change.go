@@ -3,6 +3,7 @@ package writer
 import (
 	"fmt"
 	"slices"
+	"time"
 
 	"roseau/internal/base/clock"
 	"roseau/internal/base/ids"
@@ -157,6 +158,13 @@ func (v *volume) settleChange() {
 	txn, next, err := repl.Shrink(v.rec, disks, reasons, v.shrinkBase())
 	if err != nil {
 		return // a segment would be empty: wait
+	}
+	if c.cfg.WallAtZero != 0 {
+		for _, d := range disks { // the transaction shares the map
+			x := next.Own.Out[d]
+			x.Since = c.cfg.WallAtZero + int64(time.Duration(c.now)/time.Second)
+			next.Own.Out[d] = x
+		}
 	}
 	v.commitChange(&change{kind: changeShrink, txn: txn, next: next, members: go_})
 }

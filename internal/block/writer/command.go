@@ -299,7 +299,7 @@ func (v *volume) memberOf(d ids.ID) *member {
 func (c *Core) Health() Health {
 	h := Health{State: c.state, Lease: c.lease}
 	for _, v := range c.vols {
-		vh := VolumeHealth{Volume: v.id, SizeBytes: v.rec.Cfg.SizeBytes, Own: v.rec.Own, DirtyBytes: v.window()}
+		vh := VolumeHealth{Volume: v.id, SizeBytes: v.rec.Cfg.SizeBytes, Own: v.rec.Own, DirtyBytes: v.window(), Hedged: v.hedged, HedgesWon: v.hedgesWon}
 		if v.frozenSince != 0 {
 			vh.Stalled = c.now.Sub(v.frozenSince)
 		}
@@ -319,7 +319,7 @@ func (c *Core) Health() Health {
 		vh.Scrub, vh.Healing, vh.Lost = v.scrubHealth(), v.healing(), len(v.lost)
 		for _, m := range v.members {
 			_, out := v.rec.Own.Out[m.disk]
-			mh := MemberHealth{Disk: m.disk, Node: m.node.id, InSync: !out, Connected: m.node.up && m.node.lostAt == 0, Reason: v.rec.Own.Out[m.disk].Reason}
+			mh := MemberHealth{Disk: m.disk, Node: m.node.id, InSync: !out, Connected: m.node.up && m.node.lostAt == 0, Reason: v.rec.Own.Out[m.disk].Reason, Foreign: m.other}
 			if m.sync != nil {
 				mh.Syncing = true
 				mh.SyncDone, mh.SyncTotal, mh.SyncBytes, mh.SyncLeft = m.sync.progress()

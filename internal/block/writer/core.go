@@ -43,6 +43,7 @@ type Core struct {
 	claim  claim
 	reopen reopen
 	snap   *snapJob
+	hedge  hedging
 
 	lastTxn uint64
 	reqSeq  uint64
@@ -161,6 +162,7 @@ func (c *Core) Tick(now clock.Instant) {
 		return
 	}
 	c.tickNodes()
+	c.tickHedge()
 	c.settle()
 }
 
@@ -275,6 +277,7 @@ func (c *Core) NextDeadline() clock.Instant {
 	for _, n := range c.nodes {
 		n.deadlines(c, &d)
 	}
+	d.add(c.hedge.scanAt)
 	c.prepareDeadlines(&d)
 	c.openingDeadlines(&d)
 	for _, v := range c.vols {

@@ -59,8 +59,9 @@ type op struct {
 	targets []target
 	tbuf    [4]target
 
-	from *member     // a read: asked now
-	par  *parentTask // a read of a clone: what it needs of the parent
+	from   *member     // a read: asked now
+	par    *parentTask // a read of a clone: what it needs of the parent
+	hedged bool        // a read: a second copy was asked, too
 
 	prev, next   *op // inflight, zombies, blocked, reads, or the pool
 	lprev, lnext *op // the extent's queue

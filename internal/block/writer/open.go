@@ -1,6 +1,7 @@
 package writer
 
 import (
+	"fmt"
 	"slices"
 
 	"roseau/internal/block/wire"
@@ -14,7 +15,7 @@ func (m *member) linked() {
 	if m.answered && m.session != m.node.session && !m.v.c.mut.IgnoreSession {
 		m.newRun = true
 	}
-	m.absent = !slices.Contains(m.node.disks, m.disk)
+	m.absent, m.other = !slices.Contains(m.node.disks, m.disk), false
 	m.failed = m.absent && m.answered
 }
 
@@ -72,6 +73,9 @@ func (v *volume) settleOpen() {
 			o.Flags |= wire.OpenPredecessorDead
 			o.Predecessor = p
 		}
+		if v.imports(m) {
+			o.Flags |= wire.OpenImport
+		}
 		o.ReqID = c.newSlot(slotOpen, m, nil, 0)
 		c.send(m.node, o)
 	}
@@ -104,7 +108,13 @@ func (c *Core) openAck(n *node, a *wire.OpenAck) {
 		}
 	case wire.StaleEpoch, wire.Released:
 		c.refused(m, a.Status, a.Promised)
-	case wire.OtherNonce, wire.OtherGeneration:
+	case wire.OtherGeneration:
+		if !m.counted && m.v.isOut(m) {
+			m.foreign(a.Promised)
+			return
+		}
+		fallthrough
+	case wire.OtherNonce:
 		c.stop("open volume " + m.v.id.String() + " on disk " + m.disk.String() + ": it promised another history of the same epoch")
 	case wire.DiskFailed:
 		m.failed, m.absent = true, true
@@ -143,6 +153,18 @@ func (m *member) opened(a *wire.OpenAck) {
 	case !m.counted:
 		m.session, m.newRun, m.resumed = m.node.session, false, true
 	}
+}
+
+// imports reports whether m's copy of an older generation is taken into this one.
+func (v *volume) imports(m *member) bool {
+	return v.rec.Own.Imports(m.disk) || v.c.mut.ImportAll && v.rec.Own.Generation.Volume > 0
+}
+
+// foreign: m has a copy of a generation that was given up. It is left as it is,
+// and not asked again on this connection.
+func (m *member) foreign(by repl.Promise) {
+	m.absent, m.other = true, true
+	m.v.c.report(ReportForeign, m.v.id, m.disk, fmt.Sprintf("it has a copy of generation %d, up to epoch %d, which was given up; it is left alone", by.Generation.Volume, by.Epoch))
 }
 
 // leavable reports whether m may still return: no CAS that puts it out was sent.

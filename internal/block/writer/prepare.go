@@ -152,8 +152,12 @@ func (c *Core) sendTry(m *member) {
 	p.Epoch++
 	p.Nonce, p.Inc, p.Node, p.Run = c.cfg.Nonce, 0, c.cfg.Node, c.cfg.Run
 	id := c.newSlot(slotTry, m, nil, 0)
+	flags := wire.OpenTry
+	if m.v.imports(m) {
+		flags |= wire.OpenImport
+	}
 	c.send(m.node, &wire.Open{
-		ReqID: id, Flags: wire.OpenTry, Volume: m.v.id, Disk: m.disk, Promise: p,
+		ReqID: id, Flags: flags, Volume: m.v.id, Disk: m.disk, Promise: p,
 		CfgVersion: m.v.rec.Own.CfgVersion, SizeBytes: m.v.rec.Cfg.SizeBytes,
 	})
 }

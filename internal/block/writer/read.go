@@ -101,6 +101,11 @@ func (v *volume) startRead(o *op) {
 		return
 	}
 	o.from = m
+	v.askRead(o, m)
+}
+
+func (v *volume) askRead(o *op, m *member) {
+	v.c.hedge.sent(v.c.now)
 	id := v.c.newSlot(slotRead, m, o, 0)
 	r := wire.NewRead()
 	*r = wire.Read{ReqID: id, Handle: m.handle, Offset: o.offset(), Length: o.length(), Repair: o.rep != nil, Object: o.object, Raw: o.rc}
@@ -154,6 +159,9 @@ func (v *volume) readLost(o *op, m *member) {
 		o.job.sourceLost(o)
 		return
 	}
+	if v.c.hedgeLost(o) {
+		return
+	}
 	o.from = nil
 	v.waitRead(o)
 	v.c.wake = true
@@ -186,9 +194,16 @@ func (v *volume) retryReads() {
 func (c *Core) readReply(n *node, a *wire.ReadReply) {
 	s, ok := c.takeSlot(n, a.ReqID, slotRead)
 	if !ok {
+		if s, ok = c.takeSlot(n, a.ReqID, slotLate); ok {
+			c.hedge.answered(c.now.Sub(s.sent))
+		}
 		return
 	}
 	o, m := s.op, s.m
+	if o.kind == opRead {
+		c.hedge.answered(c.now.Sub(s.sent))
+		c.unhedge(o, m)
+	}
 	v := o.v
 	o.from = nil
 	switch {

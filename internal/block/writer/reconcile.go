@@ -244,6 +244,10 @@ func (c *Core) windowReply(n *node, a *wire.Window) {
 		e := &a.Entries[i]
 		v.wseq = max(v.wseq, e.Mark.Wseq)
 		v.commitWseq = v.wseq
+		if !e.Verified && !rc.from.Less(e.Mark) {
+			m.lostFlushed(e)
+			continue
+		}
 		if !e.Verified {
 			c.report(ReportDamaged, v.id, m.disk, fmt.Sprintf("extent %d, block %d: the last write of the log cannot be verified; the version before is kept", e.Extent, e.Block))
 			continue
@@ -272,6 +276,20 @@ func (c *Core) windowReply(n *node, a *wire.Window) {
 			v.plan()
 		}
 	}
+}
+
+// lostFlushed: m dropped a record from the end of its log that every in-sync copy
+// had flushed when the mark moved past it. So that was no torn tail: m is damaged
+// and not merely shorter. Records of an earlier epoch were judged by the takeover
+// that came after it. What m lacks is above its own durable mark, from which the
+// join compares.
+func (m *member) lostFlushed(e *wire.WindowEntry) {
+	v := m.v
+	if m.damaged || e.Mark.Epoch != v.rc.from.Epoch || v.c.acceptTail || v.c.mut.TrustLostTail {
+		return
+	}
+	m.damaged, m.ack.Damaged = true, true
+	v.c.report(ReportDamaged, v.id, m.disk, fmt.Sprintf("extent %d, block %d: the log has lost a write that was flushed; the copy is compared with another one", e.Extent, e.Block))
 }
 
 // plan turns the winners into runs, in the order of the volume.

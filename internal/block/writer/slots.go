@@ -23,6 +23,7 @@ const (
 	slotRollback // a list of extents
 	slotFlatten  // the tags of an extent
 	slotParent   // SNAP_READ; arg is the first block asked for, in the op
+	slotLate     // a read that another copy has answered
 	slotScrub    // a list (op nil) or a table of tags for a scrub
 )
 

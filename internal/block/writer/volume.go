@@ -40,6 +40,7 @@ type member struct {
 	answered bool          // an OPEN of this epoch succeeded
 	absent   bool          // its node answers and does not have it, or it failed: not waited for
 	cold     bool
+	other    bool // its copy is of a generation that was given up: see foreign
 
 	counted bool
 	live    bool
@@ -115,11 +116,13 @@ type volume struct {
 	windowLimit                         int64         // WindowBytes of the tightest member
 	frozenSince                         clock.Instant // since when a member is leaving
 
-	scrub *scrubJob
-	roll  *rollbackJob
-	flat  *flattenJob
-	heals healQueue
-	lost  map[int64]bool // blocks that no copy can read, by number in the volume
+	scrub             *scrubJob
+	roll              *rollbackJob
+	flat              *flattenJob
+	heals             healQueue
+	hedged, hedgesWon uint64 // reads asked of a second copy; those that it answered first
+
+	lost map[int64]bool // blocks that no copy can read, by number in the volume
 
 	parent parentView
 	rc     reconcile

@@ -48,6 +48,7 @@ type world struct {
 	calm, etcdLost bool
 	lastResult     Result
 	ioErrors       int
+	readDelay      func(n *fakeNode) time.Duration // of an answer to a read
 }
 
 type worldEvent struct {
@@ -326,13 +327,22 @@ func (g *fakeGuard) send(s Send) {
 		}
 		for _, m := range c.n.serve(s.Msg) {
 			c.toHost = max(c.toHost, w.now.Add(time.Duration(50+w.rng.IntN(300))*time.Microsecond))
-			w.after(c.toHost.Sub(w.now), func() {
+			at := c.toHost
+			if w.readDelay != nil && isReadReply(m) {
+				at = at.Add(w.readDelay(c.n)) // reads are not answered in order
+			}
+			w.after(at.Sub(w.now), func() {
 				if !c.cut {
 					g.step(Received{Node: c.n.id, Msg: m})
 				}
 			})
 		}
 	})
+}
+
+func (w *world) nodeOf(id ids.ID) *fakeNode {
+	i := slices.IndexFunc(w.nodes, func(n *fakeNode) bool { return n.id == id })
+	return w.nodes[i]
 }
 
 func (w *world) seen(what string) { w.stats[what]++ }

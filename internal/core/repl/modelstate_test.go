@@ -284,7 +284,7 @@ func (m *memo) judge(c change, read owner) repl.Verdict {
 
 // takes is production's rule by which a disk takes a promise.
 func takes(d *replica, o owner) bool {
-	return disk.CheckPromise(promise(d.epoch, d.nonce, d.inc), promise(o.epoch, o.nonce, o.inc)) == wire.OK
+	return disk.CheckPromise(promise(d.epoch, d.nonce, d.inc), promise(o.epoch, o.nonce, o.inc), false) == wire.OK
 }
 
 func promise(epoch, nonce, inc uint8) repl.Promise {

@@ -69,6 +69,9 @@ type Out struct {
 	// Partial: it is in sync for its segments that are not in Fill. Else it is
 	// outside for all of them, and Base is zero if Fill is not empty.
 	Partial bool `json:"partial,omitempty"`
+	// Since is when it was put out, in seconds since 1970 by the writer's clock; 0:
+	// not known. For people.
+	Since int64 `json:"since,omitempty"`
 }
 
 // Fill is a segment whose copy a disk is being given.
@@ -97,15 +100,18 @@ func (o Out) Covers(segment int) bool { return !o.Partial || o.Fills(segment) }
 // The in-sync set of a segment is placement(segment) minus the disks whose Out
 // covers it.
 type Own struct {
-	Generation Generation     `json:"generation"`
-	Epoch      uint64         `json:"epoch"` // +1 at each takeover; 0 = never opened
-	Nonce      ids.ID         `json:"nonce"` // drawn by the taker; tells two epochs of one number apart
-	Inc        uint32         `json:"inc"`   // +1 when a successor on the same node reopens the same epoch
-	Node       ids.ID         `json:"node"`
-	Run        ids.ID         `json:"run"` // guest memory lineage
-	Purpose    Purpose        `json:"purpose"`
-	CfgVersion uint32         `json:"cfg_version"` // +1 in every txn on own, cfg or seg
-	Out        map[ids.ID]Out `json:"out,omitempty"`
+	Generation Generation `json:"generation"`
+	Epoch      uint64     `json:"epoch"` // +1 at each takeover; 0 = never opened
+	Nonce      ids.ID     `json:"nonce"` // drawn by the taker; tells two epochs of one number apart
+	Inc        uint32     `json:"inc"`   // +1 when a successor on the same node reopens the same epoch
+	Node       ids.ID     `json:"node"`
+	Run        ids.ID     `json:"run"` // guest memory lineage
+	Purpose    Purpose    `json:"purpose"`
+	CfgVersion uint32     `json:"cfg_version"` // +1 in every txn on own, cfg or seg
+	// Import lists, sorted, the disks whose copies of an older volume generation are
+	// taken into the present one when they are opened (`volume force`).
+	Import []ids.ID       `json:"import,omitempty"`
+	Out    map[ids.ID]Out `json:"out,omitempty"`
 }
 
 // Promise is what a replica promised: no lower (Epoch, Inc) of this generation
@@ -186,7 +192,7 @@ func (s SnapContext) Numbers() []uint32 {
 
 // KnownFeatures are the bits of Cfg.Incompat that this build knows. A bit is
 // never given a second meaning; docs/formats/disk.md has the same rule for disks.
-const KnownFeatures = FeatureSnapshots | FeatureRollback | FeatureClone
+const KnownFeatures = FeatureSnapshots | FeatureRollback | FeatureClone | FeatureImport
 
 // The features.
 const (
@@ -197,6 +203,8 @@ const (
 	FeatureRollback uint64 = 1 << 1
 	// FeatureClone: Parent is set, and what the copies have nothing of is read there.
 	FeatureClone uint64 = 1 << 2
+	// FeatureImport: Own.Import counts.
+	FeatureImport uint64 = 1 << 3
 )
 
 // Supported returns nil if this build knows every feature that the volume needs,
@@ -225,7 +233,10 @@ type Placement struct {
 	// is the role of the network that carries it; empty: storage, then cluster.
 	MoveRate    int64  `json:"move_rate,omitempty"`
 	MoveNetwork string `json:"move_network,omitempty"`
-	Run         ids.ID `json:"run,omitzero"`
+	// MovePatienceMS is how long a migration is tried that does not come to its end;
+	// 0: until it is hopeless.
+	MovePatienceMS int64  `json:"move_patience_ms,omitempty"`
+	Run            ids.ID `json:"run,omitzero"`
 	// Stay: no other node can take the VM that asked to leave Node for its sick
 	// storage link; its writer may go on with one copy [S13].
 	Stay bool `json:"stay,omitempty"`

@@ -19,6 +19,7 @@ const (
 	OutRebuild    OutReason = "rebuild"
 	OutDamaged    OutReason = "damaged"
 	OutMoving     OutReason = "moving" // it is given segments that others hold
+	OutGivenUp    OutReason = "given up by volume force"
 )
 
 // Check returns nil if every row names disks that there are, each once;

@@ -167,6 +167,13 @@ func Fill(b []byte, state uint64) {
 	}
 }
 
+// FillFirst is the first word that Fill writes for a state, little endian.
+func FillFirst(state uint64) uint64 {
+	var b [8]byte
+	Fill(b[:], state)
+	return binary.LittleEndian.Uint64(b[:])
+}
+
 // FillChunkBytes is the unit of the fill region.
 const FillChunkBytes = fillChunk
 
@@ -196,6 +203,7 @@ type Status struct {
 	FillTotal   int           `json:"fill_total"`
 	FillBad     int           `json:"fill_bad"` // chunks that did not verify
 	FillRunning bool          `json:"fill_running"`
+	DirtyRate   uint64        `json:"dirty_bytes_per_s"` // of memory by POST /dirty, in the last second; 0: none, or not settled yet
 }
 
 // Ack is one line on AckPort, as text: the write's number.

@@ -209,6 +209,11 @@ func (k *Cluster) Migrate(ctx context.Context, name, node string) error {
 	return k.change(ctx, http.MethodPost, "/v1/vms/"+url.PathEscape(name)+"/migrate", vm.MigrateRequest{Node: node})
 }
 
+// MigrateBounded moves a VM to the best node with bounds.
+func (k *Cluster) MigrateBounded(ctx context.Context, name string, bandwidth size.Bytes, giveUpAfter time.Duration) error {
+	return k.change(ctx, http.MethodPost, "/v1/vms/"+url.PathEscape(name)+"/migrate", vm.MigrateRequest{Bandwidth: bandwidth, GiveUpAfter: giveUpAfter})
+}
+
 // DeleteVM pulls a VM's plug and deletes it with its volumes.
 func (k *Cluster) DeleteVM(ctx context.Context, name string) error {
 	path := "/v1/vms/" + url.PathEscape(name)

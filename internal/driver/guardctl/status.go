@@ -93,6 +93,8 @@ type IOStats struct {
 	Flushes      uint64        `json:"flushes"`
 	ReadBytes    uint64        `json:"read_bytes"`
 	WrittenBytes uint64        `json:"written_bytes"`
+	Hedged       uint64        `json:"hedged"`     // reads that were asked of a second copy, for the first took long
+	HedgesWon    uint64        `json:"hedges_won"` // of these, those that it answered first
 	WriteMax     time.Duration `json:"write_max_ns"`
 }
 
@@ -143,6 +145,8 @@ type MigrateRequest struct {
 	DowntimeLimit time.Duration `json:"downtime_limit_ns"`
 	// MaxBandwidth in bytes per second; 0: 10 GiB.
 	MaxBandwidth size.Bytes `json:"max_bandwidth"`
+	// Patience is how long it is tried; 0: until it is hopeless.
+	Patience time.Duration `json:"patience_ns,omitempty"`
 }
 
 // ReplaceDiskRequest moves copies of the VM's volumes that lie on Old to New.

@@ -138,6 +138,7 @@ type DiskStatus struct {
 	InSync    bool          `json:"in_sync"`
 	Connected bool          `json:"connected"`
 	Reason    string        `json:"reason,omitempty"` // why it is out
+	Foreign   bool          `json:"foreign,omitempty"`
 	Syncing   bool          `json:"syncing,omitempty"`
 	SyncDone  uint64        `json:"sync_done,omitempty"`  // objects
 	SyncTotal uint64        `json:"sync_total,omitempty"` // objects

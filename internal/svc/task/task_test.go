@@ -80,8 +80,18 @@ func TestTasks(t *testing.T) {
 	}
 	cancelled := start(forever)
 	wait(t, s, cancelled, func(t *model.Task) bool { return t.Phase == "waiting" })
-	if !r.Cancel(cancelled.ID) || r.Cancel(good.ID) {
-		t.Error("cancel")
+	if _, err := r.CancelRef(t.Context(), cancelled.Name); err != nil {
+		t.Error(err)
+	}
+	shared, err := r.CreateShared(t.Context(), "node drain n2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.CancelRef(t.Context(), shared.Name); !errors.Is(err, errs.Conflict) || errs.Hint(err) == "" {
+		t.Errorf("cancel what the leader conducts: %v", err)
+	}
+	if _, err := r.CancelRef(t.Context(), good.Name); !errors.Is(err, errs.Conflict) {
+		t.Errorf("cancel what has ended: %v", err)
 	}
 	if got := wait(t, s, cancelled, ended); got.State != model.TaskCancelled {
 		t.Errorf("cancelled task: %+v", got)

@@ -340,6 +340,7 @@ type choice struct {
 
 	bandwidth size.Bytes // as asked for; 0: no bound
 	network   string
+	patience  time.Duration // 0: until it is hopeless
 }
 
 // ChooseTarget decides where a running VM should move: to the named node or to
@@ -408,7 +409,7 @@ func (s *Service) StartMigrate(ctx context.Context, vm *model.VM, c *choice) (*m
 			return "", fmt.Errorf("migrate vm %s: %w", vm.Name, err)
 		}
 		next := repl.Placement{Node: p.Node, Attempt: p.Attempt + 1, State: core.PlaceMigrating, Target: c.decision.Node, Run: p.Run,
-			MoveRate: int64(c.bandwidth), MoveNetwork: c.network}
+			MoveRate: int64(c.bandwidth), MoveNetwork: c.network, MovePatienceMS: c.patience.Milliseconds()}
 		key := records.PlacementKey(vm.ID)
 		_, err := s.env.Store.Commit(ctx, store.NewTx().If(key, c.placed.Revision).Put(key, next))
 		if err != nil {

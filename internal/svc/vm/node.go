@@ -450,7 +450,8 @@ func (w *worker) migrate(ctx context.Context, vm *model.VM, p records.Placed, st
 	}
 	w.migrated = p.Attempt
 	err := w.r.guards.Control(w.vm).Migrate(ctx, guardctl.MigrateRequest{Target: p.Target, TargetName: target.Name, Addresses: addrs,
-		Port: dst.Status.Incoming.Port, Why: "placed on " + target.Name, MaxBandwidth: size.Bytes(p.MoveRate)})
+		Port: dst.Status.Incoming.Port, Why: "placed on " + target.Name, MaxBandwidth: size.Bytes(p.MoveRate),
+		Patience: time.Duration(p.MovePatienceMS) * time.Millisecond})
 	if err != nil {
 		w.over, w.overError = p.Attempt, err.Error()
 	}

@@ -112,6 +112,9 @@ type MigrateRequest struct {
 	// Bandwidth bounds the stream; 0: no bound.
 	Bandwidth size.Bytes `json:"bandwidth,omitempty" doc:"most bytes a second, 0 = no bound"`
 	Network   string     `json:"network,omitempty" enum:"storage,cluster" doc:"network that carries the memory; default: storage, cluster if that is cut"`
+	// GiveUpAfter calls it off if memory is still being sent then; 0: only when it
+	// is hopeless.
+	GiveUpAfter time.Duration `json:"give_up_after_ns,omitempty" minimum:"0" doc:"call it off if it is not through by then, 0 = only when it is hopeless"`
 }
 
 // Info is a VM with its disks' health.
@@ -192,7 +195,7 @@ func (s *Service) migrateRoute(ctx context.Context, ref string, req MigrateReque
 		return nil, err
 	}
 	if !dry {
-		d.bandwidth, d.network = req.Bandwidth, req.Network
+		d.bandwidth, d.network, d.patience = req.Bandwidth, req.Network, req.GiveUpAfter
 		return api.Accepted(s.StartMigrate(ctx, vm, d))
 	}
 	t := &model.Task{Action: "vm migrate " + vm.Name, Node: s.env.NodeName,

@@ -55,13 +55,13 @@ func plan(w *world) []repair {
 		v := w.view.Volumes[id]
 		r := repair{vol: v, copies: records.Health(v, w.view.Names, nil).Copies}
 		for _, d := range slices.Clone(v.Seg.Disks) {
-			if w.dead[d] {
+			if w.dead[d] || v.Own.Out[d].Reason == repl.OutGivenUp {
 				w.rebuild(&r, d)
 			}
 		}
 		back := v.Cfg.Rollback != 0
-		for d := range v.Own.Out {
-			back = back || usable[d]
+		for d, o := range v.Own.Out {
+			back = back || usable[d] && o.Reason != repl.OutGivenUp // which never joins
 		}
 		r.flatten = !v.Cfg.Parent.IsZero() && len(r.replace) == 0 && !back && r.stuck == ""
 		if len(r.replace) > 0 || back || r.stuck != "" || r.flatten {

@@ -133,22 +133,28 @@ func (s *Service) resolveRollback(ctx context.Context, vm ids.ID, list []Restore
 		if err != nil {
 			return err
 		}
-		tx := store.NewTx()
-		for _, c := range txn.Compares {
-			tx.If(c.Key.Path(), c.Rev)
-		}
-		for _, p := range txn.Puts {
-			switch p.Key.Kind {
-			case repl.KeyOwn:
-				tx.Put(p.Key.Path(), p.Own)
-			case repl.KeyCfg:
-				tx.Put(p.Key.Path(), p.Cfg)
-			}
-		}
-		if _, err = s.env.Store.Commit(ctx, tx); err == nil || !errors.Is(err, errs.Conflict) {
+		if err = s.commit(ctx, txn); err == nil || !errors.Is(err, errs.Conflict) {
 			return err
 		}
 	}
 	return errs.New(errs.Conflict, "roll back volume %s: its records change all the time", list[0].Volume.Name).
 		WithHint("is it in use? `roseau volume list`")
+}
+
+// commit sends a transaction that puts own and cfg of volumes that nobody has open.
+func (s *Service) commit(ctx context.Context, txn repl.Txn) error {
+	tx := store.NewTx()
+	for _, c := range txn.Compares {
+		tx.If(c.Key.Path(), c.Rev)
+	}
+	for _, p := range txn.Puts {
+		switch p.Key.Kind {
+		case repl.KeyOwn:
+			tx.Put(p.Key.Path(), p.Own)
+		case repl.KeyCfg:
+			tx.Put(p.Key.Path(), p.Cfg)
+		}
+	}
+	_, err := s.env.Store.Commit(ctx, tx)
+	return err
 }

@@ -104,6 +104,13 @@ func (s *Service) Routes(r *api.Router) {
 	}) (*api.AcceptTask, error) {
 		return api.Accepted(s.StartReplaceNode(ctx, in.Ref.Ref, in.Body, in.DryRun))
 	})
+	huma.Register(r, api.Op("force-volume", "POST", "/v1/volumes/{ref}/force", "Go on without in-sync copies that are gone for good; what only they had is lost"), func(ctx context.Context, in *struct {
+		api.Ref
+		DryRun bool `query:"dry_run" doc:"say what would be lost, change nothing"`
+		Body   ForceRequest
+	}) (*api.AcceptTask, error) {
+		return api.Accepted(s.StartForce(ctx, in.Ref.Ref, in.Body, in.DryRun))
+	})
 	s.writerRoutes(r)
 	s.snapshotRoutes(r)
 }
