@@ -1,6 +1,8 @@
 package disk
 
 import (
+	"slices"
+
 	"roseau/internal/block/wire"
 )
 
@@ -154,7 +156,9 @@ func (c *Core) needsUpgrade(token uint64, in *Record) bool {
 	if c.dead != nil || bits == 0 || c.sb.Incompat&bits == bits && len(c.up.held) == 0 {
 		return false
 	}
-	c.up.held = append(c.up.held, heldRecord{token, *in})
+	h := heldRecord{token, *in}
+	h.in.CRC = slices.Clone(in.CRC) // the caller may use the memory of a single one again
+	c.up.held = append(c.up.held, h)
 	c.up.bits |= bits
 	c.startCheckpoint()
 	return true
