@@ -229,8 +229,9 @@ func (c *Core) directDone(ev DirectDone) {
 	case !c.leased(), (!m.counted || v.isOut(m) || !o.seg.holds(m)) && !c.mut.ReadAnyMember:
 		v.waitRead(o)
 	default:
+		// Every block of it was the volume's own: a map has no others.
 		c.reply = wire.ReadReply{Data: ev.Data}
-		v.endRead(o, &c.reply)
+		v.serve(o, &c.reply)
 		c.reply.Data = nil
 	}
 }

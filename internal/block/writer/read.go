@@ -272,9 +272,15 @@ func (v *volume) endRead(o *op, a *wire.ReadReply) {
 		v.reads.push(o)
 		return
 	}
-	if v.below(o, a) {
-		return
+	if !v.below(o, a) {
+		v.serve(o, a)
 	}
+}
+
+// serve gives the client what a read found, all of it: nothing is the parent's any
+// more.
+func (v *volume) serve(o *op, a *wire.ReadReply) {
+	c := v.c
 	if len(v.lost) > 0 && o.object == 0 {
 		v.notLost(o.ext, o.block, o.count)
 	}
