@@ -92,6 +92,9 @@ func drawProfile(w *world) profile {
 		p.netHiccup = 0.05 * w.rng.Float64()
 	}
 	for _, f := range allFaults {
+		if f.name == "lying_cache" && w.opt.Bias != nil {
+			continue // the seeds that biases were made for stay what they were
+		}
 		if w.chance(0.5) {
 			p.faults = append(p.faults, f)
 		}

@@ -126,7 +126,7 @@ func newWorld(opt Options) *world {
 	w.etcd.free = opt.Mutations.NoOwnCompare
 	w.profile = drawProfile(w)
 	w.clones = newClones(w)
-	w.direct = opt.Scenario == nil && opt.Seed%2 == 0
+	w.direct = opt.Scenario == nil && opt.Bias == nil && opt.Seed%2 == 0
 	w.net = newNetwork(w)
 	for i := range storageNodes + w.profile.compute {
 		w.nodes = append(w.nodes, newNode(w, i))
