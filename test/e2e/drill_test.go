@@ -44,14 +44,15 @@ func drill(t *testing.T, limit time.Duration, name string) drillReport {
 	return rep
 }
 
-// Every drill once, with the figures that its report must have.
+// Drills once, with the figures that their reports must have. Not here: those of
+// more nodes (space), of repetitions, and busy-migration, which measures the
+// machine's speed and takes a minute.
 func TestDrills(t *testing.T) {
 	for _, d := range []struct {
 		name    string
 		figures []string
 	}{
 		{"live-migration", []string{"pings_sent", "pings_lost", "longest_gap_ms", "rtt_median_ms", "rtt_max_ms", "blackout_ms"}},
-		{"busy-migration", []string{"dirty_bytes_per_s", "bandwidth_bytes_per_s", "given_up_ms", "throttle_percent", "migration_ms", "blackout_ms", "writes_lost"}},
 		{"node-failure", []string{"detected_ms", "restarted_ms", "service_back_ms", "writes_acked", "writes_lost", "vms_run_twice"}},
 		{"disk-failure", []string{"io_errors", "longest_stall_ms", "degraded_seen", "rebuilt_bytes", "rebuild_ms", "writes_acked", "writes_lost", "vm_pauses", "vm_paused_ms"}},
 		{"process-kill", []string{"node_killed_ms", "storage_killed_ms", "guard_killed_ms", "io_errors"}},
