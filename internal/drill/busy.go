@@ -8,7 +8,6 @@ import (
 
 	"roseau/internal/base/errs"
 	"roseau/internal/base/size"
-	"roseau/internal/drill/probe"
 	"roseau/internal/model"
 )
 
@@ -58,7 +57,11 @@ func runBusyMigration(ctx context.Context, e *Env) error {
 		if err := p.post(ctx, "/dirty?stop=1"); err != nil {
 			return err
 		}
-		return judgeBusy(ctx, e, p, vm.Status.Node, before)
+		if _, _, err := e.moved(ctx, p, vm.Status.Node, before); err != nil {
+			return err
+		}
+		_, _, err = p.audit(ctx)
+		return err
 	})
 }
 
@@ -118,31 +121,4 @@ func (e *Env) watchMove(ctx context.Context, p *probeVM, move func() error) (pea
 			peak.remaining++
 		}
 	}
-}
-
-func judgeBusy(ctx context.Context, e *Env, p *probeVM, from string, before probe.Status) error {
-	after, err := p.status(ctx)
-	if err != nil {
-		return err
-	}
-	vm, err := p.settledVM(ctx, from)
-	if err != nil {
-		return err
-	}
-	if err := p.stopLoad(ctx); err != nil {
-		return err
-	}
-	if _, _, err := p.audit(ctx); err != nil {
-		return err
-	}
-	r, f := e.report, e.report.Figures
-	f["from"], f["to"], f["memory_bad"] = from, vm.Status.Node, after.MemoryBad
-	if m := vm.Status.Migration; m != nil && m.Downtime > 0 {
-		f["blackout_ms"] = ms(m.Downtime)
-	}
-	r.require(vm.Status.Node != from, "the VM is still on %s", from)
-	r.require(after.Boot == before.Boot && after.Uptime > before.Uptime, "the guest rebooted: boot %s, was %s", after.Boot, before.Boot)
-	r.require(after.MemoryBad == 0, "%d pages of the guest's memory are not what it wrote", after.MemoryBad)
-	r.require(after.IOErrors == 0, "I/O errors in the guest: %d (%s)", after.IOErrors, after.LastError)
-	return nil
 }

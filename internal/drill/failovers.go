@@ -194,11 +194,7 @@ func bringTogether(ctx context.Context, e *Env, p *probeVM, vm model.VM, leader 
 	if err := e.Cluster.Migrate(ctx, p.name, to); err != nil {
 		return "", err
 	}
-	err = waitUntil(ctx, 30*time.Second, 100*time.Millisecond, p.name+" to run on "+to, func() (bool, error) {
-		vm, err := p.vmNode(ctx)
-		return err == nil && vm.Status.Node == to && vm.Status.State == model.VMRunning, err
-	})
-	if err != nil {
+	if err := p.runsOn(ctx, to, true, 30*time.Second); err != nil {
 		return "", err
 	}
 	if now, err := e.Cluster.Leader(ctx); err != nil || (now == to) != leader {

@@ -91,16 +91,34 @@ func migrateAndSettle(ctx context.Context, e *Env, p *probeVM, to string) (time.
 // is no reason to distrust a cluster.
 const mostLost = 3
 
-func judgeMigration(ctx context.Context, e *Env, p *probeVM, from string, before probe.Status, pings pingFigures) error {
-	after, err := p.status(ctx)
-	if err != nil {
-		return err
+// moved ends the load of a VM that was moved away from a node, demands that its
+// guest went on there, and notes where it is and how long it stood still.
+func (e *Env) moved(ctx context.Context, p *probeVM, from string, before probe.Status) (after probe.Status, vm model.VM, err error) {
+	if after, err = p.status(ctx); err != nil {
+		return after, vm, err
 	}
-	vm, err := p.settledVM(ctx, from)
-	if err != nil {
-		return err
+	if vm, err = p.settledVM(ctx, from); err != nil {
+		return after, vm, err
 	}
 	if err := p.stopLoad(ctx); err != nil {
+		return after, vm, err
+	}
+	r, f := e.report, e.report.Figures
+	f["from"], f["to"], f["memory_bad"] = from, vm.Status.Node, after.MemoryBad
+	if m := vm.Status.Migration; m != nil && m.Downtime > 0 {
+		f["blackout_ms"] = ms(m.Downtime)
+	}
+	r.require(f["blackout_ms"] != nil, "QEMU's downtime was not reported")
+	r.require(vm.Status.Node != from, "the VM is still on %s", from)
+	r.require(after.Boot == before.Boot && after.Uptime > before.Uptime, "the guest rebooted: boot %s, was %s", after.Boot, before.Boot)
+	r.require(after.MemoryBad == 0, "the guest's memory: %d places are not what it wrote", after.MemoryBad)
+	r.require(after.IOErrors == 0, "I/O errors in the guest: %d (%s)", after.IOErrors, after.LastError)
+	return after, vm, nil
+}
+
+func judgeMigration(ctx context.Context, e *Env, p *probeVM, from string, before probe.Status, pings pingFigures) error {
+	after, vm, err := e.moved(ctx, p, from, before)
+	if err != nil {
 		return err
 	}
 	e.sayLost(pings)
@@ -110,23 +128,15 @@ func judgeMigration(ctx context.Context, e *Env, p *probeVM, from string, before
 		return err
 	}
 	r, f := e.report, e.report.Figures
-	f["from"], f["to"] = from, vm.Status.Node
 	f["pings_sent"], f["pings_lost"] = pings.sent, pings.lost
 	f["longest_gap_ms"], f["rtt_median_ms"], f["rtt_max_ms"] = ms(pings.longestGap), ms(pings.rttMedian), ms(pings.rttMax)
 	f["guest_gap_ms"], f["longest_write_gap_ms"] = ms(after.GuestGap), ms(stall)
-	f["memory_rounds"], f["memory_bad"] = after.MemoryRound-before.MemoryRound, after.MemoryBad
+	f["memory_rounds"] = after.MemoryRound - before.MemoryRound
 	r.Series = append(r.Series, pings.series)
-	if m := vm.Status.Migration; m != nil && m.Downtime > 0 {
-		f["blackout_ms"] = ms(m.Downtime)
-		if m.Why != "" {
-			e.say("%s", m.Why)
-		}
+	if m := vm.Status.Migration; m != nil && m.Why != "" {
+		e.say("%s", m.Why)
 	}
-	r.require(f["blackout_ms"] != nil, "QEMU's downtime was not reported")
-	r.require(vm.Status.Node != from, "the VM is still on %s", from)
-	r.require(after.Boot == before.Boot && after.Uptime > before.Uptime, "the guest rebooted: boot %s, was %s", after.Boot, before.Boot)
-	r.require(after.MemoryBad == 0 && after.MemoryRound > before.MemoryRound, "the guest's memory pattern: %d words wrong, %d rounds", after.MemoryBad, after.MemoryRound)
-	r.require(after.IOErrors == 0, "I/O errors in the guest: %d (%s)", after.IOErrors, after.LastError)
+	r.require(after.MemoryRound > before.MemoryRound, "the guest's memory pattern did not go on: round %d, was %d", after.MemoryRound, before.MemoryRound)
 	r.require(pings.lost <= mostLost, "%d pings lost, at most %d allowed", pings.lost, mostLost)
 	e.say("%d pings, %d lost, longest gap %.0f ms, guest stood still %.0f ms, %d writes acknowledged", pings.sent, pings.lost, ms(pings.longestGap), ms(after.GuestGap), acked)
 	return nil
