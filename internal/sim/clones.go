@@ -60,14 +60,7 @@ func newClones(w *world) *clones {
 	return c
 }
 
-func (c *clones) newID() ids.ID {
-	var id ids.ID
-	for i := range id {
-		id[i] = byte(c.rng.Uint32())
-	}
-	id[0] |= 1
-	return id
-}
+func (c *clones) newID() ids.ID { return drawID(c.rng) }
 
 // prepare fills the parent, takes the snapshot and makes the clone.
 func (c *clones) prepare() bool {

@@ -12,15 +12,8 @@ import (
 // whatever it ever held, until it is read.
 func (p *player) force(_ []string) error {
 	w := p.w
-	if g := w.manager.active; g != nil && !g.ended() {
-		g.kill()
-	}
+	w.stopByForce()
 	p.endChallenge()
-	w.guest.die()
-	m := &w.manager
-	m.attempt++
-	w.etcd.rev++
-	w.etcd.put(repl.Key{Kind: repl.KeyPlacement, ID: w.vm}.Path(), repl.Placement{Attempt: m.attempt, State: "stopped"})
 	r := w.etcd.records(w.vm, []ids.ID{w.volume}, w.diskIdx)
 	losses, err := repl.Losses(r.Volumes[0], func(d ids.ID) bool { return w.nodeOfDisk(d).powered }, nil)
 	if err != nil {

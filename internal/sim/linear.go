@@ -180,7 +180,7 @@ func (w *world) checkLinear() {
 		w.note("linear_skipped")
 		return
 	}
-	for _, block := range sortedInts(h.blocks) {
+	for _, block := range sortedKeys(h.blocks) {
 		b := h.blocks[block]
 		if !b.written {
 			continue
@@ -207,13 +207,4 @@ func sortedOps(ops []porcupine.Operation) []porcupine.Operation {
 	list := slices.Clone(ops)
 	slices.SortStableFunc(list, func(a, b porcupine.Operation) int { return cmp.Compare(a.Call, b.Call) })
 	return list
-}
-
-func sortedInts[V any](m map[int]V) []int {
-	keys := make([]int, 0, len(m))
-	for k := range m {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	return keys
 }

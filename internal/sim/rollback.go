@@ -16,14 +16,7 @@ func (s *snapshots) rollback(number uint32) bool {
 	if !w.etcd.up {
 		return false
 	}
-	if g := w.manager.active; g != nil {
-		g.kill()
-	}
-	w.guest.die()
-	m := &w.manager
-	m.attempt++
-	w.etcd.rev++
-	w.etcd.put(repl.Key{Kind: repl.KeyPlacement, ID: w.vm}.Path(), repl.Placement{Attempt: m.attempt, State: "stopped"})
+	w.stopByForce()
 	r := w.etcd.records(w.vm, []ids.ID{w.volume}, w.diskIdx)
 	txn, err := repl.BeginRollback(r, []uint32{number})
 	if err != nil {
@@ -39,6 +32,19 @@ func (s *snapshots) rollback(number uint32) bool {
 	w.oracle.restore(s.exist[number].allowed, w.rots())
 	s.rolled = true
 	return true
+}
+
+// stopByForce ends the VM in whatever state its guard is, and says in etcd that it
+// is stopped.
+func (w *world) stopByForce() {
+	if g := w.manager.active; g != nil {
+		g.kill()
+	}
+	w.guest.die()
+	m := &w.manager
+	m.attempt++
+	w.etcd.rev++
+	w.etcd.put(repl.Key{Kind: repl.KeyPlacement, ID: w.vm}.Path(), repl.Placement{Attempt: m.attempt, State: "stopped"})
 }
 
 // rots reports whether blocks of a snapshot may be unreadable on every copy: then

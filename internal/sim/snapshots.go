@@ -126,14 +126,7 @@ func (s *snapshots) take(g *guard) {
 	s.order(g, writer.SnapshotOrder{ID: a.id, Name: a.id.String()})
 }
 
-func (s *snapshots) newID() ids.ID {
-	var id ids.ID
-	for i := range id {
-		id[i] = byte(s.rng.Uint32())
-	}
-	id[0] |= 1
-	return id
-}
+func (s *snapshots) newID() ids.ID { return drawID(s.rng) }
 
 func (s *snapshots) order(g *guard, o writer.SnapshotOrder) {
 	s.busy = g

@@ -94,10 +94,12 @@ func (w *timeline) between(lo, hi time.Duration) time.Duration {
 }
 
 // newID draws an identity from the run's own randomness.
-func (w *timeline) newID() ids.ID {
+func (w *timeline) newID() ids.ID { return drawID(w.rng) }
+
+func drawID(rng *rand.Rand) ids.ID {
 	var id ids.ID
 	for i := range id {
-		id[i] = byte(w.rng.Uint32())
+		id[i] = byte(rng.Uint32())
 	}
 	id[0] |= 1 // never zero
 	return id

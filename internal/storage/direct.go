@@ -41,21 +41,13 @@ func (p *process) ownCells(id ids.ID) (*direct.Cells, error) {
 
 // acceptDirect answers questions of guards until the listener is closed.
 func (p *process) acceptDirect(ctx context.Context, ln net.Listener) {
-	stop := context.AfterFunc(ctx, func() { ln.Close() })
-	defer stop()
-	for {
-		nc, err := ln.Accept()
-		if err != nil {
-			if ctx.Err() == nil {
-				p.log.Error("accept questions for disks; guards read by message from now on", "err", err)
-			}
-			return
-		}
-		p.spawn(func() { p.serveDirect(ctx, nc.(*net.UnixConn)) })
+	if err := p.acceptEach(ctx, ln, p.serveDirect); err != nil {
+		p.log.Error("accept questions for disks; guards read by message from now on", "err", err)
 	}
 }
 
-func (p *process) serveDirect(ctx context.Context, c *net.UnixConn) {
+func (p *process) serveDirect(ctx context.Context, nc net.Conn) {
+	c := nc.(*net.UnixConn)
 	defer c.Close()
 	stop := context.AfterFunc(ctx, func() { c.Close() })
 	defer stop()

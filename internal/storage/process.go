@@ -305,17 +305,28 @@ func listenUnix(ctx context.Context, path string) (net.Listener, error) {
 
 // accept greets guards until the listener is closed.
 func (p *process) accept(ctx context.Context, ln net.Listener, fail chan<- error) {
+	if err := p.acceptEach(ctx, ln, p.serve); err != nil {
+		fail <- fmt.Errorf("accept guards: %w", err)
+	}
+}
+
+// acceptEach serves connections, each in a goroutine, until the listener fails or
+// ctx ends, which is no error.
+func (p *process) acceptEach(ctx context.Context, ln net.Listener, serve func(context.Context, net.Conn)) error {
 	stop := context.AfterFunc(ctx, func() { ln.Close() })
 	defer stop()
 	for {
 		nc, err := ln.Accept()
-		if err != nil {
-			if ctx.Err() == nil {
-				fail <- fmt.Errorf("accept guards: %w", err)
+		switch {
+		case ctx.Err() != nil:
+			if err == nil {
+				nc.Close()
 			}
-			return
+			return nil
+		case err != nil:
+			return err
 		}
-		p.spawn(func() { p.serve(ctx, nc) })
+		p.spawn(func() { serve(ctx, nc) })
 	}
 }
 

@@ -197,11 +197,8 @@ func (c *Core) directDone(ev DirectDone) {
 	if n == nil {
 		return
 	}
-	s, ok := c.takeSlot(n, ev.ID, slotDirect)
+	s, ok := c.takeRead(n, ev.ID, slotDirect)
 	if !ok {
-		if s, ok = c.takeSlot(n, ev.ID, slotLate); ok {
-			c.hedge.answered(c.now.Sub(s.sent))
-		}
 		return
 	}
 	o, m := s.op, s.m

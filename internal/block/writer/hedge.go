@@ -123,6 +123,18 @@ func (c *Core) unhedge(o *op, m *member) {
 	}
 }
 
+// takeRead takes the slot of a read whose answer has come. Of one that another copy
+// has answered only the time counts.
+func (c *Core) takeRead(n *node, id uint64, kind slotKind) (slot, bool) {
+	s, ok := c.takeSlot(n, id, kind)
+	if !ok {
+		if late, is := c.takeSlot(n, id, slotLate); is {
+			c.hedge.answered(c.now.Sub(late.sent))
+		}
+	}
+	return s, ok
+}
+
 // hedgeLost reports whether o, one of whose two copies is gone, is still asked of
 // the other.
 func (c *Core) hedgeLost(o *op) bool {

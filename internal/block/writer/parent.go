@@ -3,6 +3,7 @@ package writer
 import (
 	"fmt"
 	"slices"
+	"time"
 
 	"roseau/internal/base/clock"
 	"roseau/internal/base/ids"
@@ -326,7 +327,7 @@ func (c *Core) parentLinked() {
 }
 
 // parentRetry is how long between two reads of the parent's records.
-const parentRetry = 200e6
+const parentRetry = 200 * time.Millisecond
 
 // retryParent asks again for the reads that waited.
 func (v *volume) retryParent() {

@@ -199,11 +199,8 @@ func (v *volume) retryReads() {
 }
 
 func (c *Core) readReply(n *node, a *wire.ReadReply) {
-	s, ok := c.takeSlot(n, a.ReqID, slotRead)
+	s, ok := c.takeRead(n, a.ReqID, slotRead)
 	if !ok {
-		if s, ok = c.takeSlot(n, a.ReqID, slotLate); ok {
-			c.hedge.answered(c.now.Sub(s.sent))
-		}
 		return
 	}
 	o, m := s.op, s.m
