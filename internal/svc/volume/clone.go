@@ -32,15 +32,12 @@ func (s *Service) StartClone(ctx context.Context, ref, snapshot string, req Clon
 	if err != nil {
 		return nil, err
 	}
-	rec, err := records.Volume(ctx, s.env.Store, parent.ID)
+	_, rec, err := s.addClone(ctx, parent, n.Number, ids.New())
 	if err != nil {
 		return nil, err
 	}
 	v := &model.Volume{Meta: model.Meta{Name: req.Name}, Spec: model.VolumeSpec{Pool: parent.Spec.Pool, Size: size.Bytes(rec.Cfg.SizeBytes)}}
 	if err := s.Check(ctx, v); err != nil {
-		return nil, err
-	}
-	if _, _, err := s.addClone(ctx, parent, n.Number, ids.New()); err != nil {
 		return nil, err
 	}
 	return s.env.Tasks.Start(ctx, fmt.Sprintf("volume clone %s@%s %s", parent.Name, snapshot, v.Name), func(ctx context.Context, h *task.Handle) (string, error) {
@@ -61,7 +58,7 @@ type cloneOf struct {
 	rev    int64 // of the record that next replaces
 }
 
-// addClone decides about a clone of a snapshot; taken is its record.
+// addClone decides about a clone of a snapshot, and returns the parent's record too.
 func (s *Service) addClone(ctx context.Context, parent *model.Volume, number uint32, clone ids.ID) (*cloneOf, *repl.VolumeRecord, error) {
 	c, err := s.readClones(ctx, parent.ID)
 	if err != nil {
