@@ -23,7 +23,7 @@ type FailoverRun struct {
 	To      string    `json:"to"`
 	// Manages is when the next manager went to work; 0: no other one did.
 	Manages  float64 `json:"manages_ms,omitempty"`
-	Elected  float64 `json:"elected_ms,omitempty"` // since when it has seen its leader
+	Elected  float64 `json:"elected_ms,omitempty"` // since when it has seen a leader; below 0: since before the cut
 	Detected float64 `json:"detected_ms"`          // the recovery was begun
 	Guard    float64 `json:"guard_ms"`             // the steps of model.StartSteps
 	QEMU     float64 `json:"qemu_ms"`

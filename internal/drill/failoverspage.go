@@ -19,6 +19,10 @@ func split(done []FailoverRun) (plain, leader []FailoverRun) {
 	return plain, leader
 }
 
+// elected is when the next manager's node had a leader: at the cut, if it never saw
+// that there was none.
+func (r FailoverRun) elected() float64 { return max(0, r.Elected) }
+
 func (a failoverAim) judge(e *Env, what string, runs []FailoverRun) {
 	if len(runs) == 0 {
 		e.report.require(false, "%s: no cut was made", what)
@@ -70,8 +74,8 @@ type term struct {
 
 // terms add up to the whole: those on the path end one after the other.
 var terms = []term{
-	{"etcd elects a leader", "inside the lease", func(r FailoverRun) float64 { return r.Elected }, true},
-	{"the next manager goes to work", "inside the lease", func(r FailoverRun) float64 { return r.Manages - r.Elected }, true},
+	{"etcd elects a leader", "inside the lease", FailoverRun.elected, true},
+	{"the next manager goes to work", "inside the lease", func(r FailoverRun) float64 { return r.Manages - r.elected() }, true},
 	{"no beat for 1.5 s, one step of the manager", "inside the lease", func(r FailoverRun) float64 { return r.Detected }, false},
 	{"placement, its node sees it and starts the guard", "inside the lease", func(r FailoverRun) float64 { return r.Guard - r.Detected }, false},
 	{"QEMU starts, stopped", "inside the lease", func(r FailoverRun) float64 { return r.QEMU - r.Guard }, false},
@@ -133,7 +137,7 @@ func failoversPage(done []FailoverRun, commit string) string {
 			led = "yes"
 		}
 		if r.Manages > 0 {
-			elected, manages = fmt.Sprintf("%.0f", r.Elected), fmt.Sprintf("%.0f", r.Manages)
+			elected, manages = fmt.Sprintf("%.0f", r.elected()), fmt.Sprintf("%.0f", r.Manages)
 		}
 		fmt.Fprintf(&b, "| %d | %s | %s | %s | %s | %s | %.0f | %.0f | %.0f | %.0f | %.0f | %.0f | %.0f | %.0f | %d | %d | %s |\n", i+1, r.From, r.To, led,
 			elected, manages, r.Detected, r.Guard, r.QEMU, r.Granted, r.Taken, r.Resumed, r.Shown, r.Page, r.Acked, r.Lost, r.Load)
