@@ -217,13 +217,17 @@ func (h *handover) watch(s *source) (stopped bool, err error) {
 				w.list = nil
 			}
 		}
+		// Not one select: a migration may stop the guest and end between two looks,
+		// and then what waits must still go after the guest.
+		over := s.ctx.Err() != nil // read first, for the stop comes before the end
 		select {
 		case <-s.stopped:
 			return true, nil
-		case <-s.ctx.Done():
+		default:
+		}
+		if over {
 			w.close()
 			return false, nil
-		default:
 		}
 		if w.sock != nil {
 			w.sock.Wait(handoverPoll)

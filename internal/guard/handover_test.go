@@ -13,6 +13,7 @@ import (
 	"github.com/vishvananda/netns"
 
 	"roseau/internal/base/ids"
+	"roseau/internal/core/vmguard"
 	"roseau/internal/driver/bridge"
 	"roseau/internal/driver/guardctl"
 	"roseau/internal/driver/qemu"
@@ -55,6 +56,24 @@ func TestBacklog(t *testing.T) {
 		}
 		if got != c.want {
 			t.Errorf("%s: %q, want %q", c.name, got, c.want)
+		}
+	}
+}
+
+// TestWatchOfAnEndedMigration: a watch that looks only after the migration's end
+// still says that the guest has stopped, and only then.
+func TestWatchOfAnEndedMigration(t *testing.T) {
+	for range 64 { // one of two ready cases is taken at random
+		for _, stops := range []bool{true, false} {
+			s := newSource(t.Context(), vmguard.Peer{})
+			if stops {
+				s.stop(time.Unix(1000, 0))
+			}
+			s.end()
+			h := &handover{seen: &sightings{}}
+			if stopped, err := h.watch(s); err != nil || stopped != stops {
+				t.Fatalf("stopped %v, %v, want %v", stopped, err, stops)
+			}
 		}
 	}
 }
