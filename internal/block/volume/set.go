@@ -287,6 +287,8 @@ func (s *Set) turn() {
 			s.now = s.clock.Now()
 		case *directRead:
 			s.stepDirect(ev)
+		case *writer.Received:
+			s.received(ev)
 		default:
 			s.step(ev)
 		}
