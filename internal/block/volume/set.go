@@ -299,10 +299,12 @@ func (s *Set) turn() {
 		}
 		s.submit(r)
 	}
+	if len(w.events) > clockEvery || len(w.reqs) > clockEvery {
+		s.now = s.clock.Now()
+	}
 	clear(w.events)
 	clear(w.reqs)
 	w.events, w.reqs = w.events[:0], w.reqs[:0]
-	s.now = s.clock.Now()
 	if d := s.core.NextDeadline(); d != 0 && !s.now.Before(d) {
 		s.core.Tick(s.now)
 	}
