@@ -112,6 +112,7 @@ var Mutants = []Mutant{
 	{Name: "no-idle-merge", Rule: "a writer of its own lets the merges of a volume go on whose VM does not run", Set: func(m *Mutations) { m.NoMaintenance = true }, Scenario: "idle-merge"},
 	{Name: "rollback-serves-early", Rule: "nobody is served before a rollback is over", Set: func(m *Mutations) { m.Writer.RollbackServesEarly = true }, Bias: &Bias{Snapshots: 200 * time.Millisecond, Rollbacks: true}},
 	{Name: "rollback-without-flush", Rule: "a rollback is durable before the store says that it is over", Set: func(m *Mutations) { m.Writer.RollbackWithoutFlush = true }, Scenario: "rollback-not-durable"},
+	{Name: "rollback-keeps-epoch", Rule: "the resolution of a rollback ends the epoch: a writer that lives cannot take it for a transaction of its own", Set: func(m *Mutations) { m.RollbackKeepsEpoch = true }, Scenario: "rollback-unseen"},
 	{Name: "flatten-over", Rule: "a clone's parent is copied below everything that was written to the clone", Set: func(m *Mutations) { m.Writer.FlattenOver = true }, Bias: &Bias{Clones: true, Flatten: 100 * time.Millisecond, Think: time.Millisecond, Snapshots: 200 * time.Millisecond}},
 	{Name: "flatten-head-only", Rule: "flattening copies what the oldest snapshot lacks", Set: func(m *Mutations) { m.Writer.FlattenHeadOnly = true }, Scenario: "clone-snapshot"},
 	{Name: "flatten-without-flush", Rule: "a clone is flattened durably before it says that it needs no parent", Set: func(m *Mutations) { m.Writer.FlattenWithoutFlush = true }, Scenario: "flatten-not-durable"},

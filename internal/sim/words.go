@@ -556,18 +556,19 @@ func (p *player) rotLog(a []string) error {
 	return nil
 }
 
-// rollback NUMBER: the VM is stopped by force, and its volume is to be taken back
-// to a snapshot.
+// rollback NUMBER [unseen]: the VM is stopped by force, and its volume is to be taken
+// back to a snapshot; unseen: its guard goes on.
 func (p *player) rollback(a []string) error {
-	if len(a) != 1 {
-		return errors.New("want the number of a snapshot")
+	unseen := len(a) == 2 && a[1] == "unseen"
+	if len(a) != 1 && !unseen {
+		return errors.New("want the number of a snapshot, and unseen or nothing")
 	}
 	n, err := strconv.ParseUint(a[0], 10, 32)
 	if err != nil {
 		return err
 	}
 	s := p.w.snaps
-	if s.exist[uint32(n)] == nil || !s.rollback(uint32(n)) {
+	if s.exist[uint32(n)] == nil || !s.rollback(uint32(n), unseen) {
 		return fmt.Errorf("snapshot %d does not exist, or etcd is away", n)
 	}
 	return nil

@@ -33,7 +33,9 @@ type Mutations struct {
 	// NoMaintenance, NoYield: no writer repairs an idle volume, or it goes on when a
 	// VM is to start [S14].
 	NoMaintenance, NoYield bool
-	Machines               MachineMutations
+	// RollbackKeepsEpoch: a rollback is resolved under the epoch of the last writer.
+	RollbackKeepsEpoch bool
+	Machines           MachineMutations
 	// Votes are the rules of the quorum core that are broken; see quorum.View.Broken.
 	Votes []string
 }
