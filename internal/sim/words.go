@@ -62,6 +62,7 @@ func init() {
 		"clone":      func(*player, []string) error { return nil }, // see newClones
 		"parent":     (*player).parent,
 		"yield":      (*player).yield,
+		"merges":     (*player).merges,
 	}
 }
 
@@ -264,6 +265,12 @@ func (p *player) condition(a []string) (func() bool, error) {
 	switch a[0] {
 	case "foreign":
 		return p.foreign(n), nil
+	case "objects":
+		return p.objects(n, a[2:])
+	case "applying":
+		return p.applying(n), nil
+	case "checkpointed":
+		return p.checkpointed(n), nil
 	case "out":
 		return func() bool { return p.outDisks(n) == len(n.disks) }, nil
 	case "in":
