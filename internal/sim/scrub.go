@@ -217,6 +217,7 @@ func (w *world) scrubAll() bool {
 			w.failf("scrubs find damage again and again; %s", w.describe())
 			return false
 		}
+		w.janitor.round()
 		before := w.scrubRuns()
 		w.startScrub(100)
 		limit := w.now.Add(10 * time.Minute)

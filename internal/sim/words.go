@@ -63,6 +63,8 @@ func init() {
 		"parent":     (*player).parent,
 		"yield":      (*player).yield,
 		"merges":     (*player).merges,
+		"move":       (*player).move,
+		"sweep":      (*player).sweep,
 	}
 }
 
@@ -251,6 +253,9 @@ func (p *player) condition(a []string) (func() bool, error) {
 		return func() bool { return w.copies() == storageNodes && !w.snaps.mergesLeft() }, nil
 	case "unmerged":
 		return w.snaps.mergesLeft, nil
+	case "moved":
+		was := w.counts["segment_moved"]
+		return func() bool { return w.counts["segment_moved"] > was }, nil
 	case "seen":
 		was := p.w.counts[a[1]]
 		if len(a) > 2 { // ever

@@ -33,6 +33,8 @@ type Mutations struct {
 	// NoMaintenance, NoYield: no writer repairs an idle volume, or it goes on when a
 	// VM is to start [S14].
 	NoMaintenance, NoYield bool
+	// NoJanitor: nobody frees copies that lie elsewhere now.
+	NoJanitor bool
 	// RollbackKeepsEpoch: a rollback is resolved under the epoch of the last writer.
 	RollbackKeepsEpoch bool
 	Machines           MachineMutations
@@ -79,6 +81,7 @@ type world struct {
 	snaps   *snapshots
 	clones  *clones
 	mover   *mover
+	janitor *janitor
 	net     network
 	profile profile
 	codec   *codec
@@ -140,6 +143,7 @@ func newWorld(opt Options) *world {
 	w.manager = newManager(w)
 	w.snaps = newSnapshots(w)
 	w.mover = newMover(w)
+	w.janitor = newJanitor(w)
 	return w
 }
 
