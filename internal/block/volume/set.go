@@ -83,6 +83,7 @@ type Set struct {
 	waiters      []*waiter
 	state        writer.State
 	reason       string // of the last state
+	newState     bool   // nobody who waits for a state was told of it yet
 	prepared     Prepared
 	claimed      claimState
 	lastReplaced writer.Replaced
@@ -299,12 +300,10 @@ func (s *Set) turn() {
 		}
 		s.submit(r)
 	}
-	if len(w.events) > clockEvery || len(w.reqs) > clockEvery {
-		s.now = s.clock.Now()
-	}
 	clear(w.events)
 	clear(w.reqs)
 	w.events, w.reqs = w.events[:0], w.reqs[:0]
+	s.now = s.clock.Now() // always: what an event makes due at once is due a moment after it
 	if d := s.core.NextDeadline(); d != 0 && !s.now.Before(d) {
 		s.core.Tick(s.now)
 	}
@@ -365,6 +364,10 @@ func (s *Set) act() {
 		// so that a successor without etcd never knows less than a copy.
 		for _, e := range r.Effects {
 			s.effect(e)
+		}
+		if s.newState {
+			s.newState = false
+			s.notify(onState)
 		}
 		for _, m := range r.Sends {
 			s.send(m)
