@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strconv"
 	"testing"
 	"time"
 
@@ -57,7 +58,7 @@ func silent(t *testing.T, addr string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	full := fmt.Sprintf("%s:%d", addr, name.(*unix.SockaddrInet4).Port)
+	full := net.JoinHostPort(addr, strconv.Itoa(name.(*unix.SockaddrInet4).Port))
 	for range 64 {
 		c, err := net.DialTimeout("tcp", full, 200*time.Millisecond)
 		if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/url"
 	"slices"
 	"strconv"
@@ -16,6 +17,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
 
 	"roseau/internal/base/errs"
@@ -51,13 +53,26 @@ func Dial(id *pki.Identity, endpoints []string) (*clientv3.Client, error) {
 		DialKeepAliveTimeout: keepAliveTimeout,
 		PermitWithoutStream:  true,
 		Logger:               zap.NewNop(), // what matters comes back as errors
-		DialOptions: append(newHangUp(id.EtcdTLS()).options(),
+		DialOptions: append(newHangUp(id.EtcdTLS()).options(), grpc.WithTransportCredentials(anyNode{credentials.NewTLS(id.EtcdTLS())}),
 			grpc.WithConnectParams(grpc.ConnectParams{Backoff: bo, MinConnectTimeout: dialTimeout})),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("dial etcd: %w", err)
 	}
 	return cli, nil
+}
+
+// anyNode asks for the name that every node's certificate has. The name that gRPC
+// hands over is made of the endpoint, which may be several addresses; who
+// answers is checked by the TLS configuration, not by address.
+type anyNode struct{ credentials.TransportCredentials }
+
+func (c anyNode) ClientHandshake(ctx context.Context, _ string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return c.TransportCredentials.ClientHandshake(ctx, pki.AnyNodeName, conn)
+}
+
+func (c anyNode) Clone() credentials.TransportCredentials {
+	return anyNode{c.TransportCredentials.Clone()}
 }
 
 // Member is one etcd member.
