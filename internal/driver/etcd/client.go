@@ -65,7 +65,9 @@ func Dial(id *pki.Identity, endpoints []string) (*clientv3.Client, error) {
 // anyNode asks for the name that every node's certificate has. The name that gRPC
 // hands over is made of the endpoint, which may be several addresses; who
 // answers is checked by the TLS configuration, not by address.
-type anyNode struct{ credentials.TransportCredentials }
+type anyNode struct {
+	credentials.TransportCredentials
+}
 
 func (c anyNode) ClientHandshake(ctx context.Context, _ string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	return c.TransportCredentials.ClientHandshake(ctx, pki.AnyNodeName, conn)
