@@ -91,8 +91,8 @@ func runNetworkCut(ctx context.Context, e *Env) error {
 		if err != nil {
 			return err
 		}
-		e.report.require(now.Status.Restarts == vm.Status.Restarts && now.Status.Node == home, "the VM was restarted by cut networks: it is on %s, restart %d, was on %s, restart %d",
-			now.Status.Node, now.Status.Restarts, home, vm.Status.Restarts)
+		e.report.require(now.Status.Run == vm.Status.Run && now.Status.Node == home, "the VM was restarted by cut networks: run %s on %s, was %s on %s",
+			now.Status.Run, now.Status.Node, vm.Status.Run, home)
 		return failWithoutNetwork(ctx, e, p, now.Status.Node, before)
 	})
 }
