@@ -51,9 +51,9 @@ mutants: ## break the engine one switch at a time and show that the simulator se
 model: ## search the models of own and of the hand-over: make model STATES=3000000 (a bound for each world; minutes)
 	$(GO) test ./internal/core/repl ./internal/core/vmguard -run 'TestModel' -count=1 -timeout 60m -v -model.limit $(STATES)
 
-e2e: setup build ## clusters of daemons, then the lab, under go test
+e2e: setup build ## clusters of daemons, then the lab, under go test; with what make test leaves out because it takes long
 	ROSEAU_E2E=1 $(GO) test -count=1 -timeout 15m -v -run 'Witness|Voter|Recover' ./internal/node
-	ROSEAU_E2E=1 $(GO) test -p 1 -count=1 -timeout 40m -v ./test/e2e/...
+	ROSEAU_E2E=1 ROSEAU_E2E_LONG=1 $(GO) test -p 1 -count=1 -timeout 60m -v ./test/e2e/...
 
 soak: setup build ## random faults on a lab with a database for MINUTES (restartable: goes on after the last round)
 	@scripts/soak.sh soak --database --minutes $(MINUTES)
