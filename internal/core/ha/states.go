@@ -271,6 +271,7 @@ func (m *step) leaveAlone(vm VM, mem *VMMemory) (model.VMState, string) {
 	}
 	mem.NotUntil = m.now.Add(min(m.p.ProbeAgain<<min(mem.Probes, 3), time.Minute))
 	mem.Probes++
+	mem.Heard = m.silent(m.node[vm.Owner]) == ""
 	if mem.Counted == vm.Placement.Attempt && mem.Restarts > 0 {
 		mem.Restarts, mem.Counted = mem.Restarts-1, 0 // nothing was restarted
 	}
@@ -349,7 +350,7 @@ func (m *step) running(vm VM, mem *VMMemory) (model.VMState, string) {
 		return m.maintain(vm, mem, r)
 	case why == "":
 		return model.VMRunning, ""
-	case m.now.Before(mem.NotUntil):
+	case m.now.Before(mem.NotUntil) && !(mem.Heard && m.silent(m.node[p.Node]) != ""): // silent now: another reason
 		return model.VMRunning, "lives on " + m.nodeName(p.Node) + ", which the cluster does not hear well"
 	case vm.HA == model.HAOff:
 		return m.startAgain(vm, mem, why)
