@@ -66,16 +66,17 @@ func ResetConnections(ctx context.Context, ns *os.File, port uint16) error {
 	return err
 }
 
-// resetRule answers segments, but for resets, by a reset.
+// resetRule answers segments by a reset, but for resets and for those that ask for a
+// connection: one that is refused tells that the process is gone.
 func resetRule(offset uint32, port uint16) []expr.Any {
-	const tcpFlags, tcpRST = 13, 4
+	const tcpFlags, tcpSYN, tcpRST = 13, 2, 4
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.IPPROTO_TCP}},
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: offset, Len: 2},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.BigEndian.PutUint16(port)},
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: tcpFlags, Len: 1},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{tcpRST}, Xor: []byte{0}},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{tcpSYN | tcpRST}, Xor: []byte{0}},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{0}},
 		&expr.Reject{Type: unix.NFT_REJECT_TCP_RST},
 	}
