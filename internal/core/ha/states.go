@@ -239,10 +239,16 @@ func (m *step) recovering(vm VM, mem *VMMemory) (model.VMState, string) {
 	case r.Phase == "preparing" && r.Waiting != "":
 		m.say(vm, mem, "warn", "waits for "+r.Waiting)
 		return model.VMWaitingForCopy, "waits for " + r.Waiting
-	case r.Phase == "preparing" && r.Live && m.now.Sub(r.Since) > m.p.PrepareLimit:
+	case r.Phase == "preparing" && r.Live && m.now.Sub(r.Since) > m.p.PrepareLimit && !m.dying(m.node[vm.Owner]):
 		return m.leaveAlone(vm, mem)
 	}
 	return model.VMRecovering, mem.Reason
+}
+
+// dying: n has just fallen silent, and a writer there may hold its leases yet. One
+// that lives longer than a lease after the last beat does live.
+func (m *step) dying(n Node) bool {
+	return m.silent(n) != "" && m.now.Sub(n.LastBeat) <= m.p.PrepareLimit
 }
 
 // ownerLives reports whether the guard that holds the VM's volumes says that it
