@@ -350,9 +350,6 @@ func (l *Lab) service(verb string) order {
 	}
 }
 
-// resetLimit bounds the wait for connections that carry nothing.
-const resetLimit = 10 * time.Second
-
 // serviceReset resets the connections of a service, those of clients on the node as
 // well.
 func (l *Lab) serviceReset(ctx context.Context, req labclient.Request) (a labclient.Answer, err error) {
@@ -364,8 +361,6 @@ func (l *Lab) serviceReset(ctx context.Context, req labclient.Request) (a labcli
 	if !ok {
 		return a, errs.New(errs.Invalid, "reset connections of service %q: want storage or node", req.Service)
 	}
-	ctx, cancel := context.WithTimeout(ctx, resetLimit)
-	defer cancel()
 	a.At = clock.System{}.Wall()
 	return a, n.running("reset connections of "+req.Service, func(life *life) error { return cable.ResetConnections(ctx, life.ns, port) })
 }

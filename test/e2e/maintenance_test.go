@@ -282,7 +282,6 @@ func TestClusterShutdown(t *testing.T) {
 // A shutdown of a node that waits for copies is called off: what left it goes back,
 // and it never went down.
 func TestNodeShutdownIsCalledOff(t *testing.T) {
-	long(t)
 	heals(t)
 	must(t, 2*time.Minute, "vm", "create", "guest", "--memory", "64MiB", "--disk", "size=64MiB", "--start")
 	defer func() {
@@ -335,7 +334,6 @@ func showDisk(t *testing.T, vm string) string {
 // A rolling restart that is called off lets the node that is on its way come back,
 // and begins no other.
 func TestRollingRestartIsCalledOff(t *testing.T) {
-	long(t)
 	heals(t)
 	before := boots(t)
 	restart := start(5*time.Minute, "cluster", "restart", "--rolling")

@@ -12,17 +12,19 @@ import (
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
-
-	"roseau/internal/base/errs"
 )
 
 // resetTable is a table of its own, for tableName may hold what silences a port.
 const resetTable = "lab-reset"
 
+// resetWait bounds the wait for connections that carry something; the rest may be
+// half of ones that were reset at their other end.
+const resetWait = 2 * time.Second
+
 // ResetConnections resets the TCP connections of a node's namespace whose one end
-// has the given port, as a router that has lost its state does. It returns when
-// none of those that stood before is left: each ends at the next packet that it
-// carries, and ctx bounds the wait. Those that are made meanwhile may be reset, too.
+// has the given port, as a router that has lost its state does: each ends at the next
+// packet that it carries. It returns when none of those that stood before is left, or
+// after 2 s. Those that are made meanwhile may be reset, too.
 func ResetConnections(ctx context.Context, ns *os.File, port uint16) error {
 	before, err := established(ns, port)
 	if err != nil || len(before) == 0 {
@@ -47,23 +49,33 @@ func ResetConnections(ctx context.Context, ns *os.File, port uint16) error {
 	if err := conn.Flush(); err != nil {
 		return err
 	}
-	left, err := before, error(nil)
-	for tick := time.NewTicker(20 * time.Millisecond); len(left) > 0 && err == nil; {
-		select {
-		case <-ctx.Done():
-			err = errs.New(errs.Unavailable, "reset connections of port %d: %s carry nothing: %w", port, strings.Join(left, ", "), context.Cause(ctx))
-			tick.Stop()
-		case <-tick.C:
-			var now []string
-			now, err = established(ns, port)
-			left = slices.DeleteFunc(left, func(c string) bool { return !slices.Contains(now, c) })
-		}
-	}
+	err = gone(ctx, ns, port, before)
 	conn.DelTable(table)
 	if e := conn.Flush(); err == nil {
 		err = e
 	}
 	return err
+}
+
+// gone waits until none of the connections is left, at most for resetWait.
+func gone(ctx context.Context, ns *os.File, port uint16, left []string) error {
+	tick, limit := time.NewTicker(20*time.Millisecond), time.After(resetWait)
+	defer tick.Stop()
+	for len(left) > 0 {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-limit:
+			return nil
+		case <-tick.C:
+		}
+		now, err := established(ns, port)
+		if err != nil {
+			return err
+		}
+		left = slices.DeleteFunc(left, func(c string) bool { return !slices.Contains(now, c) })
+	}
+	return nil
 }
 
 // resetRule answers segments by a reset, but for resets and for those that ask for a
