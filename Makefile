@@ -5,6 +5,7 @@ SEEDS ?= 500
 RUNS ?= 20
 MINUTES ?= 10
 STATES ?= 3000000
+SUBSETS ?= 256
 export GOFLAGS += -buildvcs=false
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X roseau/internal/base/version.version=$(VERSION)
@@ -48,8 +49,9 @@ ha-sim: build ## the HA manager and the scheduler in simulated clusters: SEEDS s
 mutants: ## break the engine one switch at a time and show that the simulator sees each
 	$(GO) run ./cmd/roseau sim mutants
 
-model: ## search the models of own and of the hand-over: make model STATES=3000000 (a bound for each world; minutes)
+model: ## search the models of own and of the hand-over, and crash states of the disk: make model STATES=3000000 SUBSETS=256 (bounds for each world and I/O boundary; minutes)
 	$(GO) test ./internal/core/repl ./internal/core/vmguard -run 'TestModel' -count=1 -timeout 60m -v -model.limit $(STATES)
+	ROSEAU_CRASH_SUBSETS=$(SUBSETS) $(GO) test ./internal/block/disk -run ExhaustiveCrashes -count=1 -timeout 60m -v
 
 e2e: setup build ## clusters of daemons, then the lab, under go test; with what make test leaves out because it takes long
 	ROSEAU_E2E=1 $(GO) test -count=1 -timeout 15m -v -run 'Witness|Voter|Recover' ./internal/node

@@ -163,6 +163,7 @@ func (w *world) chaos() {
 		return
 	}
 	w.manager.tick()
+	w.janitor.tick()
 	w.scheduleFault()
 	limit := w.now.Add(10 * time.Minute)
 	w.run(limit, func() bool { return w.ops >= w.opt.Ops })

@@ -35,6 +35,7 @@ type node struct {
 	guards      []*guard
 	seenAlive   bool // session in etcd, or beats, as everybody sees it
 	broken      bool // its daemon says that the storage process does not answer
+	mergesOff   bool // a script keeps it from merging objects
 	lastOwn     repl.Own
 	lastRecords repl.Records
 	onTags      map[uint64]func(disk.Completion)

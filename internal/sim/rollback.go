@@ -10,18 +10,34 @@ import (
 // rollback: the VM is stopped, in whatever state its guard and the copies are,
 // and its volume is to be taken back to a snapshot: a transaction of etcd says
 // so. From then on whoever is served sees the snapshot, whatever becomes of the
-// writers that do the work.
-func (s *snapshots) rollback(number uint32) bool {
+// writers that do the work. unseen: the VM's guard is not stopped, the operator only
+// believes so; its guest counts for nothing from now on.
+func (s *snapshots) rollback(number uint32, unseen bool) bool {
 	w := s.w
 	if !w.etcd.up {
 		return false
 	}
-	w.stopByForce()
+	if g := w.manager.active; unseen && g != nil {
+		g.buried = true
+		w.placeNowhere()
+		w.guest.die()
+	} else {
+		w.stopByForce()
+	}
 	r := w.etcd.records(w.vm, []ids.ID{w.volume}, w.diskIdx)
 	txn, err := repl.BeginRollback(r, []uint32{number})
 	if err != nil {
 		w.tracef("operator: rollback to snapshot %d: %v", number, err)
 		return false
+	}
+	if w.opt.Mutations.RollbackKeepsEpoch {
+		for i := range txn.Puts {
+			if p := &txn.Puts[i]; p.Own != nil {
+				own := r.Volumes[0].Own.Clone()
+				own.CfgVersion = p.Own.CfgVersion
+				p.Own = &own
+			}
+		}
 	}
 	if out, _ := w.apply(txn); out != repl.OutcomeCommitted {
 		w.failf("the store refused a rollback of a volume that nobody may write")
@@ -41,6 +57,11 @@ func (w *world) stopByForce() {
 		g.kill()
 	}
 	w.guest.die()
+	w.placeNowhere()
+}
+
+// placeNowhere says in etcd that the VM is stopped.
+func (w *world) placeNowhere() {
 	m := &w.manager
 	m.attempt++
 	w.etcd.rev++

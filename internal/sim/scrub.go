@@ -129,14 +129,22 @@ func (w *world) liar() *simDisk {
 	if d.dead || d.lies.lose+d.lies.misdirect+d.lies.stale > 4 {
 		return nil
 	}
+	if _, ok := d.area(); !ok {
+		return nil
+	}
+	return d
+}
+
+// area says where images begin and where data begins.
+func (d *simDisk) area() ([2]int64, bool) {
 	if d.lies.area[0] == 0 {
 		rep, err := disk.Fsck(d, diskBytes)
 		if err != nil {
-			return nil
+			return d.lies.area, false
 		}
 		d.lies.area = [2]int64{rep.Superblock.MetaOffset, rep.Superblock.DataOffset}
 	}
-	return d
+	return d.lies.area, true
 }
 
 // ReadAt makes a simDisk what Fsck reads.
@@ -209,6 +217,7 @@ func (w *world) scrubAll() bool {
 			w.failf("scrubs find damage again and again; %s", w.describe())
 			return false
 		}
+		w.janitor.round()
 		before := w.scrubRuns()
 		w.startScrub(100)
 		limit := w.now.Add(10 * time.Minute)

@@ -96,7 +96,7 @@ func (s *snapshots) act() {
 	}
 	if s.rollRng != nil && s.rollRng.IntN(3) == 0 && s.w.manager.challenger == nil {
 		if n, ok := s.pick(); ok {
-			s.rollback(n)
+			s.rollback(n, false)
 			return
 		}
 	}

@@ -62,6 +62,9 @@ func init() {
 		"clone":      func(*player, []string) error { return nil }, // see newClones
 		"parent":     (*player).parent,
 		"yield":      (*player).yield,
+		"merges":     (*player).merges,
+		"move":       (*player).move,
+		"sweep":      (*player).sweep,
 	}
 }
 
@@ -250,6 +253,9 @@ func (p *player) condition(a []string) (func() bool, error) {
 		return func() bool { return w.copies() == storageNodes && !w.snaps.mergesLeft() }, nil
 	case "unmerged":
 		return w.snaps.mergesLeft, nil
+	case "moved":
+		was := w.counts["segment_moved"]
+		return func() bool { return w.counts["segment_moved"] > was }, nil
 	case "seen":
 		was := p.w.counts[a[1]]
 		if len(a) > 2 { // ever
@@ -264,6 +270,12 @@ func (p *player) condition(a []string) (func() bool, error) {
 	switch a[0] {
 	case "foreign":
 		return p.foreign(n), nil
+	case "objects":
+		return p.objects(n, a[2:])
+	case "applying":
+		return p.applying(n), nil
+	case "checkpointed":
+		return p.checkpointed(n), nil
 	case "out":
 		return func() bool { return p.outDisks(n) == len(n.disks) }, nil
 	case "in":
@@ -556,18 +568,19 @@ func (p *player) rotLog(a []string) error {
 	return nil
 }
 
-// rollback NUMBER: the VM is stopped by force, and its volume is to be taken back
-// to a snapshot.
+// rollback NUMBER [unseen]: the VM is stopped by force, and its volume is to be taken
+// back to a snapshot; unseen: its guard goes on.
 func (p *player) rollback(a []string) error {
-	if len(a) != 1 {
-		return errors.New("want the number of a snapshot")
+	unseen := len(a) == 2 && a[1] == "unseen"
+	if len(a) != 1 && !unseen {
+		return errors.New("want the number of a snapshot, and unseen or nothing")
 	}
 	n, err := strconv.ParseUint(a[0], 10, 32)
 	if err != nil {
 		return err
 	}
 	s := p.w.snaps
-	if s.exist[uint32(n)] == nil || !s.rollback(uint32(n)) {
+	if s.exist[uint32(n)] == nil || !s.rollback(uint32(n), unseen) {
 		return fmt.Errorf("snapshot %d does not exist, or etcd is away", n)
 	}
 	return nil

@@ -33,7 +33,11 @@ type Mutations struct {
 	// NoMaintenance, NoYield: no writer repairs an idle volume, or it goes on when a
 	// VM is to start [S14].
 	NoMaintenance, NoYield bool
-	Machines               MachineMutations
+	// NoJanitor: nobody frees copies that lie elsewhere now.
+	NoJanitor bool
+	// RollbackKeepsEpoch: a rollback is resolved under the epoch of the last writer.
+	RollbackKeepsEpoch bool
+	Machines           MachineMutations
 	// Votes are the rules of the quorum core that are broken; see quorum.View.Broken.
 	Votes []string
 }
@@ -77,6 +81,7 @@ type world struct {
 	snaps   *snapshots
 	clones  *clones
 	mover   *mover
+	janitor *janitor
 	net     network
 	profile profile
 	codec   *codec
@@ -138,6 +143,7 @@ func newWorld(opt Options) *world {
 	w.manager = newManager(w)
 	w.snaps = newSnapshots(w)
 	w.mover = newMover(w)
+	w.janitor = newJanitor(w)
 	return w
 }
 

@@ -3,6 +3,7 @@ package store_test
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -238,6 +239,53 @@ func TestUnknownOutcome(t *testing.T) {
 	mu.made, mu.armed = true, true
 	if _, err := store.Update(ctx, s, vm.ID, func(v *model.VM) error { v.Spec.CPUs = 3; return nil }); err != nil {
 		t.Errorf("an update that was made: %v", err)
+	}
+}
+
+// TestTransact: a transaction is made anew while others change what it is conditioned
+// on, and ends at a name that is taken, at its own refusal, and at last.
+func TestTransact(t *testing.T) {
+	s, _ := open(t)
+	ctx := t.Context()
+	vm, err := store.Create(ctx, s, newVM("web"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := 0
+	meddle := func(times int) func(*store.Tx) error {
+		asked = 0
+		return func(tx *store.Tx) error {
+			v, err := store.GetID[model.VM](ctx, s, vm.ID)
+			if err != nil {
+				return err
+			}
+			if asked++; asked <= times {
+				if _, err := store.Update(ctx, s, vm.ID, func(v *model.VM) error { v.Spec.CPUs++; return nil }); err != nil {
+					return err
+				}
+			}
+			v.Spec.Priority = asked
+			return store.TxPut(tx, v)
+		}
+	}
+	rev, err := s.Transact(ctx, "set vm web", meddle(3))
+	if err != nil || asked != 4 {
+		t.Fatalf("%v after %d attempts, want 4", err, asked)
+	}
+	if v, err := store.GetID[model.VM](ctx, s, vm.ID); err != nil || v.Revision != rev || v.Spec.Priority != 4 || v.Spec.CPUs != vm.Spec.CPUs+3 {
+		t.Errorf("%+v (%v), want the changes of both", v, err)
+	}
+	if _, err := s.Transact(ctx, "set vm web", meddle(1000)); !errors.Is(err, errs.Conflict) || asked > 100 {
+		t.Errorf("%v after %d attempts, want a conflict soon", err, asked)
+	}
+	asked = 0
+	_, err = s.Transact(ctx, "create vm web", func(tx *store.Tx) error { asked++; return store.TxCreate(tx, s, newVM("web")) })
+	if !errors.Is(err, errs.Conflict) || asked != 1 || !strings.Contains(err.Error(), "create vm web: the name is taken") {
+		t.Errorf("a name that is taken: %v after %d attempts", err, asked)
+	}
+	no := errors.New("no")
+	if _, err := s.Transact(ctx, "x", func(*store.Tx) error { return no }); err != no {
+		t.Errorf("its own refusal: %v", err)
 	}
 }
 

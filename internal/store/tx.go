@@ -69,7 +69,14 @@ type Tx struct {
 	ifs    []clientv3.Cmp
 	ops    []clientv3.Op
 	leased bool // an operation hangs on a lease
+	names  []taken
 	errs   error
+}
+
+// taken is a name that a transaction takes.
+type taken struct {
+	kind model.Kind
+	name string
 }
 
 // NewTx returns an empty transaction.
@@ -120,6 +127,7 @@ func TxCreate[T any, P model.Object[T]](t *Tx, s *Store, obj *T) error {
 	}
 	key := objectKey(kind, h.ID)
 	t.If(key, 0).If(nameKey(kind, h.Name), 0)
+	t.names = append(t.names, taken{kind, h.Name})
 	t.ops = append(t.ops, clientv3.OpPut(key, string(data)), clientv3.OpPut(nameKey(kind, h.Name), h.ID.String()))
 	return nil
 }
@@ -171,6 +179,48 @@ func (s *Store) Commit(ctx context.Context, t *Tx) (int64, error) {
 		return 0, errs.New(errs.Conflict, "changed meanwhile")
 	}
 	return resp.Header.Revision, nil
+}
+
+// maxTransacts bounds how often a transaction is made anew.
+const maxTransacts = 10
+
+// Transact commits what build adds to an empty transaction and returns the revision
+// at which it was made. While others change what it is conditioned on, build is asked
+// again: it reads what it decides on itself, and has no other effects. Its error ends
+// the attempts and is returned as it is; so does a name that is taken (Conflict). what
+// ("create pool p1") begins Transact's own errors.
+func (s *Store) Transact(ctx context.Context, what string, build func(*Tx) error) (int64, error) {
+	for range maxTransacts {
+		t := NewTx()
+		if err := build(t); err != nil {
+			return 0, err
+		}
+		rev, err := s.Commit(ctx, t)
+		if err == nil {
+			return rev, nil
+		}
+		if errors.Is(err, errs.Conflict) {
+			err = s.free(ctx, t.names)
+		}
+		if err != nil {
+			return 0, fmt.Errorf("%s: %w", what, err)
+		}
+	}
+	return 0, errs.New(errs.Conflict, "%s: changed by others %d times in a row", what, maxTransacts).WithHint("try again")
+}
+
+// free refuses names that others have.
+func (s *Store) free(ctx context.Context, names []taken) error {
+	for _, n := range names {
+		r, err := s.cli.Get(ctx, nameKey(n.kind, n.name))
+		if err != nil {
+			return etcd.Classify(err)
+		}
+		if len(r.Kvs) > 0 {
+			return errs.New(errs.Conflict, "the name is taken").WithHint("another %s is called %s", n.kind.Singular(), n.name)
+		}
+	}
+	return nil
 }
 
 // madeTimeout bounds the look for a transaction of unknown outcome.

@@ -2,9 +2,13 @@ package disk_test
 
 import (
 	"math/rand/v2"
+	"os"
+	"slices"
+	"strconv"
 	"testing"
 
 	"roseau/internal/block/disk"
+	"roseau/internal/block/disk/disktest"
 	"roseau/internal/core/repl"
 )
 
@@ -41,9 +45,17 @@ func exhaustiveScript(w *world, line int) bool {
 	return true
 }
 
-// runExhaustive plays the script up to each I/O boundary, and there tries every
-// subset of the sectors that a crash may keep; more than maxSubsets are sampled.
-func runExhaustive(t testing.TB, o disk.Options, script func(*world, int) bool, maxSubsets int) (tried int, fail string) {
+// crashes counts the crash states of a history.
+type crashes struct {
+	tried      int
+	boundaries int
+	complete   int // boundaries of which every subset of sectors was tried
+	whole      int // of the rest: every subset of whole writes was
+}
+
+// runExhaustive plays the script up to each I/O boundary, and there tries the subsets
+// of the sectors that a crash may keep (subsetsOf).
+func runExhaustive(t testing.TB, o disk.Options, script func(*world, int) bool, maxSubsets int) (n crashes, fail string) {
 	r := rand.New(rand.NewPCG(7, 7))
 	for boundary := 0; ; boundary++ {
 		w := newWorld(t, nil, o)
@@ -54,30 +66,82 @@ func runExhaustive(t testing.TB, o disk.Options, script func(*world, int) bool, 
 				continue
 			}
 			if !script(w, line) {
-				return tried, ""
+				return n, ""
 			}
 			line++
 		}
 		if script(w, line) && w.fail != "" {
-			return tried, w.fail
+			return n, w.fail
 		}
 		list := w.disk.Volatile()
-		n := maxSubsets
-		if len(list) < 20 {
-			n = min(n, 1<<len(list))
+		n.boundaries++
+		subsetsOf(list, maxSubsets, r, &n, func(keep func(i int) bool) bool {
+			c := w.fork()
+			c.disk.Crash(list, keep)
+			c.start(true)
+			n.tried++
+			fail = c.fail
+			return fail == ""
+		})
+		if fail != "" {
+			return n, fail
 		}
-		for i := range n {
-			mask := uint64(i)
-			if 1<<min(len(list), 62) > maxSubsets {
+	}
+}
+
+// subsetsOf tries subsets of the sectors until try says no. All of them, if there are
+// at most limit. Else all subsets of whole writes if there are at most limit of these,
+// then every write torn: all subsets of its own sectors (random ones if there are more than a quarter of limit, or 64)
+// with the writes before it kept and those after it lost, and the other way round; and
+// at last limit random subsets.
+func subsetsOf(list []disktest.Sector, limit int, r *rand.Rand, n *crashes, try func(keep func(i int) bool) bool) {
+	if len(list) < 20 && 1<<len(list) <= limit {
+		n.complete++
+		for mask := range 1 << len(list) {
+			if !try(func(i int) bool { return mask>>i&1 == 1 }) {
+				return
+			}
+		}
+		return
+	}
+	var writes []int // their numbers
+	parts := map[int]int{}
+	for _, s := range list {
+		if parts[s.Write] == 0 {
+			writes = append(writes, s.Write)
+		}
+		parts[s.Write]++
+	}
+	if len(writes) < 20 && 1<<len(writes) <= limit {
+		n.whole++
+		for mask := range 1 << len(writes) {
+			if !try(func(i int) bool { return mask>>slices.Index(writes, list[i].Write)&1 == 1 }) {
+				return
+			}
+		}
+	}
+	for _, torn := range writes {
+		first := slices.IndexFunc(list, func(s disktest.Sector) bool { return s.Write == torn })
+		subsets := min(limit/4+1, 64, 1<<min(parts[torn], 20))
+		for k := range 2 * subsets {
+			mask, earlier := uint64(k/2), k%2 == 0
+			if 1<<min(parts[torn], 20) > subsets {
 				mask = r.Uint64()
 			}
-			c := w.fork()
-			c.disk.Crash(list, func(s int) bool { return mask>>(s%64)&1 == 1 })
-			c.start(true)
-			tried++
-			if c.fail != "" {
-				return tried, c.fail
+			if !try(func(i int) bool {
+				if list[i].Write == torn {
+					return mask>>((i-first)%64)&1 == 1
+				}
+				return (list[i].Write < torn) == earlier
+			}) {
+				return
 			}
+		}
+	}
+	for range limit {
+		mask := r.Uint64()
+		if !try(func(i int) bool { return mask>>(i%64)&1 == 1 }) {
+			return
 		}
 	}
 }
@@ -178,23 +242,31 @@ func freshScript(w *world, line int) bool {
 	return true
 }
 
+// TestExhaustiveCrashes has bounds that take seconds; ROSEAU_CRASH_SUBSETS is a bigger
+// one for all histories, see subsetsOf (`make model`).
 func TestExhaustiveCrashes(t *testing.T) {
-	limit := 1 << 8
+	limits := [3]int{1 << 9, 1 << 5, 1 << 4}
 	if testing.Short() {
-		limit = 1 << 5
+		limits = [3]int{1 << 5, 1 << 3, 1 << 2}
 	}
-	for _, s := range []struct {
+	if s := os.Getenv("ROSEAU_CRASH_SUBSETS"); s != "" {
+		n, err := strconv.Atoi(s)
+		if err != nil || n < 1 {
+			t.Fatalf("ROSEAU_CRASH_SUBSETS=%q: want a number from 1", s)
+		}
+		limits = [3]int{n, n, n}
+	}
+	for i, s := range []struct {
 		name   string
 		script func(*world, int) bool
-		limit  int
-	}{{"one object", exhaustiveScript, limit}, {"snapshots", snapshotScript, max(limit/8, 1<<3)}, {"fresh", freshScript, max(limit/4, 1<<3)}} {
-		tried, fail := runExhaustive(t, disk.Options{FreshBlocks: 1}, s.script, s.limit)
+	}{{"one object", exhaustiveScript}, {"snapshots", snapshotScript}, {"fresh", freshScript}} {
+		n, fail := runExhaustive(t, disk.Options{FreshBlocks: 1}, s.script, limits[i])
 		if fail != "" {
 			t.Fatalf("%s: %s", s.name, fail)
 		}
-		t.Logf("%s: %d crash states", s.name, tried)
-		if tried < 500 {
-			t.Fatalf("%s: only %d crash states", s.name, tried)
+		t.Logf("%s: %d crash states at %d boundaries: all subsets at %d, all of whole writes at %d", s.name, n.tried, n.boundaries, n.complete, n.whole)
+		if n.tried < 500 {
+			t.Fatalf("%s: only %d crash states", s.name, n.tried)
 		}
 	}
 }

@@ -61,3 +61,44 @@ func TestLostBlockIsNeverZeros(t *testing.T) {
 		t.Errorf("a repair to nothing: %v", s)
 	}
 }
+
+// A DROP that no checkpoint has passed is played again: the volume does not come back,
+// what it had is freed, and others and one of the same name that came later stay.
+func TestDropIsReplayed(t *testing.T) {
+	for _, applied := range []bool{false, true} {
+		f := open(t, format(t), disk.Options{})
+		f.promise(vol1, 1)
+		f.promise(vol2, 1)
+		f.write(vol1, 1, 1, 0, 0, pattern(1, 1))
+		f.write(vol2, 1, 1, 0, 0, pattern(1, 2))
+		if applied { // images and the table have it
+			f.flush(vol1, 1, 1)
+			f.Quiesce()
+		}
+		f.write(vol1, 1, 2, 1, 0, pattern(1, 3))
+		tok := f.next()
+		f.Core.Control(tok, disk.Control{Kind: disk.ControlDrop, Volume: vol1})
+		if c := f.wait(tok); c.Status != wire.OK {
+			t.Fatal(c.Status)
+		}
+		again := open(t, f.Disk.Clone(), disk.Options{})
+		if _, known := again.Core.Volume(vol1); known {
+			t.Fatalf("applied %v: the volume came back", applied)
+		}
+		again.want(vol2, 0, 0, pattern(1, 2))
+		again.Quiesce()
+		if s := again.Core.Stats(); s.Slots-s.FreeSlots != 1 || s.Volumes != 1 {
+			t.Fatalf("applied %v: %d slots in use, %d volumes", applied, s.Slots-s.FreeSlots, s.Volumes)
+		}
+
+		f.promise(vol1, 7)
+		f.write(vol1, 7, 1, 0, 0, pattern(1, 4))
+		again = open(t, f.Disk.Clone(), disk.Options{})
+		again.want(vol1, 0, 0, pattern(1, 4))
+		again.want(vol1, 1, 0, make([]byte, disk.BlockBytes))
+		again.Quiesce()
+		if s := again.Core.Stats(); s.Slots-s.FreeSlots != 2 || s.Volumes != 2 {
+			t.Fatalf("applied %v, made again: %d slots in use, %d volumes", applied, s.Slots-s.FreeSlots, s.Volumes)
+		}
+	}
+}

@@ -194,6 +194,7 @@ func (c *Core) replayDrop(r *rec) {
 	delete(c.vols, v.Volume)
 	v.dropped, v.window, v.tombs = true, nil, nil
 	c.tableNew = true
+	r.vol = v
 	c.indexDrop(r)
 }
 

@@ -214,7 +214,13 @@ func lower(p, q repl.Promise) bool {
 // list, too: a grant too many only makes a successor wait.
 func (c *Core) heartbeat(now clock.Instant, cn *conn, m *wire.Heartbeat) {
 	ack := &wire.HeartbeatAck{SendTime: m.SendTime, Grant: c.o.Lease}
+	for _, h := range cn.guard.handles {
+		h.left = h.listed
+	}
 	for _, v := range m.Volumes {
+		if h := c.handles[v.Handle]; h != nil && h.guard == cn.guard {
+			h.listed, h.left = true, false
+		}
 		h, st, promised := c.valid(cn, v.Handle)
 		if st != wire.OK && st != wire.DiskFailed { // a dead disk's lease costs nobody anything
 			ack.Refused = append(ack.Refused, wire.HandleRefusal{Handle: v.Handle, Status: st, Promised: promised})

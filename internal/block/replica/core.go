@@ -60,6 +60,7 @@ type Mutations struct {
 	ShowToOldReaders bool // a copy shows a snapshot to who chose it by an older record
 
 	DeadEndsLease     bool // nobody waits for the lease of a writer
+	FreeOpenStrays    bool // a copy that lies elsewhere is freed although a writer still counts on it
 	ScrubOutlivesDisk bool // the pass over a disk that dies between two steps goes on for ever
 }
 
@@ -232,6 +233,8 @@ type handle struct {
 	promise repl.Promise
 	size    int64 // of the volume, bytes
 	ended   bool
+	listed  bool     // a heartbeat has named it
+	left    bool     // and the last one did not: the guard has let go of it
 	live    *liveSet // during a sync session
 }
 
@@ -461,7 +464,8 @@ func (c *Core) Drop(now clock.Instant, token uint64, diskID, volume ids.ID) {
 // caller has read the volume's records, newer than anything that this copy was
 // told, and they do not name the disk. seen is what the copy was like before they
 // were read: if it was opened or written since, somebody gives it segments again,
-// and it is left alone (Busy). DropDone with the token follows.
+// and it is left alone (Busy). So it is while a guard lists it in its heartbeats: that
+// one does not know yet that the copy left. DropDone with the token follows.
 func (c *Core) DropStray(now clock.Instant, token uint64, diskID ids.ID, seen disk.VolumeInfo) {
 	d := c.disk(diskID)
 	st := wire.DiskFailed
@@ -469,7 +473,8 @@ func (c *Core) DropStray(now clock.Instant, token uint64, diskID ids.ID, seen di
 		st = wire.OK
 		info, ok := d.d.Volume(seen.Volume)
 		s := d.slots[seen.Volume]
-		if !ok || s != nil && s.handle != nil || info.Promise != seen.Promise || info.MaxMark != seen.MaxMark || info.Told.CfgVersion != seen.Told.CfgVersion {
+		held := s != nil && s.handle != nil && !s.handle.left && !c.o.Mutations.FreeOpenStrays
+		if !ok || held || info.Promise != seen.Promise || info.MaxMark != seen.MaxMark || info.Told.CfgVersion != seen.Told.CfgVersion {
 			st = wire.Busy
 		}
 	}

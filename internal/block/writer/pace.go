@@ -13,15 +13,17 @@ const (
 	paceStep  = 100 * time.Millisecond
 	// paceQuiet is how long the guest must have written nothing to be idle.
 	paceQuiet = 500 * time.Millisecond
-	// paceSlack is what a write may take longer than twice its usual time: below it the
-	// clock of the machine is what is measured.
-	paceSlack = time.Millisecond
+	// paceSlow is how many quarters of its usual time a write may take beside a resync:
+	// the guest keeps more than half of its writes a second.
+	paceSlow = 6
+	// paceSlack is allowed above that: below it the machine's scheduler is what is measured.
+	paceSlack = 250 * time.Microsecond
 )
 
 // pace decides how fast joining disks are filled: as fast as it goes while the
-// guest is idle; else slower as soon as the guest's writes take more than twice
-// their time without a resync, and faster again when they do not, never below the
-// floor. The zero value knows nothing of the guest yet.
+// guest is idle; else slower as soon as the guest's writes of a step take more than
+// 3/2 of their time without a resync, on average, and faster again when they do not,
+// never below the floor. The zero value knows nothing of the guest yet.
 type pace struct {
 	rate   float64
 	budget float64 // bytes that may be sent; below 0 it waits
@@ -30,24 +32,21 @@ type pace struct {
 	synced clock.Instant // when sync data was last sent
 	wrote  clock.Instant // when a guest's write was last committed
 	usual  time.Duration // its time while nothing is synced, smoothed
-	now    time.Duration // its time of late, smoothed
+	took   time.Duration // by all writes since the last step
+	writes int           // how many they are
 }
 
 // write notes that a guest's write took so long.
 func (p *pace) write(at clock.Instant, took time.Duration) {
 	p.wrote = at
-	smooth(&p.now, took, 8)
+	p.took += took
+	p.writes++
 	if p.synced == 0 || at.Sub(p.synced) > paceQuiet {
-		smooth(&p.usual, took, 32)
+		if p.usual == 0 {
+			p.usual = took
+		}
+		p.usual += (took - p.usual) / 32
 	}
-}
-
-func smooth(v *time.Duration, x time.Duration, n time.Duration) {
-	if *v == 0 {
-		*v = x
-		return
-	}
-	*v += (x - *v) / n
 }
 
 // idle reports whether the guest has written nothing for a while.
@@ -80,14 +79,17 @@ func (p *pace) judge(at clock.Instant) {
 	p.judged = at
 	switch {
 	case p.idle(at):
-		p.rate, p.now = paceTop, 0
+		p.rate = paceTop
 	case p.usual == 0: // it has never written without a resync
 		p.rate = max(paceFloor, min(p.rate, 5*paceFloor))
-	case p.now > 2*p.usual+paceSlack:
+	case p.writes == 0: // none has ended since: nothing new is known
+		return
+	case p.took/time.Duration(p.writes) > p.usual*paceSlow/4+paceSlack:
 		p.rate = max(paceFloor, p.rate*0.7)
 	default:
 		p.rate = min(paceTop, max(p.rate, paceFloor)*1.15)
 	}
+	p.took, p.writes = 0, 0
 }
 
 // mayCopy reports whether a chunk of object i may be copied now; else it waits.

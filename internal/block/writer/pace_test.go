@@ -46,10 +46,9 @@ func TestPace(t *testing.T) {
 		p.write(at, 2*time.Millisecond)
 		at = at.Add(5 * time.Millisecond)
 	}
-	// Each 10 MB/s of resync cost the guest 1 ms: twice its time and the slack is
-	// at 30 MB/s.
-	got, at := play(p, at, 20*time.Second, true, 2*time.Millisecond, 10*mb)
-	if got < 19*mb || got > 60*mb {
+	// Each 20 MB/s of resync cost the guest 1 ms: 3/2 of its time and the slack are at 25 MB/s.
+	got, at := play(p, at, 20*time.Second, true, 2*time.Millisecond, 20*mb)
+	if got < 19*mb || got > 40*mb {
 		t.Errorf("beside a guest that suffers: %.0f MB/s", got/mb)
 	}
 	// However much it suffers, the resync ends.

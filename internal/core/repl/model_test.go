@@ -27,7 +27,11 @@ var worlds = []world{
 	{name: "small: release", served: true, place: 3, faults: 1, writes: 1, epochs: 2, leases: true, release: true},
 	{name: "small: min_isr, restarts", served: true, place: 3, min: 2, faults: 2, writes: 1, epochs: 1, flush: true},
 	{name: "small: min_isr, power cuts", served: true, place: 3, min: 2, faults: 1, cuts: 1, writes: 1, epochs: 2, flush: true},
+	{name: "small: rollback", served: true, place: 3, faults: 1, cuts: 1, writes: 1, epochs: 3, rolls: 1},
+	{name: "small: rollback, takeovers", place: 3, written: true, faults: 2, writes: 2, epochs: 3, rolls: 1},
+	{name: "small: rollback under a successor", served: true, place: 3, faults: 2, writes: 1, epochs: 3, rolls: 1, successor: true, noEtcd: true},
 	// Three copies: as far as the bound goes.
+	{name: "rollback, three copies", served: true, faults: 1, cuts: 1, writes: 1, epochs: 4, rolls: 1, flush: true},
 	{name: "min_isr, a third copy", served: true, out: 4, min: 2, faults: 2, cuts: 1, writes: 1, epochs: 2, flush: true},
 	{name: "takeover, three in sync", faults: 1, writes: 1, epochs: 2},
 	{name: "shrink and takeover", served: true, faults: 2, writes: 1, epochs: 2},
@@ -80,6 +84,10 @@ var mutants = []struct {
 	{"a restarted replica is taken back without a resync", world{served: true, place: 3, cuts: 1, writes: 1, epochs: 1, flush: true}, rules{sessionIgnored: true}, false},
 	{"min_isr: a write is answered with one copy", world{served: true, place: 3, min: 2, faults: 1, cuts: 1, writes: 1, epochs: 1}, rules{answerBelowMin: true}, false},
 	{"min_isr: a cold copy is kept as it is", world{served: true, place: 3, min: 2, cuts: 1, writes: 1, epochs: 1, flush: true}, rules{keepColdForMin: true}, false},
+	{"rollback: the guest is served before it is over", world{served: true, place: 3, writes: 1, epochs: 3, rolls: 1}, rules{rollbackServesEarly: true}, false},
+	{"rollback: it is over before it is durable", world{place: 3, written: true, writes: 1, epochs: 2, rolls: 1}, rules{rollbackWithoutFlush: true}, false},
+	{"rollback: its resolution keeps the epoch", world{served: true, place: 3, faults: 1, writes: 1, epochs: 3, rolls: 1}, rules{rollbackKeepsEpoch: true}, false},
+	{"rollback: its resolution does not compare own", world{served: true, place: 3, faults: 1, writes: 1, epochs: 3, rolls: 1}, rules{rollbackUncompared: true}, false},
 	{"a released epoch is opened again", world{served: true, place: 3, faults: 1, writes: 1, epochs: 2, leases: true, release: true, successor: true}, rules{releaseReopens: true}, false},
 }
 
@@ -128,6 +136,7 @@ func TestModel(t *testing.T) {
 		"writer: reopens its epoch, without etcd", "writer: writes its inc", "writer: reopens its epoch, by CAS",
 		"writer: every copy lost power: its guest is killed", "writer: stops, a disk knows more than etcd",
 		"writer: keeps a restarted disk for min_isr", "writer: sends a shrink below min_isr",
+		"writer: sends the end of the rollback", "etcd: transaction of the operator",
 		"etcd: late transaction of the predecessor of writer", "disk: its reservation ends", "writer: fenced",
 	} {
 		if taken[name] == 0 {

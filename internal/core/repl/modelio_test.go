@@ -390,6 +390,13 @@ func (m model) missed(s *state, i int) bool {
 
 func (m model) ioSteps(s state, i int, emit emitter) {
 	w := &s.w[i]
+	if w.own.roll && (!m.rules.rollbackServesEarly || w.inflight&undo != 0) {
+		m.rollSteps(s, i, emit)
+		return
+	}
+	if m.rules.rollbackServesEarly && w.own.roll && w.inflight == 0 {
+		m.rollSteps(s, i, emit)
+	}
 	if w.inflight == 0 && s.issued < bit(int(m.writes))-1 {
 		n := s
 		n.w[i].inflight, n.w[i].sent = s.issued+1, 0
@@ -403,6 +410,11 @@ func (m model) ioSteps(s state, i int, emit emitter) {
 	if !m.flush {
 		return
 	}
+	m.flushSteps(s, i, emit)
+}
+
+func (m model) flushSteps(s state, i int, emit emitter) {
+	w := &s.w[i]
 	if w.flush == 0 && s.acked&^s.flushed != 0 && w.inflight == 0 {
 		n := s
 		n.w[i].flush, n.w[i].fdone = s.acked, 0
@@ -411,14 +423,7 @@ func (m model) ioSteps(s state, i int, emit emitter) {
 	if w.flush == 0 {
 		return
 	}
-	for r := range s.d {
-		if b := bit(r); w.counted&b != 0 && w.fdone&b == 0 && s.holds(i, r) {
-			n := s
-			n.d[r].dur |= s.d[r].has
-			n.w[i].fdone |= b
-			emit("writer: FLUSH answered", i, r, n)
-		}
-	}
+	m.fdoneSteps(s, i, emit)
 	if w.fdone&w.counted == w.counted && m.answers(i, &s) {
 		n := s
 		if !m.silent(&s, i) {
@@ -430,7 +435,20 @@ func (m model) ioSteps(s state, i int, emit emitter) {
 		} else if m.tooFew(w) {
 			n.bad = answeredBelowMin
 		}
+		m.halfway(&n, i)
 		emit("writer: replies to the FLUSH", i, -1, n)
+	}
+}
+
+func (m model) fdoneSteps(s state, i int, emit emitter) {
+	w := &s.w[i]
+	for r := range s.d {
+		if b := bit(r); w.counted&b != 0 && w.fdone&b == 0 && s.holds(i, r) {
+			n := s
+			n.d[r].dur |= s.d[r].has
+			n.w[i].fdone |= b
+			emit("writer: FLUSH answered", i, r, n)
+		}
 	}
 }
 
@@ -461,7 +479,14 @@ func (m model) writeSteps(s state, i int, emit emitter) {
 				n.d[r].dur |= n.d[r].has
 			}
 		}
-		n.flushed |= w.inflight
+		if w.inflight != undo {
+			n.flushed |= w.inflight
+		}
+	}
+	if w.inflight == undo {
+		n.w[i].inflight, n.w[i].sent, n.w[i].undone = 0, 0, 1
+		emit("writer: every disk has what it took back", i, -1, n)
+		return
 	}
 	if !m.silent(&s, i) {
 		n.acked |= w.inflight
@@ -474,13 +499,14 @@ func (m model) writeSteps(s state, i int, emit emitter) {
 	} else if m.tooFew(w) {
 		n.bad = answeredBelowMin
 	}
+	m.halfway(&n, i)
 	emit("writer: replies to the write", i, -1, n)
 }
 
 // silent: a writer of a higher epoch has served, so the guest of this one is silent and
 // will be killed (H1): what it is told binds nobody.
 func (m model) silent(s *state, i int) bool {
-	return s.served > s.w[i].own.epoch
+	return s.served > s.w[i].own.epoch || s.w[i].stray
 }
 
 func (m model) readSteps(s state, i int, emit emitter) {
@@ -493,15 +519,21 @@ func (m model) readSteps(s state, i int, emit emitter) {
 		if w.counted&b == 0 || w.own.out&b != 0 || w.leaving&b != 0 || !s.holds(i, r) {
 			continue
 		}
-		has := s.d[r].has &^ w.inflight // a read waits for what it overlaps
+		has := s.shows(r) &^ w.inflight // a read waits for what it overlaps
 		miss := s.issued &^ has &^ w.inflight
 		for x := range s.w {
 			miss &^= s.w[x].inflight
 		}
 		n := s
-		n.read |= has
-		n.absent |= miss
+		if !w.stray {
+			n.read |= has
+			n.absent |= miss
+		}
 		switch {
+		case w.stray:
+			if m.other(&s, i) {
+				n.bad = readWithoutLease
+			}
 		case miss&(s.acked|s.read) != 0, has&s.absent != 0:
 			n.bad = staleRead
 		case m.other(&s, i):
@@ -509,6 +541,7 @@ func (m model) readSteps(s state, i int, emit emitter) {
 		case m.missed(&s, i):
 			n.bad = ackMisses
 		}
+		m.halfway(&n, i)
 		if n != s {
 			emit("writer: reads", i, r, n)
 		}
@@ -620,7 +653,7 @@ func (s *state) incomplete(set uint8) string {
 			return "I3: a member of the in-sync set has a flushed write not on stable media"
 		case (s.acked|s.read)&^d.has != 0 && !d.lost:
 			return "I3: a member of the in-sync set lacks a write that was acked or read"
-		case s.absent&d.has != 0:
+		case s.absent&s.shows(r) != 0:
 			return "I11: a member of the in-sync set has what a read ruled out"
 		}
 	}

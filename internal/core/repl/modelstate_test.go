@@ -26,6 +26,7 @@ type owner struct {
 	epoch, nonce, inc, cfg uint8
 	out, place             uint8
 	rev                    uint8
+	roll                   bool // the volume is being taken back to a snapshot
 }
 
 func (o owner) isr() uint8   { return o.place &^ o.out }
@@ -36,9 +37,13 @@ func slotOf(nonce uint8) int { return int(nonce+1) % slots } // nonces: 1, 3, ..
 // revision is still the record's.
 type change struct {
 	live bool
+	cfg  bool // it writes the configuration, too
 	rev  uint8
 	put  owner
 }
+
+// undo is the rollback's write. It goes over every write that was issued before it.
+const undo = 0x80
 
 type phase uint8
 
@@ -77,6 +82,8 @@ type writer struct {
 	sent      uint8 // disks that answered it
 	flush     uint8 // the writes that the flush under way stands for
 	fdone     uint8
+	undone    uint8 // 1: undo is on every counted disk, 2: durably
+	stray     bool  // it had the volume open when the rollback was resolved
 }
 
 type replica struct {
@@ -97,10 +104,13 @@ type state struct {
 	w                      [slots]writer
 	d                      [disks]replica
 	issued, acked, flushed uint8
-	read, absent           uint8 // writes that a read returned; or did not return
-	served                 uint8 // the highest epoch that has served
-	swaps                  uint8 // disks replaced
-	faults, cuts, restores uint8 // left
+	read, absent           uint8  // writes that a read returned; or did not return
+	served                 uint8  // the highest epoch that has served
+	swaps                  uint8  // disks replaced
+	op                     change // the operator's
+	under                  uint8  // writes that undo goes over
+	rolls                  uint8  // left
+	faults, cuts, restores uint8  // left
 	bad                    badness
 }
 
@@ -116,6 +126,8 @@ type world struct {
 	successor, noEtcd  bool
 	replacing, restore bool
 	release            bool
+	rolls              uint8 // rollbacks
+	written            bool  // a write is flushed on every disk
 	min                uint8 // min_isr; 0 = 1
 	rules              rules
 }
@@ -134,6 +146,10 @@ func (o owner) record() repl.VolumeRecord {
 		}
 	}
 	v.Seg.Map = [][]uint16{row}
+	v.Cfg.Snap = repl.SnapContext{Next: 1, List: []repl.Snapshot{{Number: 1}}}
+	if o.roll {
+		v.Cfg.Rollback = 1
+	}
 	v.Own = repl.Own{Generation: repl.Generation{Cluster: 1, Volume: 1}, Epoch: uint64(o.epoch), Inc: uint32(o.inc), CfgVersion: uint32(o.cfg)}
 	if o.nonce != 0 {
 		v.Own.Nonce, v.Own.Node, v.Own.Run = id(20+o.nonce), id(40+uint8(o.slot())), id(60+uint8(o.slot()))
@@ -158,7 +174,7 @@ func decide(from owner, txn repl.Txn, next repl.VolumeRecord, err error) (change
 		panic("a transaction that does not compare own's revision")
 	}
 	o := next.Own
-	p := owner{epoch: uint8(o.Epoch), inc: uint8(o.Inc), cfg: uint8(o.CfgVersion)}
+	p := owner{epoch: uint8(o.Epoch), inc: uint8(o.Inc), cfg: uint8(o.CfgVersion), roll: next.Cfg.Rollback != 0}
 	if !o.Nonce.IsZero() {
 		p.nonce = o.Nonce[15] - 21
 	}
@@ -170,7 +186,8 @@ func decide(from owner, txn repl.Txn, next repl.VolumeRecord, err error) (change
 			p.out |= bit(r)
 		}
 	}
-	return change{live: true, rev: uint8(txn.Compares[0].Rev), put: p}, true
+	cfg := slices.ContainsFunc(txn.Puts, func(p repl.Put) bool { return p.Cfg != nil })
+	return change{live: true, cfg: cfg, rev: uint8(txn.Compares[0].Rev), put: p}, true
 }
 
 // Transitions are pure, so their results can be kept.
@@ -266,6 +283,29 @@ func (m *memo) replace(o owner, old, r int) (change, bool) {
 	})
 }
 
+// begin is the operator's resolution to take the volume back, end the writer's word
+// that it is done.
+func (m *memo) begin(o owner) (change, bool) {
+	return m.do(6, o, 0, 0, func(v repl.VolumeRecord) (repl.Txn, repl.VolumeRecord, error) {
+		txn, err := repl.BeginRollback(repl.Records{Volumes: []repl.VolumeRecord{v}}, []uint32{1})
+		for _, p := range txn.Puts {
+			if p.Own != nil {
+				v.Own = *p.Own
+			} else if p.Cfg != nil {
+				v.Cfg = *p.Cfg
+			}
+		}
+		return txn, v, err
+	})
+}
+
+func (m *memo) end(o owner) (change, bool) {
+	return m.do(7, o, 0, 0, func(v repl.VolumeRecord) (repl.Txn, repl.VolumeRecord, error) {
+		txn, next := repl.EndRollback(v)
+		return txn, next, nil
+	})
+}
+
 // judge asks production what a fresh read says of a transaction.
 func (m *memo) judge(c change, read owner) repl.Verdict {
 	want := c.put
@@ -351,6 +391,7 @@ func (s *state) masks(f func(*uint8)) {
 	visit := func(o *owner) { f(&o.out); f(&o.place) }
 	visit(&s.own)
 	visit(&s.backup)
+	visit(&s.op.put)
 	for i := range s.w {
 		w := &s.w[i]
 		visit(&w.own)

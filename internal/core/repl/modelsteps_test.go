@@ -19,6 +19,8 @@ const (
 	versionSkipped
 	releasedServes
 	answeredBelowMin
+	servedHalfway
+	strayChanges
 )
 
 var badnesses = [...]string{
@@ -31,6 +33,8 @@ var badnesses = [...]string{
 	versionSkipped:   "I22: a change of own that does not raise cfg_version by one",
 	releasedServes:   "I24: a released epoch is opened",
 	answeredBelowMin: "C1: a write or FLUSH is answered, and fewer copies than min_isr have it",
+	servedHalfway:    "rollback: a guest is served before its volume is taken back",
+	strayChanges:     "rollback: a writer that had the volume open when it was resolved changes own, or goes on as its holder",
 }
 
 // rules are switched off one by one, to show that the search sees each.
@@ -38,7 +42,8 @@ type rules struct {
 	ackBeforeCAS, ackBeforeConfig, growWithoutCount, growFailsEarly, pendingUntold, serveBeforeOut,
 	noLeaseWait, noReservation, equalEpochPasses, toldIgnored, reopenWithoutAll,
 	coldForgotten, baseOfJoiner, replaceInSync, noCompare, restartForgetsGrants, sessionIgnored, releaseReopens, promiseEndsReservation,
-	answerBelowMin, keepColdForMin bool
+	answerBelowMin, keepColdForMin,
+	rollbackServesEarly, rollbackWithoutFlush, rollbackKeepsEpoch, rollbackUncompared bool
 }
 
 type model struct {
@@ -54,7 +59,7 @@ func (m model) first() state {
 	if m.place == 0 {
 		s.own.place = 7
 	}
-	s.faults, s.cuts = m.faults, m.cuts
+	s.faults, s.cuts, s.rolls = m.faults, m.cuts, m.rolls
 	if m.restore {
 		s.restores = 1
 	}
@@ -84,6 +89,12 @@ func (m model) first() state {
 	if m.ahead {
 		s.issued, s.d[1].has, s.d[1].dur = 1, 1, 1
 	}
+	if m.written {
+		s.issued, s.acked, s.flushed = 1, 1, 1
+		for r := range s.d {
+			s.d[r].has, s.d[r].dur = 1, 1
+		}
+	}
 	if m.restore {
 		s.backup = s.own
 	}
@@ -94,7 +105,7 @@ func (m model) Next(s state, emit func(explore.Step, state)) {
 	step := func(name string, a, b int, n state) {
 		for i := range n.w {
 			if w := &n.w[i]; w.phase == gone { // what it knew does not matter any more
-				*w = writer{phase: gone, txn: w.txn, old: w.old}
+				*w = writer{phase: gone, txn: w.txn, old: w.old, stray: w.stray && (w.txn.live || w.old.live)}
 			}
 		}
 		emit(explore.Step{Name: name, A: int8(a), B: int8(b)}, n)
@@ -128,6 +139,7 @@ func (m model) storeSteps(s state, emit emitter) {
 			emit("etcd: late transaction of the predecessor of writer", i, -1, n)
 		}
 	}
+	m.operatorSteps(s, emit)
 	if s.restores > 0 {
 		if s.backup.rev != s.own.rev {
 			n := s
@@ -157,9 +169,10 @@ func (m model) commit(n *state, t change, i int) {
 			n.bad = unseated
 		}
 	}
-	rev := n.own.rev + 1
-	n.own = t.put
-	n.own.rev = rev
+	if n.w[i].stray {
+		n.bad = strayChanges
+	}
+	n.put(t)
 }
 
 func (m model) diskSteps(s state, r int, emit emitter) {
@@ -246,9 +259,9 @@ func (m model) writerSteps(s state, i int, emit emitter) {
 		n.faults--
 		v := &n.w[i]
 		if m.successor && w.fresh && w.phase >= opening && w.phase <= releasing {
-			*v = writer{phase: dead, nonce: w.nonce, guest: w.guest, cached: w.cached, old: w.txn}
+			*v = writer{phase: dead, nonce: w.nonce, guest: w.guest, cached: w.cached, old: w.txn, stray: w.stray}
 		} else {
-			*v = writer{phase: gone, nonce: w.nonce, txn: w.txn, old: w.old}
+			*v = writer{phase: gone, nonce: w.nonce, txn: w.txn, old: w.old, stray: w.stray}
 		}
 		emit("writer: crashes", i, -1, n)
 	}
@@ -421,21 +434,23 @@ func (m model) settle(s state, i int, emit emitter) {
 	v := &n.w[i]
 	switch m.judge(w.txn, s.own) {
 	case repl.Committed:
-		v.own, v.waits, v.txn.live, v.told = s.own, false, false, 0
+		// What it takes into force is what it sent, under the revision that it read.
+		v.own, v.waits, v.txn.live, v.told = w.txn.put, false, false, 0
+		v.own.rev = s.own.rev
 		if w.phase == claiming || w.phase == claimed {
-			v.phase, v.counted, v.cached = opening, s.own.isr(), s.own
+			v.phase, v.counted, v.cached = opening, v.own.isr(), v.own
 			v.cached.rev = 0
 		}
 		if w.unwritten {
 			v.unwritten = false
-			v.leaving |= s.own.isr() &^ w.counted
-			v.counted |= s.own.isr()
-			if v.pend&s.own.out == 0 || v.joining&v.pend == 0 {
+			v.leaving |= v.own.isr() &^ w.counted
+			v.counted |= v.own.isr()
+			if v.pend&v.own.out == 0 || v.joining&v.pend == 0 {
 				v.pend = 0 // the predecessor's grow: made, or begun again from the start
 			}
 		}
-		v.joining &= s.own.out
-		if v.pend&s.own.out == 0 {
+		v.joining &= v.own.out
+		if v.pend&v.own.out == 0 {
 			v.pend, v.barrier = 0, false
 		}
 	case repl.Superseded:

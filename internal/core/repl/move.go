@@ -233,3 +233,16 @@ func (s Segments) compact() Segments {
 func (s Segments) equal(t Segments) bool {
 	return slices.Equal(s.Disks, t.Disks) && slices.EqualFunc(s.Map, t.Map, slices.Equal)
 }
+
+// Stray reports whether a copy is one that no segment of its volume names, so that it
+// may be freed. p is what the copy promised, cfgVersion the newest that it was told; v
+// was read after the copy said so. Nothing is freed because something is missing: the
+// records must be of the same generation, and newer than all that the copy was told.
+// Records of a restored etcd are older than what the copies that it forgot were told
+// [I14].
+func Stray(v VolumeRecord, disk ids.ID, p Promise, cfgVersion uint32) bool {
+	own := &v.Own
+	return v.Cfg.State == VolumeLive && !slices.Contains(v.Seg.Disks, disk) &&
+		own.Generation == p.Generation && own.CfgVersion > cfgVersion &&
+		(own.Epoch > p.Epoch || own.Epoch == p.Epoch && own.Nonce == p.Nonce)
+}

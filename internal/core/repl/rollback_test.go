@@ -29,9 +29,21 @@ func TestRollbackTransactions(t *testing.T) {
 	}
 	for i, number := range []uint32{2, 4} {
 		own, cfg := txn.Puts[2*i].Own, txn.Puts[2*i+1].Cfg
-		if own.CfgVersion != v.Own.CfgVersion+1 || own.Epoch != v.Own.Epoch || cfg.Rollback != number || cfg.Incompat&FeatureRollback == 0 {
+		if own.CfgVersion != v.Own.CfgVersion+1 || own.Epoch != v.Own.Epoch+1 || cfg.Rollback != number || cfg.Incompat&FeatureRollback == 0 {
 			t.Errorf("volume %d: %+v %+v", i, own, cfg)
 		}
+	}
+
+	// A writer of the old epoch whose transaction failed does not take the record for
+	// its own.
+	late, _, err := ReserveSnapshot(v, "late")
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := v
+	now.Own, now.OwnRev = *txn.Puts[0].Own, v.OwnRev+1
+	if got := Judge(late, Records{Volumes: []VolumeRecord{now}}); got != Superseded {
+		t.Errorf("a snapshot that a rollback overtook: verdict %d", got)
 	}
 
 	v.Cfg = *txn.Puts[1].Cfg

@@ -81,6 +81,10 @@ func rollingBack(what string, v VolumeRecord) error {
 // at its next transaction, and whoever opens them next takes them back before it
 // serves. For volumes of a VM the placement, which recs must have then, must name
 // nobody. errs.Conflict, errs.NotFound: the reason.
+//
+// The epoch ends with it, and nobody holds the new one. Under the old one a writer
+// that still lives would take the changed record for the outcome of a transaction of
+// its own (see Judge), and then write its configuration over the resolution.
 func BeginRollback(recs Records, numbers []uint32) (Txn, error) {
 	var txn Txn
 	if !recs.VM.IsZero() {
@@ -88,6 +92,10 @@ func BeginRollback(recs Records, numbers []uint32) (Txn, error) {
 			return txn, errs.New(errs.Conflict, "roll back vm %s: it is on node %s", recs.VM, recs.Placement.Node.Short()).WithHint("stop it first")
 		}
 		txn.Compares = append(txn.Compares, Compare{Key{KeyPlacement, recs.VM}, recs.PlacementRev})
+	}
+	epoch := uint64(0)
+	for _, v := range recs.Volumes {
+		epoch = max(epoch, v.Own.Epoch+1)
 	}
 	for i, v := range recs.Volumes {
 		switch {
@@ -103,6 +111,8 @@ func BeginRollback(recs Records, numbers []uint32) (Txn, error) {
 		cfg := v.Cfg
 		cfg.Rollback = numbers[i]
 		cfg.Incompat |= FeatureRollback
+		v.Own.Epoch = epoch
+		v.Own.Inc, v.Own.Nonce, v.Own.Node, v.Own.Run, v.Own.Purpose = 0, ids.ID{}, ids.ID{}, ids.ID{}, PurposeMaintenance
 		one, _ := putCfg(v, cfg)
 		txn.Compares = append(txn.Compares, one.Compares...)
 		txn.Puts = append(txn.Puts, one.Puts...)

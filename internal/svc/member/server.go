@@ -211,22 +211,16 @@ const tokenHint = "make a new token on a node of the cluster: `roseau cluster to
 // admit ties the token to the machine that shows it and makes its object, all in
 // one transaction. Repeated by the same machine it changes nothing.
 func (m *Server) admit(ctx context.Context, req JoinRequest, object func(context.Context, *store.Tx, *store.Store, JoinRequest) error) error {
-	for range 10 {
-		tx := store.NewTx()
+	_, err := m.Store.Transact(ctx, "join", func(tx *store.Tx) error {
 		if err := m.txToken(ctx, tx, req); err != nil {
 			return err
 		}
 		if err := m.checkAddresses(ctx, req); err != nil {
 			return err
 		}
-		if err := object(ctx, tx, m.Store, req); err != nil {
-			return err
-		}
-		if _, err := m.Store.Commit(ctx, tx); err == nil || !errors.Is(err, errs.Conflict) {
-			return err
-		}
-	}
-	return errs.New(errs.Conflict, "changed by others again and again").WithHint("try again with the same token")
+		return object(ctx, tx, m.Store, req)
+	})
+	return err
 }
 
 // txToken checks the token and adds its binding to tx.

@@ -57,24 +57,28 @@ func (s *Service) Add(ctx context.Context, ref string, req AddRequest) (*model.T
 	if err != nil {
 		return nil, err
 	}
-	disks, _, err := s.choose(ctx, "add disks to pool "+p.Name, p, req.Disks)
-	if err != nil {
+	what := "add disks to pool " + p.Name
+	choose := func(ctx context.Context) ([]*model.Disk, error) {
+		disks, _, err := s.choose(ctx, what, p, req.Disks)
+		if err == nil && len(disks) == 0 {
+			err = errs.New(errs.Conflict, "%s: no claimed disk is free", what).
+				WithHint("`roseau disk list`, then `roseau disk claim NODE/PATH`")
+		}
+		return disks, err
+	}
+	if _, err := choose(ctx); err != nil {
 		return nil, err
 	}
-	if len(disks) == 0 {
-		return nil, errs.New(errs.Conflict, "add disks to pool %s: no claimed disk is free", p.Name).
-			WithHint("`roseau disk list`, then `roseau disk claim NODE/PATH`")
-	}
 	return s.env.Tasks.Start(ctx, "pool add "+p.Name, func(ctx context.Context, h *task.Handle) (string, error) {
-		tx := store.NewTx()
-		for _, d := range disks {
-			d.Spec.Pool = p.ID
-			if err := store.TxPut(tx, d); err != nil {
-				return "", err
+		var disks []*model.Disk
+		_, err := s.env.Store.Transact(ctx, what, func(tx *store.Tx) (err error) {
+			if disks, err = choose(ctx); err != nil {
+				return err
 			}
-		}
-		if _, err := s.env.Store.Commit(ctx, tx); err != nil {
-			return "", fmt.Errorf("add disks to pool %s: %w", p.Name, err)
+			return give(tx, disks, p.ID)
+		})
+		if err != nil {
+			return "", err
 		}
 		s.env.Events.Emit("info", "pool "+p.Name, "given "+plural(len(disks), "disk"))
 		return fmt.Sprintf("pool %s: %s added; copies move onto them by themselves", p.Name, plural(len(disks), "disk")), nil

@@ -5,7 +5,9 @@ package pool
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -337,26 +339,19 @@ func (s *Service) Create(ctx context.Context, req CreateRequest) (*model.Task, e
 	if _, err := store.Get[model.Pool](ctx, s.env.Store, p.Name); err == nil {
 		return nil, errs.New(errs.Conflict, "create pool %s: the name is taken", p.Name).WithHint("`roseau pool list`")
 	}
-	disks, domains, err := s.choose(ctx, "create pool "+p.Name, p, req.Disks)
-	if err != nil {
+	if _, err := s.chooseFor(ctx, p, req.Disks); err != nil {
 		return nil, err
 	}
-	if domains < p.Spec.Copies {
-		return nil, tooFew(p, level(p), domains)
-	}
 	return s.env.Tasks.Start(ctx, "pool create "+p.Name, func(ctx context.Context, h *task.Handle) (string, error) {
-		tx := store.NewTx()
-		if err := store.TxCreate(tx, s.env.Store, p); err != nil {
-			return "", err
-		}
-		for _, d := range disks {
-			d.Spec.Pool = p.ID
-			if err := store.TxPut(tx, d); err != nil {
-				return "", err
+		var disks []*model.Disk
+		_, err := s.env.Store.Transact(ctx, "create pool "+p.Name, func(tx *store.Tx) (err error) { // a disk's health may be written meanwhile
+			if disks, err = s.chooseFor(ctx, p, req.Disks); err != nil {
+				return err
 			}
-		}
-		if _, err := s.env.Store.Commit(ctx, tx); err != nil {
-			return "", fmt.Errorf("create pool %s: %w", p.Name, err)
+			return errors.Join(store.TxCreate(tx, s.env.Store, p), give(tx, disks, p.ID))
+		})
+		if err != nil {
+			return "", err
 		}
 		v, err := ReadView(ctx, s.env.Store)
 		if err != nil {
@@ -368,15 +363,31 @@ func (s *Service) Create(ctx context.Context, req CreateRequest) (*model.Task, e
 	})
 }
 
-// Delete removes an empty pool; its disks stay claimed.
-func (s *Service) Delete(ctx context.Context, ref string) (*model.Task, error) {
-	p, err := store.Get[model.Pool](ctx, s.env.Store, ref)
-	if err != nil {
-		return nil, err
+// chooseFor chooses the disks of a new pool: enough for its copies, or it refuses.
+func (s *Service) chooseFor(ctx context.Context, p *model.Pool, names []string) ([]*model.Disk, error) {
+	disks, domains, err := s.choose(ctx, "create pool "+p.Name, p, names)
+	if err == nil && domains < p.Spec.Copies {
+		err = tooFew(p, level(p), domains)
 	}
+	return disks, err
+}
+
+// give adds to tx that disks belong to a pool; the zero id: to none.
+func give(tx *store.Tx, disks []*model.Disk, pool ids.ID) error {
+	for _, d := range disks {
+		d.Spec.Pool = pool
+		if err := store.TxPut(tx, d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// refuseUsed refuses to delete a pool that holds volumes.
+func (s *Service) refuseUsed(ctx context.Context, p *model.Pool) error {
 	volumes, err := store.List[model.Volume](ctx, s.env.Store)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	var in []string
 	for _, v := range volumes {
@@ -385,26 +396,38 @@ func (s *Service) Delete(ctx context.Context, ref string) (*model.Task, error) {
 		}
 	}
 	if len(in) > 0 {
-		return nil, errs.New(errs.Conflict, "delete pool %s: it holds %s", p.Name, plural(len(in), "volume")).
+		return errs.New(errs.Conflict, "delete pool %s: it holds %s", p.Name, plural(len(in), "volume")).
 			WithHint("delete them first: %s", strings.Join(in[:min(len(in), 5)], ", "))
 	}
+	return nil
+}
+
+// Delete removes an empty pool; its disks stay claimed.
+func (s *Service) Delete(ctx context.Context, ref string) (*model.Task, error) {
+	p, err := store.Get[model.Pool](ctx, s.env.Store, ref)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.refuseUsed(ctx, p); err != nil {
+		return nil, err
+	}
 	return s.env.Tasks.Start(ctx, "pool delete "+p.Name, func(ctx context.Context, h *task.Handle) (string, error) {
-		disks, err := store.List[model.Disk](ctx, s.env.Store)
+		_, err := s.env.Store.Transact(ctx, "delete pool "+p.Name, func(tx *store.Tx) error {
+			disks, err := store.List[model.Disk](ctx, s.env.Store)
+			if err != nil {
+				return err
+			}
+			if p, err = store.GetID[model.Pool](ctx, s.env.Store, p.ID); err != nil {
+				return err
+			}
+			if err := s.refuseUsed(ctx, p); err != nil {
+				return err
+			}
+			store.TxDelete(tx, p)
+			return give(tx, slices.DeleteFunc(disks, func(d *model.Disk) bool { return d.Spec.Pool != p.ID }), ids.ID{})
+		})
 		if err != nil {
 			return "", err
-		}
-		tx := store.NewTx()
-		store.TxDelete(tx, p)
-		for _, d := range disks {
-			if d.Spec.Pool == p.ID {
-				d.Spec.Pool = ids.ID{}
-				if err := store.TxPut(tx, d); err != nil {
-					return "", err
-				}
-			}
-		}
-		if _, err := s.env.Store.Commit(ctx, tx); err != nil {
-			return "", fmt.Errorf("delete pool %s: %w", p.Name, err)
 		}
 		return "pool " + p.Name + " deleted; its disks stay claimed", nil
 	})

@@ -4,7 +4,6 @@ package rule
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 
@@ -82,9 +81,6 @@ func (s *Service) List(ctx context.Context) ([]Info, error) {
 	return out, nil
 }
 
-// addAttempts bounds the tries to add a rule while others add theirs.
-const addAttempts = 5
-
 // Add stores a rule that names what there is and contradicts no other. Nothing
 // moves because of it: that is the balancer's affair.
 func (s *Service) Add(ctx context.Context, req AddRequest) (*model.Rule, error) {
@@ -92,26 +88,17 @@ func (s *Service) Add(ctx context.Context, req AddRequest) (*model.Rule, error) 
 	if err := r.Validate(); err != nil {
 		return nil, err
 	}
-	for range addAttempts {
-		err := s.add(ctx, r)
-		if err == nil {
-			s.env.Events.Emit("info", "rule "+r.Name, "added: "+Text(r))
-			return r, nil
-		}
-		if _, have := store.Get[model.Rule](ctx, s.env.Store, r.Name); have == nil {
-			return nil, errs.New(errs.Conflict, "add rule %s: the name is taken", r.Name).WithHint("`roseau rule list`; remove it first to change it")
-		}
-		if !errors.Is(err, errRaced) {
-			return nil, err
-		}
+	_, err := s.env.Store.Transact(ctx, "add rule "+r.Name, func(tx *store.Tx) error { return s.add(ctx, tx, r) })
+	if err != nil {
+		return nil, err
 	}
-	return nil, errs.New(errs.Conflict, "add rule %s: others add rules all the time", r.Name).WithHint("try again")
+	s.env.Events.Emit("info", "rule "+r.Name, "added: "+Text(r))
+	return r, nil
 }
 
-// errRaced: another rule came in between.
-var errRaced = errors.New("another rule was added meanwhile")
-
-func (s *Service) add(ctx context.Context, r *model.Rule) error {
+// add adds r to tx, if it contradicts no other rule; every addition is conditioned on
+// the one before.
+func (s *Service) add(ctx context.Context, tx *store.Tx, r *model.Rule) error {
 	set, err := store.GetRecord[string](ctx, s.env.Store, setKey)
 	if err != nil {
 		return err
@@ -129,19 +116,16 @@ func (s *Service) add(ctx context.Context, r *model.Rule) error {
 	}
 	var rules []place.VMRule
 	for _, o := range all {
+		if o.Name == r.Name {
+			return errs.New(errs.Conflict, "add rule %s: the name is taken", r.Name).WithHint("`roseau rule list`; remove it first to change it")
+		}
 		rules = append(rules, ha.RuleOf(o))
 	}
 	if err := place.CheckRules(append(rules, ha.RuleOf(r)), placeNodes(nodes)); err != nil {
 		return fmt.Errorf("add rule %s: %w", r.Name, err)
 	}
-	tx := store.NewTx().If(setKey, set.Revision).Put(setKey, r.Name)
-	if err := store.TxCreate(tx, s.env.Store, r); err != nil {
-		return err
-	}
-	if _, err = s.env.Store.Commit(ctx, tx); errors.Is(err, errs.Conflict) {
-		return errRaced
-	}
-	return err
+	tx.If(setKey, set.Revision).Put(setKey, r.Name)
+	return store.TxCreate(tx, s.env.Store, r)
 }
 
 // checkNames refuses machines, nodes and labels that there are not.

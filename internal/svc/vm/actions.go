@@ -306,11 +306,8 @@ func (s *Service) checkStopped(ctx context.Context, vm *model.VM) error {
 // forget removes the object and the placement, and leaves a record of that: a node
 // that was cut off may come back with a guard of the VM.
 func (s *Service) forget(ctx context.Context, id ids.ID) error {
-	for range 10 {
+	_, err := s.env.Store.Transact(ctx, "delete vm "+id.String(), func(tx *store.Tx) error {
 		vm, err := store.GetID[model.VM](ctx, s.env.Store, id)
-		if errors.Is(err, errs.NotFound) {
-			return nil
-		}
 		if err != nil {
 			return err
 		}
@@ -318,17 +315,18 @@ func (s *Service) forget(ctx context.Context, id ids.ID) error {
 		if err != nil {
 			return err
 		}
-		tx := store.NewTx().If(records.PlacementKey(id), p.Revision)
+		tx.If(records.PlacementKey(id), p.Revision)
 		if p.Revision != 0 {
 			tx.Delete(records.PlacementKey(id))
 		}
 		store.TxDelete(tx, vm)
 		tx.Put(records.VMTombKey(id), records.VMTomb{Name: vm.Name, Deleted: s.env.Clock.Wall()})
-		if _, err = s.env.Store.Commit(ctx, tx); err == nil || !errors.Is(err, errs.Conflict) {
-			return err
-		}
+		return nil
+	})
+	if errors.Is(err, errs.NotFound) { // it is forgotten
+		return nil
 	}
-	return errs.New(errs.Conflict, "delete vm %s: it changes all the time", id)
+	return err
 }
 
 // choice is a decision with the placement that it was made on.

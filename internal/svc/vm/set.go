@@ -2,7 +2,6 @@ package vm
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 
@@ -16,52 +15,30 @@ import (
 // that make a circle together cannot both be made.
 const orderKey = "/c/start-order"
 
-// setAttempts bounds the tries to change a VM while others change it.
-const setAttempts = 10
-
 // Set changes the spec. What a VM waits for must exist, and not wait for it.
-func (s *Service) Set(ctx context.Context, ref string, req SetRequest) (*model.VM, error) {
-	for range setAttempts {
-		vm, err := s.set(ctx, ref, req)
-		if err == nil || !errors.Is(err, errRaced) {
-			return vm, err
+func (s *Service) Set(ctx context.Context, ref string, req SetRequest) (vm *model.VM, err error) {
+	rev, err := s.env.Store.Transact(ctx, "set vm "+ref, func(tx *store.Tx) error {
+		order, err := store.GetRecord[string](ctx, s.env.Store, orderKey)
+		if err != nil {
+			return err
 		}
-	}
-	return nil, errs.New(errs.Conflict, "set vm %s: it is changed by others all the time", ref).WithHint("try again")
-}
-
-// errRaced: the VM or the order of starts changed in between.
-var errRaced = errors.New("changed meanwhile")
-
-func (s *Service) set(ctx context.Context, ref string, req SetRequest) (*model.VM, error) {
-	order, err := store.GetRecord[string](ctx, s.env.Store, orderKey)
-	if err != nil {
-		return nil, err
-	}
-	vm, err := store.Get[model.VM](ctx, s.env.Store, ref)
-	if err != nil {
-		return nil, err
-	}
-	req.apply(&vm.Spec)
-	if err := vm.Validate(); err != nil {
-		return nil, err
-	}
-	tx := store.NewTx()
-	if req.After != nil {
-		if err := s.checkAfter(ctx, vm); err != nil {
-			return nil, err
+		if vm, err = store.Get[model.VM](ctx, s.env.Store, ref); err != nil {
+			return err
 		}
-		tx.If(orderKey, order.Revision).Put(orderKey, vm.Name)
-	}
-	if err := store.TxPut(tx, vm); err != nil {
-		return nil, err
-	}
-	rev, err := s.env.Store.Commit(ctx, tx)
-	if errors.Is(err, errs.Conflict) {
-		return nil, errRaced
-	}
+		req.apply(&vm.Spec)
+		if err := vm.Validate(); err != nil {
+			return err
+		}
+		if req.After != nil {
+			if err := s.checkAfter(ctx, vm); err != nil {
+				return err
+			}
+			tx.If(orderKey, order.Revision).Put(orderKey, vm.Name)
+		}
+		return store.TxPut(tx, vm)
+	})
 	if err != nil {
-		return nil, fmt.Errorf("set vm %s: %w", vm.Name, err)
+		return nil, err
 	}
 	vm.Revision = rev
 	return vm, nil

@@ -146,7 +146,7 @@ func (s *Service) refuseCloned(ctx context.Context, what string, v *model.Volume
 // leaveSnapshot resolves that a snapshot is to be deleted: nobody clones it from then
 // on.
 func (s *Service) leaveSnapshot(ctx context.Context, v *model.Volume, number uint32) error {
-	for range 10 {
+	_, err := s.env.Store.Transact(ctx, "delete snapshot of volume "+v.Name, func(tx *store.Tx) error {
 		c, err := s.readClones(ctx, v.ID)
 		if err != nil {
 			return err
@@ -158,12 +158,10 @@ func (s *Service) leaveSnapshot(ctx context.Context, v *model.Volume, number uin
 		if err != nil {
 			return err
 		}
-		key := records.ClonesKey(v.ID)
-		if _, err = s.env.Store.Commit(ctx, store.NewTx().If(key, c.Revision).Put(key, next)); err == nil || !errors.Is(err, errs.Conflict) {
-			return err
-		}
-	}
-	return errs.New(errs.Conflict, "delete snapshot of volume %s: its clones change all the time", v.Name).WithHint("ask again")
+		tx.If(records.ClonesKey(v.ID), c.Revision).Put(records.ClonesKey(v.ID), next)
+		return nil
+	})
+	return err
 }
 
 // txDeleteCloned adds to the transaction that deletes a volume: no clone reads it, and

@@ -101,23 +101,13 @@ func stuckMerges(copies []storagectl.Copy, vols map[ids.ID]*repl.VolumeRecord) [
 	return out
 }
 
-// strays picks the copies that no segment of their volume names. Nothing is freed
-// because something is missing: the volume's records must be there, of the same
-// generation, and newer than all that the copy was told. Records of a restored
-// etcd are older than what the copies that it forgot were told [I14].
+// strays picks the copies that no segment of their volume names (repl.Stray).
 func strays(copies []storagectl.Copy, vols map[ids.ID]*repl.VolumeRecord) []storagectl.Copy {
 	var out []storagectl.Copy
 	for _, c := range copies {
-		v := vols[c.Volume]
-		if v == nil || v.Cfg.State != repl.VolumeLive || slices.Contains(v.Seg.Disks, c.Disk) {
-			continue
+		if v := vols[c.Volume]; v != nil && repl.Stray(*v, c.Disk, c.Promise, c.CfgVersion) {
+			out = append(out, c)
 		}
-		own := &v.Own
-		if own.Generation != c.Promise.Generation || own.Epoch < c.Promise.Epoch || own.CfgVersion <= c.CfgVersion ||
-			own.Epoch == c.Promise.Epoch && own.Nonce != c.Promise.Nonce {
-			continue
-		}
-		out = append(out, c)
 	}
 	return out
 }

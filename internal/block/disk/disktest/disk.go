@@ -179,6 +179,7 @@ func (d *Disk) flush(until uint64) {
 // Sector is a part of a write that a crash may keep or lose.
 type Sector struct {
 	Offset int64
+	Write  int // which write it is a part of, from 0 in order
 	data   []byte
 }
 
@@ -188,9 +189,9 @@ func (d *Disk) Volatile() []Sector {
 	var list []Sector
 	old := make([]byte, SectorBytes)
 	seen := map[int64]bool{}
-	for _, w := range append(slices.Clone(d.pending), d.begun...) {
+	for i, w := range append(slices.Clone(d.pending), d.begun...) {
 		for at := 0; at < len(w.data); at += SectorBytes {
-			s := Sector{w.off + int64(at), w.data[at : at+SectorBytes]}
+			s := Sector{w.off + int64(at), i, w.data[at : at+SectorBytes]}
 			get(d.durable, s.Offset, old)
 			if seen[s.Offset] || !slices.Equal(old, s.data) {
 				seen[s.Offset] = true

@@ -1,0 +1,76 @@
+package sim
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+)
+
+// Words about what disks do by themselves: merges and checkpoints. Their pace is the
+// storage process's own, so a script that needs one copy to be behind says so.
+
+// merges off|on nX...: the storage process has no time to merge objects.
+func (p *player) merges(a []string) error {
+	if len(a) < 2 || a[0] != "off" && a[0] != "on" {
+		return fmt.Errorf("want off or on, and nodes")
+	}
+	list, err := p.nodes(a[1:])
+	for _, n := range list {
+		n.mergesOff = a[0] == "off"
+	}
+	return err
+}
+
+// Merge is the engine's, if the process has time for it.
+func (t tapped) Merge() bool { return !t.n.mergesOff && t.Core.Merge() }
+
+// objects nX EXTENT COUNT: the copy there has so many objects of an extent.
+func (p *player) objects(n *node, a []string) (func() bool, error) {
+	if len(a) != 2 {
+		return nil, fmt.Errorf("want a node, an extent, and a number of objects")
+	}
+	extent, err := strconv.ParseUint(a[0], 10, 64)
+	if err != nil {
+		return nil, err
+	}
+	want, err := strconv.Atoi(a[1])
+	return func() bool {
+		return slices.ContainsFunc(n.disks, func(d *simDisk) bool {
+			e := n.engines[d.id]
+			return e != nil && len(e.ObjectsOf(p.w.volume, extent)) == want
+		})
+	}, err
+}
+
+// applying nX: an image of an extent is being written, so a checkpoint has chosen its
+// cut and has not moved the log's tail.
+func (p *player) applying(n *node) func() bool {
+	return func() bool {
+		return slices.ContainsFunc(n.disks, func(d *simDisk) bool {
+			area, ok := d.area()
+			return ok && slices.ContainsFunc(d.flying, func(f *inFlight) bool { return f.io.Offset >= area[0] && f.io.Offset < area[1] })
+		})
+	}
+}
+
+// checkpointed nX: a checkpoint ends on each of its disks.
+func (p *player) checkpointed(n *node) func() bool {
+	count := func(d *simDisk) uint64 {
+		if e := n.engines[d.id]; e != nil {
+			return e.Stats().Checkpoints
+		}
+		return 0
+	}
+	var was []uint64
+	for _, d := range n.disks {
+		was = append(was, count(d))
+	}
+	return func() bool {
+		for i, d := range n.disks {
+			if count(d) <= was[i] {
+				return false
+			}
+		}
+		return true
+	}
+}
