@@ -15,7 +15,7 @@ import (
 func TestVolumeForce(t *testing.T) {
 	heals(t)
 	must(t, time.Minute, "volume", "create", "forced", "--size", "64MiB")
-	defer must(t, time.Minute, "volume", "delete", "forced", "--confirm", "forced")
+	defer again(t, "volume", "delete", "forced", "--confirm", "forced")
 	dir := t.TempDir()
 	image := func(name string) string {
 		path := filepath.Join(dir, name)
@@ -27,7 +27,7 @@ func TestVolumeForce(t *testing.T) {
 		t.Helper()
 		uri := serveOn(t, node, "forced")
 		tool(t, "nbdcopy", "--flush", from, uri)
-		must(t, time.Minute, "volume", "unserve", "forced")
+		again(t, "volume", "unserve", "forced")
 	}
 	holds := func(node, want string) {
 		t.Helper()
@@ -35,7 +35,7 @@ func TestVolumeForce(t *testing.T) {
 		tool(t, "nbdcopy", uri, back)
 		tool(t, "cmp", want, back)
 		os.Remove(back)
-		must(t, time.Minute, "volume", "unserve", "forced")
+		again(t, "volume", "unserve", "forced")
 	}
 	given := map[string]string{} // disk of each node
 	for _, c := range copiesOf(t, "forced") {
@@ -70,7 +70,7 @@ func TestVolumeForce(t *testing.T) {
 		}
 	}
 	refused(t, exitInvalid, []string{"named once", "--confirm forced"}, "volume", "force", "forced", "--confirm", "another")
-	if out := must(t, time.Minute, "volume", "force", "forced", "--confirm", "forced"); !strings.Contains(out, "goes on without") {
+	if out := again(t, "volume", "force", "forced", "--confirm", "forced"); !strings.Contains(out, "goes on without") {
 		t.Errorf("force: %s", out)
 	}
 	holds("n2", newer)

@@ -40,6 +40,21 @@ func heals(t *testing.T) {
 	})
 }
 
+// again is must for a command that may meet the cluster just after a node was lost:
+// etcd may be electing a leader. It is repeated for a minute.
+func again(t *testing.T, args ...string) string {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); ; time.Sleep(200 * time.Millisecond) {
+		out, err := cli(time.Minute, args...)
+		if err == nil {
+			return out
+		}
+		if time.Now().After(end) {
+			t.Fatalf("roseau %s: %v\n%s", strings.Join(args, " "), err, out)
+		}
+	}
+}
+
 // command is a command line that runs beside the test.
 type command struct {
 	args []string

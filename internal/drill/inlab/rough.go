@@ -36,11 +36,6 @@ func (l *Lab) CorruptDisk(ctx context.Context, node, diskPath string, from size.
 	return len(a.Flips), err
 }
 
-// ResetConnections resets the connections of a service.
-func (l *Lab) ResetConnections(ctx context.Context, node, service string) error {
-	return l.client.ServiceReset(ctx, node, service)
-}
-
 // CutPower cuts the power of all nodes.
 func (l *Lab) CutPower(ctx context.Context) error {
 	_, err := l.client.PowerCut(ctx)
