@@ -2,7 +2,6 @@ package api
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
@@ -15,6 +14,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humachi"
 
+	"roseau/internal/base/dial"
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
 	"roseau/internal/base/paths"
@@ -24,6 +24,13 @@ import (
 // forwardedHeader names the node that passed a request on; a second hop would
 // be a loop.
 const forwardedHeader = "Roseau-Forwarded-By"
+
+const (
+	dialTimeout = 2 * time.Second
+	// unacked ends a connection whose network was cut: the next request looks for
+	// another.
+	unacked = 3 * time.Second
+)
 
 // Proxy passes requests on to the node that must carry them out.
 type Proxy struct {
@@ -36,8 +43,8 @@ type Proxy struct {
 	transports map[ids.ID]*http.Transport
 }
 
-// NewProxy returns a proxy of the node self; addr tells the cluster addresses
-// of a node, best first.
+// NewProxy returns a proxy of the node self; addr tells the addresses at which a
+// node's API is, best first.
 func NewProxy(self ids.ID, id *pki.Identity, addr func(context.Context, ids.ID) ([]string, error), log *slog.Logger) *Proxy {
 	return &Proxy{self: self, id: id, addr: addr, log: log, transports: map[ids.ID]*http.Transport{}}
 }
@@ -108,7 +115,11 @@ func (p *Proxy) Transport(node ids.ID) *http.Transport {
 			if err != nil {
 				return nil, err
 			}
-			return dialFirst(ctx, addrs, paths.PortAPI)
+			at := make([]string, len(addrs))
+			for i, a := range addrs {
+				at[i] = net.JoinHostPort(a, strconv.Itoa(paths.PortAPI))
+			}
+			return dial.First(ctx, at, dialTimeout, dial.Keep{Unacked: unacked, Idle: unacked})
 		},
 		IdleConnTimeout:     30 * time.Second,
 		TLSHandshakeTimeout: 5 * time.Second,
@@ -124,18 +135,4 @@ func (p *Proxy) Close() {
 	for _, t := range p.transports {
 		t.CloseIdleConnections()
 	}
-}
-
-// dialFirst tries the addresses in turn.
-func dialFirst(ctx context.Context, addrs []string, port int) (net.Conn, error) {
-	last := fmt.Errorf("no address")
-	d := net.Dialer{Timeout: 2 * time.Second}
-	for _, a := range addrs {
-		c, err := d.DialContext(ctx, "tcp", net.JoinHostPort(a, strconv.Itoa(port)))
-		if err == nil {
-			return c, nil
-		}
-		last = err
-	}
-	return nil, last
 }

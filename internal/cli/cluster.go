@@ -35,7 +35,7 @@ func (f *nodeFlags) add(cmd *cobra.Command) {
 	fs.StringVar(&f.name, "name", "", "name of this node (default: the host name)")
 	fs.StringSliceVar(&f.address, "address", nil, "IP address of this machine for everything")
 	fs.StringSliceVar(&f.cluster, "cluster-address", nil, "IP address for etcd, API and beats (default: --address)")
-	fs.StringSliceVar(&f.storage, "storage-address", nil, "IP address for replication and migration (default: --address, else the cluster address)")
+	fs.StringSliceVar(&f.storage, "storage-address", nil, "IP address for replication and migration, and for etcd and API when the cluster network is cut (default: --address, else the cluster address)")
 	fs.StringToStringVar(&f.uplinks, "uplink", nil, "NETWORK=INTERFACE: the interface that carries a bridged network, for example lan=eth2")
 }
 
@@ -150,7 +150,7 @@ func statusTable(st *member.Status) *table {
 		}
 		etcd[m.Node] = role
 	}
-	tb := newTable("NODE", "SESSION", "ETCD", "ADDRESS", "BEAT")
+	tb := newTable("NODE", "SESSION", "ETCD", "ADDRESS", "BEAT", "NO BEAT ON")
 	for _, n := range st.Nodes {
 		session := "lost"
 		if n.Alive {
@@ -158,11 +158,15 @@ func statusTable(st *member.Status) *table {
 		}
 		role := etcd[n.Name]
 		delete(etcd, n.Name)
-		tb.row(n.Name, session, role, n.Address, n.Beat)
+		silent := make([]string, len(n.Silent))
+		for i, role := range n.Silent {
+			silent[i] = string(role)
+		}
+		tb.row(n.Name, session, role, n.Address, n.Beat, strings.Join(silent, ", "))
 	}
 	for _, m := range st.Members {
 		if role, ok := etcd[m.Node]; ok {
-			tb.row(m.Node, "-", role, "-", "-")
+			tb.row(m.Node, "-", role, "-", "-", "-")
 		}
 	}
 	if st.Cluster != nil {

@@ -67,13 +67,7 @@ func longestWrite(ctx context.Context, p *probeVM, d time.Duration) (time.Durati
 	if err := p.post(ctx, "/reset"); err != nil {
 		return 0, err
 	}
-	select {
-	case <-ctx.Done():
-		return 0, context.Cause(ctx)
-	case <-time.After(d):
-	}
-	st, err := p.status(ctx)
-	return st.LongestIO, err
+	return p.longestFrom(ctx, d)
 }
 
 func killAndWatch(ctx context.Context, e *Env, p *probeVM, k killCase, baseline time.Duration) error {

@@ -56,7 +56,7 @@ type NetworkRole string
 // The roles. One address may serve several.
 const (
 	RoleCluster NetworkRole = "cluster" // etcd, API, beats
-	RoleStorage NetworkRole = "storage" // replication, migration
+	RoleStorage NetworkRole = "storage" // replication, migration; etcd and API as well when the cluster's is cut
 	RoleVM      NetworkRole = "vm"      // the uplink of bridged networks
 )
 

@@ -63,28 +63,38 @@ type machine struct {
 	name string
 	root string
 	addr string
-	cmd  *exec.Cmd
-	c    *client.Client
+	// addrs are its addresses in place of addr, within the namespace that it runs in;
+	// nil: a loopback address in the test's.
+	addrs  map[model.NetworkRole][]string
+	within func(func() error) error
+	cmd    *exec.Cmd
+	c      *client.Client
 }
 
 func newMachines(t *testing.T, count int) []*machine {
 	t.Helper()
 	var out []*machine
 	for i := 1; i <= count; i++ {
-		// Short: a socket's path has at most 107 bytes.
-		root, err := os.MkdirTemp("", "rs")
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { os.RemoveAll(root) })
-		pid := os.Getpid()
-		m := &machine{t: t, name: fmt.Sprintf("n%d", i), root: root, addr: fmt.Sprintf("127.%d.%d.%d", 64+pid>>8&0x3f, pid&0xff, i)}
-		m.c = client.Local(filepath.Join(root, "run/roseau/api.sock"))
+		m := prepareMachine(t, i)
 		m.start()
 		t.Cleanup(m.stop)
 		out = append(out, m)
 	}
 	return out
+}
+
+func prepareMachine(t *testing.T, i int) *machine {
+	t.Helper()
+	// Short: a socket's path has at most 107 bytes.
+	root, err := os.MkdirTemp("", "rs")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(root) })
+	pid := os.Getpid()
+	m := &machine{t: t, name: fmt.Sprintf("n%d", i), root: root, addr: fmt.Sprintf("127.%d.%d.%d", 64+pid>>8&0x3f, pid&0xff, i)}
+	m.c = client.Local(filepath.Join(root, "run/roseau/api.sock"))
+	return m
 }
 
 func (m *machine) start() {
@@ -98,7 +108,12 @@ func (m *machine) start() {
 	defer log.Close()
 	m.cmd.Stderr = log
 	m.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := m.cmd.Start(); err != nil {
+	if m.within == nil {
+		err = m.cmd.Start()
+	} else {
+		err = m.within(m.cmd.Start)
+	}
+	if err != nil {
 		m.t.Fatal(err)
 	}
 	eventually(m.t, 10*time.Second, "the daemon of "+m.name+" answers", func() error {
@@ -123,6 +138,9 @@ func (m *machine) stop() {
 }
 
 func (m *machine) request() member.NodeRequest {
+	if m.addrs != nil {
+		return member.NodeRequest{Name: m.name, Addresses: m.addrs}
+	}
 	return member.NodeRequest{Name: m.name, Addresses: map[model.NetworkRole][]string{model.RoleCluster: {m.addr}}}
 }
 

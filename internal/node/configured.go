@@ -95,7 +95,11 @@ func (d *daemon) newLife(ctx context.Context, conf *nodeconf.Config) (*life, err
 		return nil, errs.New(errs.Corrupt, "start node %s: the certificate is node %s's, the config says %s", conf.Name, id.Node(), conf.Node)
 	}
 	if conf.Recovering != 0 { // the others are given up: they must not be asked
-		conf.Endpoints = []string{etcd.ClientURL(conf.ClusterAddresses()[0])}
+		own := etcd.Member{}
+		for _, a := range conf.ControlAddresses() {
+			own.ClientURLs = append(own.ClientURLs, etcd.ClientURL(a))
+		}
+		conf.Endpoints = []string{own.Endpoint()}
 	}
 	cli, err := etcd.Dial(id, conf.Endpoints)
 	if err != nil {
@@ -113,7 +117,7 @@ func (d *daemon) newLife(ctx context.Context, conf *nodeconf.Config) (*life, err
 		Endpoints: cli.Endpoints,
 		Clock:     d.o.Clock, Log: log,
 	}
-	ec := etcd.Config{Name: conf.Node.String(), Identity: id, Dir: paths.Etcd, Addresses: conf.ClusterAddresses(),
+	ec := etcd.Config{Name: conf.Node.String(), Identity: id, Dir: paths.Etcd, Addresses: conf.ControlAddresses(),
 		Cluster: conf.Cluster, LogFile: paths.State + etcdLogFileName, New: conf.Settling != nil && conf.Settling.Init}
 	n.seat = seat.New(seat.Config{Etcd: ec, Peer: etcd.PeerURL(conf.ClusterAddresses()[0]), Save: n.saveSeat,
 		Enter: func(ctx context.Context) error { return n.member.FetchKey(ctx) }, Leave: member.DropKey, Clock: d.o.Clock, Log: log}, conf.Seat)
@@ -138,7 +142,7 @@ func (n *life) run(ctx context.Context, ready chan<- error) error {
 	if err != nil {
 		return err
 	}
-	routes := []api.Routes{n.member.Routes(n.beatAge), d.Tasks.Routes, d.Events.Routes, n.localRoutes, n.recoverRoutes}
+	routes := []api.Routes{n.member.Routes(n.heard), d.Tasks.Routes, d.Events.Routes, n.localRoutes, n.recoverRoutes}
 	for _, s := range svcs {
 		if s.Routes != nil {
 			routes = append(routes, s.Routes)
@@ -154,7 +158,7 @@ func (n *life) run(ctx context.Context, ready chan<- error) error {
 	if n.config().Recovering != 0 {
 		g.Go(func() error { return n.finishRecovery(ctx) })
 	}
-	for _, a := range n.conf.ClusterAddresses() {
+	for _, a := range n.conf.ControlAddresses() {
 		g.Go(func() error { return n.serveAPI(ctx, a, srv.Handler()) })
 	}
 	for _, a := range n.conf.AllAddresses() {
@@ -352,7 +356,7 @@ func (n *life) addressesOf(ctx context.Context, node ids.ID) ([]string, error) {
 			return nil, err
 		}
 	}
-	return o.Spec.Addresses[model.RoleCluster], nil
+	return nodeconf.ControlAddresses(o.Spec.Addresses), nil
 }
 
 // followPeers sends beats to every node on every address that it has.
@@ -373,13 +377,24 @@ func (n *life) followPeers(ctx context.Context) error {
 	}
 }
 
-// beatAge is for `cluster status`.
-func (n *life) beatAge(node ids.ID) time.Duration {
-	at := n.deps.Beats.Seen(node)
-	if at == 0 {
-		return -1
+// heard is for `cluster status`.
+func (n *life) heard(node ids.ID) member.Heard {
+	now, last := n.deps.Clock.Now(), n.deps.Beats.Seen(node)
+	if last == 0 {
+		return member.Heard{Age: -1}
 	}
-	return n.deps.Clock.Now().Sub(at)
+	h := member.Heard{Age: now.Sub(last)}
+	for _, role := range []model.NetworkRole{model.RoleCluster, model.RoleStorage, model.RoleVM} {
+		addrs := n.conf.Addresses[role]
+		silent := func(a string) bool {
+			at := n.deps.Beats.SeenAt(node, a)
+			return at == 0 || now.Sub(at) >= beat.LostAfter
+		}
+		if len(addrs) > 0 && !slices.ContainsFunc(addrs, func(a string) bool { return !silent(a) }) {
+			h.Silent = append(h.Silent, role)
+		}
+	}
+	return h
 }
 
 // followMembers keeps the list of etcd members up to date: in the client, in the

@@ -29,8 +29,8 @@ type Config struct {
 	Uplinks map[string]string `json:"uplinks,omitempty"`
 	// Seat says whether this node votes, and as which etcd member.
 	Seat Seat `json:"seat"`
-	// Endpoints are the client URLs of the nodes that vote, as last seen; the
-	// daemon keeps them up to date.
+	// Endpoints are the nodes that vote to a client of etcd, as driver/etcd's
+	// Endpoints last returned them; the daemon keeps them up to date.
 	Endpoints []string `json:"endpoints"`
 	// Generation is the cluster generation that this node and its disks belong to:
 	// `cluster recover` raises it here, an explicit import on the other nodes.
@@ -48,8 +48,8 @@ type Seat struct {
 	// Member is the id that the data is of; 0: of a member that makes the cluster,
 	// before its first start.
 	Member uint64 `json:"member,string,omitempty"`
-	// Initial has the peer URL of every member by name, for the first start; nil
-	// afterwards, and for the member that makes the cluster.
+	// Initial has the peer URLs of every member by name, with commas in between, for
+	// the first start; nil afterwards, and for the member that makes the cluster.
 	Initial map[string]string `json:"initial,omitempty"`
 }
 
@@ -59,17 +59,31 @@ type Settling struct {
 	Token ids.ID `json:"token,omitzero"` // the token of a join, to be marked as used
 }
 
-// ClusterAddresses returns the addresses for etcd, API and beats, best first.
+// ClusterAddresses returns the addresses on the cluster network, best first.
 func (c *Config) ClusterAddresses() []string { return c.Addresses[model.RoleCluster] }
+
+// ControlAddresses returns the addresses for etcd and the API between nodes, each
+// once: those on the cluster network, best first, then those on the storage
+// network, which serve when the former is cut.
+func (c *Config) ControlAddresses() []string { return ControlAddresses(c.Addresses) }
+
+// ControlAddresses returns the control addresses of a node with these addresses.
+func ControlAddresses(m map[model.NetworkRole][]string) []string {
+	return addresses(m, model.RoleCluster, model.RoleStorage)
+}
 
 // AllAddresses returns every address of the node once, cluster addresses first.
 func (c *Config) AllAddresses() []string { return AllAddresses(c.Addresses) }
 
 // AllAddresses returns every address of a node once, cluster addresses first.
 func AllAddresses(m map[model.NetworkRole][]string) []string {
+	return addresses(m, model.RoleCluster, model.RoleStorage, model.RoleVM)
+}
+
+func addresses(m map[model.NetworkRole][]string, roles ...model.NetworkRole) []string {
 	seen := map[string]bool{}
 	var out []string
-	for _, role := range []model.NetworkRole{model.RoleCluster, model.RoleStorage, model.RoleVM} {
+	for _, role := range roles {
 		for _, a := range m[role] {
 			if !seen[a] {
 				seen[a] = true

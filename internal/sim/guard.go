@@ -331,7 +331,7 @@ func (g *guard) receive(l *link, m wire.Message) {
 		return
 	}
 	g.w.observe(g, l, m)
-	g.step(writer.Received{Node: l.node.id, Msg: m})
+	g.step(&writer.Received{Node: l.node.id, Msg: m})
 }
 
 // prepared claims as soon as PREPARE allows it.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime"
 	"sync"
 	"time"
 
@@ -90,7 +91,12 @@ func (w *workers) add(io disk.IO) {
 	}
 }
 
+// run has a thread of its own, which ends with it. The kernel completes what a
+// thread has put into a ring in that thread, and not while it blocks in the
+// kernel: an fdatasync in a thread that had just begun the writes of a turn would
+// hold up their ends, and one that hangs those of other disks.
 func (w *workers) run() {
+	runtime.LockOSThread()
 	defer w.wg.Done()
 	w.mu.Lock()
 	defer w.mu.Unlock()

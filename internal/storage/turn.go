@@ -232,7 +232,7 @@ func (p *process) dispatch(r *replica.Ready, reader *conn) {
 			continue
 		}
 		d.inflight++
-		if reader != nil && len(r.IO) == 1 && !r.IO[i].IO.Later && d.inflight-len(d.later)-d.laterOut == 1 {
+		if reader != nil && len(r.IO) == 1 && !r.IO[i].IO.Later && d.inflight-len(d.later)-d.laterOut == 1 && p.othersIdle(d) {
 			reader.alone.dev, reader.alone.io = d, r.IO[i].IO
 			continue
 		}
@@ -272,6 +272,19 @@ func (p *process) dispatch(r *replica.Ready, reader *conn) {
 	for _, e := range r.Events {
 		p.event(e)
 	}
+}
+
+// othersIdle reports whether no other disk than d has actions under way. Else the
+// reader's thread may be one that put them into its ring: see workers.run.
+func (p *process) othersIdle(d *device) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, o := range p.disks {
+		if o != d && o.inflight > len(o.later) {
+			return false
+		}
+	}
+	return true
 }
 
 // refill lets d begin at the end of the turn what it has put off.

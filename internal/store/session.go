@@ -17,7 +17,10 @@ import (
 
 // SessionTTLSeconds is the lease of a node's session. Etcd ends it 0.3 to 0.5 s
 // later, and a new etcd leader begins it anew: a hint, never a fence.
-const SessionTTLSeconds = 2
+const (
+	SessionTTLSeconds = 2
+	sessionTTL        = SessionTTLSeconds * time.Second
+)
 
 // Session is the value of a node's alive key.
 type Session struct {
@@ -56,10 +59,9 @@ func (s *Store) sessionOnce(ctx context.Context, v Session) {
 	if _, err := s.Commit(ctx, NewTx().PutLease(SessionKey(v.Node), v, lease.ID)); err != nil && !errors.Is(err, ErrUnknown) {
 		return
 	}
-	alive, err := s.cli.KeepAlive(ctx, lease.ID)
-	if err == nil {
-		for range alive {
-		}
+	<-etcd.KeepLease(ctx, s.cli, lease.ID, sessionTTL)
+	if ctx.Err() == nil {
+		return // the next lease takes the key over, without a gap if this one lives still
 	}
 	// An orderly stop says so at once; the context of the stop is over, so this
 	// has a short one of its own. If it fails, the lease runs out by itself.
@@ -216,36 +218,31 @@ func (s *Store) electOnce(ctx context.Context, key string, me ids.ID, run func(c
 		defer cancel()
 		s.cli.Revoke(rctx, lease.ID)
 	}()
-	alive, err := s.cli.KeepAlive(ctx, lease.ID)
-	if err != nil {
-		return etcd.Classify(err)
-	}
+	kctx, unkeep := context.WithCancel(ctx)
+	defer unkeep()
+	lost := etcd.KeepLease(kctx, s.cli, lease.ID, sessionTTL)
 	if _, err := s.Commit(ctx, NewTx().If(key, 0).PutLease(key, me, lease.ID)); err != nil {
 		if !errors.Is(err, errs.Conflict) {
 			return err
 		}
-		return s.waitGone(ctx, key, alive)
+		return s.waitGone(ctx, key, lost)
 	}
 	rctx, stop := context.WithCancel(ctx)
 	defer stop()
 	done := make(chan error, 1)
 	go func() { done <- run(rctx) }()
-	for {
-		select {
-		case err := <-done:
-			return err
-		case _, ok := <-alive:
-			if !ok {
-				stop()
-				return <-done
-			}
-		}
+	select {
+	case err := <-done:
+		return err
+	case <-lost:
+		stop()
+		return <-done
 	}
 }
 
 // waitGone returns when the holder's key has gone, the watch broke or the lease
 // that would be used next was lost.
-func (s *Store) waitGone(ctx context.Context, key string, alive <-chan *clientv3.LeaseKeepAliveResponse) error {
+func (s *Store) waitGone(ctx context.Context, key string, lost <-chan struct{}) error {
 	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
 	defer cancel()
 	resp, err := s.get(ctx, key)
@@ -259,10 +256,8 @@ func (s *Store) waitGone(ctx context.Context, key string, alive <-chan *clientv3
 			if !ok || wr.Err() != nil || len(wr.Events) > 0 {
 				return nil
 			}
-		case _, ok := <-alive:
-			if !ok {
-				return nil
-			}
+		case <-lost:
+			return nil
 		}
 	}
 }

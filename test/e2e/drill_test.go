@@ -58,6 +58,7 @@ func TestDrills(t *testing.T) {
 		{"process-kill", []string{"node_killed_ms", "storage_killed_ms", "guard_killed_ms", "io_errors"}},
 		{"control-plane", []string{"longest_stall_ms", "io_errors", "writes_lost"}},
 		{"isolation", []string{"silent_ms", "restarted_ms", "vms_run_twice"}},
+		{"network-cut", []string{"storage_changes_ms", "cluster_changes_ms", "storage_longest_stall_ms", "cluster_longest_stall_ms", "restarted_ms", "writes_acked", "writes_lost", "vms_run_twice"}},
 		{"freeze", []string{"silent_ms", "restarted_ms", "service_back_ms", "writes_acked", "writes_lost", "vms_run_twice", "vm_pauses", "vm_paused_ms", "vm_restarts"}},
 		{"drain", []string{"drain_ms", "failback_ms", "pings_lost", "vm_restarts", "writes_acked", "writes_lost"}},
 		{"node-shutdown", []string{"shutdown_ms", "failback_ms", "longest_stall_ms", "vm_restarts", "writes_acked", "writes_lost"}},

@@ -13,7 +13,8 @@
 // What the monitor does may come late by that much: to give the processor of a
 // blocked goroutine to another one, and to stop one that computes for over 10 ms.
 // An idle monitor sleeps up to 10 ms by the runtime's own rules, so nothing could
-// have relied on less.
+// have relied on less. Half a millisecond was not enough: the first system call
+// after a pause wakes an idle monitor, so at depth 1 each request woke it once.
 package sysmon
 
 import (
@@ -25,7 +26,7 @@ import (
 )
 
 // Slack is how much later than it asks for the monitor may wake up.
-const Slack = 500 * time.Microsecond
+const Slack = 2 * time.Millisecond
 
 // Calm gives the monitor thread of this process its slack. It may be called more
 // than once. Where that is not allowed (without CAP_SYS_NICE) or not possible, log

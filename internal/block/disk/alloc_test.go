@@ -30,14 +30,19 @@ func newSteady(t testing.TB) *steady {
 	return &steady{core: f.Core, pool: f.Pool, crc: make([]uint32, 1), mark: repl.Mark{Epoch: 1}}
 }
 
-// write logs a block and runs the engine until nothing is under way.
-func (s *steady) write(t testing.TB) {
+// write logs a block at some place.
+func (s *steady) write(t testing.TB) { s.put(t, int((s.wseq+1)*7919%8192), 1) }
+
+// overwrite logs 1 MiB behind the last one.
+func (s *steady) overwrite(t testing.TB) { s.put(t, int((s.wseq+1)*256%8192), 256) }
+
+// put logs count blocks and runs the engine until nothing is under way.
+func (s *steady) put(t testing.TB, block, count int) {
 	s.wseq++
 	s.mark.Wseq = s.wseq
-	block := int(s.wseq * 7919 % 8192)
 	s.core.SetFlushMark(vol1, repl.Mark{Epoch: 1, Wseq: s.wseq - min(s.wseq, 64)})
-	s.core.Append(s.wseq, disk.Record{Kind: disk.KindWrite, Volume: vol1, Writer: disk.Writer{Epoch: 1}, Extent: uint64(block / 1024), Block: block % 1024, Count: 1,
-		Mark: s.mark, CRC: s.crc, Data: s.pool.Alloc(disk.BlockBytes)})
+	s.core.Append(s.wseq, disk.Record{Kind: disk.KindWrite, Volume: vol1, Writer: disk.Writer{Epoch: 1}, Extent: uint64(block / 1024), Block: block % 1024, Count: count,
+		Mark: s.mark, CRC: s.crc, Data: s.pool.Alloc(count * disk.BlockBytes)})
 	answered := false
 	for {
 		s.core.Ready(&s.ready)
@@ -73,5 +78,16 @@ func BenchmarkWrite(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		s.write(b)
+	}
+}
+
+// BenchmarkOverwriteLarge is the engine's work for 1 MiB over what is there already,
+// in order: log, checkpoints, no device.
+func BenchmarkOverwriteLarge(b *testing.B) {
+	s := newSteady(b)
+	s.crc = make([]uint32, 256)
+	b.ReportAllocs()
+	for b.Loop() {
+		s.overwrite(b)
 	}
 }

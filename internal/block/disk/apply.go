@@ -446,12 +446,7 @@ func (a *apply) install(c *Core) {
 	e.imgSeq, e.imgMark, e.twin = a.h.Seq, a.h.Mark, false
 	e.version++
 	c.ck.wrote = append(c.ck.wrote, e)
-	for _, p := range a.blocks {
-		if at, ok := e.find(p.block); ok && e.pend[at].r == p.r {
-			e.pend = slices.Delete(e.pend, at, at+1)
-			c.deref(p.r)
-		}
-	}
+	a.settle(c)
 	if e.tombPending && e.tombSeq == a.tomb {
 		e.tombPending = false
 	}
@@ -461,6 +456,25 @@ func (a *apply) install(c *Core) {
 	e.baseUnknown, e.rewrite = false, false
 	c.dropTags(e)
 	c.setTags(e, a.img)
+}
+
+// settle takes what was applied out of the pending index. Both are in the order of
+// the blocks: one pass, for an extent may have a thousand.
+func (a *apply) settle(c *Core) {
+	e, left := a.e, a.blocks
+	kept := e.pend[:0]
+	for _, p := range e.pend {
+		for len(left) > 0 && left[0].block < p.block {
+			left = left[1:]
+		}
+		if len(left) > 0 && left[0].block == p.block && left[0].r == p.r {
+			c.deref(p.r)
+		} else {
+			kept = append(kept, p)
+		}
+	}
+	clear(e.pend[len(kept):])
+	e.pend = kept
 }
 
 // writeTable writes the volume table if it changed, then syncs.

@@ -15,6 +15,8 @@ type Raw struct {
 	rc  syscall.RawConn // nil: cannot be tried
 	try func(uintptr) bool
 
+	wait, waited func(uintptr) // of a quiet connection; nil: it is not
+
 	mu   sync.Mutex
 	on   bool
 	buf  []byte // gathered; buf[:sent] is written
@@ -33,6 +35,7 @@ func NewRaw(nc net.Conn) *Raw {
 	r.try = r.attempt
 	if _, ok := nc.(*net.UnixConn); ok && r.rc != nil {
 		r.rc.Control(roomy) // a wish: less room costs time only
+		r.rc.Control(r.hush)
 	}
 	return r
 }
@@ -59,6 +62,8 @@ func (r *Raw) Write(p []byte) (int, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !r.on {
+		r.waiting(true)
+		defer r.waiting(false)
 		return r.Conn.Write(p)
 	}
 	r.buf = append(r.buf, p...)
@@ -72,8 +77,19 @@ func (r *Raw) Flush() error {
 	if r.sent == len(r.buf) {
 		return nil
 	}
+	r.waiting(true)
 	_, err := r.Conn.Write(r.buf[r.sent:])
+	r.waiting(false)
 	r.buf, r.sent = r.buf[:0], 0
+	return err
+}
+
+// WriteBuffers writes what is gathered, then list, which it consumes, and waits
+// until the kernel has taken it.
+func (r *Raw) WriteBuffers(list *net.Buffers) error {
+	r.waiting(true)
+	_, err := list.WriteTo(r.Conn)
+	r.waiting(false)
 	return err
 }
 

@@ -210,8 +210,7 @@ func (s *Sender) write(o *outgoing) error {
 		return err
 	}
 	if !s.tls {
-		_, err := o.batch.Buffers().WriteTo(s.raw.Conn)
-		return err
+		return s.raw.WriteBuffers(o.batch.Buffers())
 	}
 	for _, b := range *o.batch.Buffers() {
 		if _, err := s.nc.Write(b); err != nil {

@@ -68,6 +68,9 @@ type Request struct {
 	// memory to the garbage collector instead of using it again.
 	Keep bool
 
+	// Sums is free for the backend. Its memory is used again as Data's is.
+	Sums []uint32
+
 	// Pooled, set by the backend before Done of an OpRead, says that Data is from
 	// Pool and nobody else's: it is used again after the reply.
 	Pooled bool

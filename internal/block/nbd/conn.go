@@ -355,7 +355,10 @@ func (c *conn) releaseLocked(r *Request) {
 	if r.Pooled {
 		Pool{}.Free(r.Data)
 	}
-	spans := r.Spans[:0]
-	*r = Request{conn: c, next: c.free, Spans: spans, extents: r.extents}
+	next := Request{conn: c, next: c.free, Spans: r.Spans[:0], extents: r.extents}
+	if !r.Keep {
+		next.Sums = r.Sums[:0]
+	}
+	*r = next
 	c.free = r
 }

@@ -123,7 +123,7 @@ func (c *conn) writeLoop() error {
 // each time.
 func (c *conn) writev() error {
 	c.bufs = c.iov
-	_, err := c.bufs.WriteTo(c.nc)
+	err := c.raw.WriteBuffers(&c.bufs)
 	c.bufs = nil
 	return err
 }

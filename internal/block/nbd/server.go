@@ -71,7 +71,7 @@ func (s *Server) serveConn(ctx context.Context, nc net.Conn) {
 	defer nc.Close()
 	c := newConn(nc)
 	nc.SetDeadline(clock.System{}.Wall().Add(negotiationTime))
-	n := negotiator{r: c, w: nc, exports: s.exports}
+	n := negotiator{r: c, w: c.raw, exports: s.exports}
 	sess, err := n.run()
 	if err != nil {
 		if !errors.Is(err, errAborted) && !errors.Is(err, io.EOF) && ctx.Err() == nil {

@@ -128,7 +128,7 @@ func (s *Set) stateChanged(e writer.StateChanged) {
 	}
 	s.leaseChanged(clock.Instant(s.deadline.Load()))
 	s.publish()
-	s.notify(onState)
+	s.newState = true // told when the lease that comes with it is known, too
 }
 
 func (s *Set) preparedRound(e writer.Prepared) {

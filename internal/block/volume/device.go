@@ -43,10 +43,8 @@ type op struct {
 
 // request is a client's request on its way to the core.
 type request struct {
-	r   *nbd.Request
-	d   *device
-	crc []uint32 // of a write
-
+	r    *nbd.Request
+	d    *device
 	snap uint32 // to be read; 0 = the volume as it is
 }
 
@@ -55,27 +53,15 @@ type request struct {
 func (d *device) Submit(rs []*nbd.Request) { d.submit(rs, 0) }
 
 func (d *device) submit(rs []*nbd.Request, snap uint32) {
-	var blocks int64
 	for _, r := range rs {
 		if r.Op == nbd.OpWrite {
-			blocks += r.Length / repl.BlockBytes
-		}
-	}
-	crcs := make([]uint32, 0, blocks)
-	for _, r := range rs {
-		if r.Op == nbd.OpWrite {
-			crcs = appendChecksums(crcs, r.Data)
+			r.Sums = appendChecksums(r.Sums[:0], r.Data)
 		}
 	}
 	s := d.s
 	s.mu.Lock()
 	for _, r := range rs {
-		q := request{r: r, d: d, snap: snap}
-		if r.Op == nbd.OpWrite {
-			n := r.Length / repl.BlockBytes
-			q.crc, crcs = crcs[:n:n], crcs[n:]
-		}
-		s.inbox.reqs = append(s.inbox.reqs, q)
+		s.inbox.reqs = append(s.inbox.reqs, request{r: r, d: d, snap: snap})
 	}
 	s.takePatient()
 }
@@ -114,7 +100,7 @@ func (s *Set) submit(q request) {
 		o.w.Op, o.w.Snap = writer.OpRead, q.snap
 		o.w.Length = min(r.Length, repl.ExtentBytes-r.Offset%repl.ExtentBytes)
 	case nbd.OpWrite:
-		o.w.Op, o.w.Data, o.w.CRC = writer.OpWrite, r.Data, q.crc
+		o.w.Op, o.w.Data, o.w.CRC = writer.OpWrite, r.Data, r.Sums
 		d.writes.Add(1)
 		d.writeBytes.Add(uint64(r.Length))
 	case nbd.OpZero:

@@ -92,16 +92,7 @@ func directSet(t *testing.T) (s *Set, c *directCore, cells *direct.Cells, owner 
 		}
 		c.crc = append(c.crc, wire.Checksum(data))
 	}
-	s = &Set{cfg: Config{Clock: clock.System{}}, log: slog.New(slog.DiscardHandler), clock: clock.System{}, wake: make(chan struct{}, 1),
-		timer: time.NewTimer(time.Hour), known: make(chan struct{}), peers: map[ids.ID]*peer{}, events: newEventQueue(), core: c}
-	s.disks = newDisks(s)
-	vol := ids.New()
-	d := &device{s: s, id: vol}
-	d.size.Store(repl.ExtentBytes)
-	s.vols = append(s.vols, d)
-	s.idle = sync.NewCond(&s.mu)
-	s.ctx, s.cancel = context.WithCancelCause(context.Background())
-	s.wg.Go(s.keepTime)
+	s, d := coreSet(c)
 
 	shared, err := blockdev.Share(owner)
 	if err != nil {
@@ -122,14 +113,36 @@ func directSet(t *testing.T) (s *Set, c *directCore, cells *direct.Cells, owner 
 	}
 	s.call(func() { s.disks.put(l) })
 
-	ln, err := net.Listen("unix", filepath.Join(dir, "nbd"))
+	return s, c, cells, owner, serveClient(t, s, d)
+}
+
+// coreSet is a running set of one volume of an extent, with c as its core. No etcd,
+// no storage.
+func coreSet(c core) (*Set, *device) {
+	s := &Set{cfg: Config{Clock: clock.System{}}, log: slog.New(slog.DiscardHandler), clock: clock.System{}, wake: make(chan struct{}, 1),
+		timer: time.NewTimer(time.Hour), known: make(chan struct{}), peers: map[ids.ID]*peer{}, events: newEventQueue(), core: c}
+	s.disks = newDisks(s)
+	d := &device{s: s, id: ids.New()}
+	d.size.Store(repl.ExtentBytes)
+	s.vols = append(s.vols, d)
+	s.idle = sync.NewCond(&s.mu)
+	s.ctx, s.cancel = context.WithCancelCause(context.Background())
+	s.wg.Go(s.keepTime)
+	return s, d
+}
+
+// serveClient serves d until the test ends, and returns a client of it.
+func serveClient(t *testing.T, s *Set, d *device) net.Conn {
+	t.Helper()
+	ln, err := net.Listen("unix", filepath.Join(t.TempDir(), "nbd"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	served := make(chan struct{})
-	go func() { defer close(served); s.Serve(context.Background(), vol, ln) }()
+	go func() { defer close(served); s.Serve(context.Background(), d.id, ln) }()
 	t.Cleanup(func() { s.Close(); <-served })
-	if client, err = net.Dial("unix", filepath.Join(dir, "nbd")); err != nil {
+	client, err := net.Dial("unix", ln.Addr().String())
+	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { client.Close() })
@@ -138,16 +151,19 @@ func directSet(t *testing.T) (s *Set, c *directCore, cells *direct.Cells, owner 
 		t.Fatal(err)
 	}
 	req := append(binary.BigEndian.AppendUint32(nil, 3), "IHAVEOPT\x00\x00\x00\x01"...)
-	req = binary.BigEndian.AppendUint32(req, uint32(len(vol.String())))
-	client.Write(append(req, vol.String()...))
+	req = binary.BigEndian.AppendUint32(req, uint32(len(d.id.String())))
+	client.Write(append(req, d.id.String()...))
 	if _, err := io.ReadFull(client, hello[:10]); err != nil {
 		t.Fatal(err)
 	}
-	return s, c, cells, owner, client
+	return client
 }
 
-func readRequest(block, count int) []byte {
-	b := append(binary.BigEndian.AppendUint32(nil, 0x25609513), 0, 0, 0, 0)
+func readRequest(block, count int) []byte { return nbdRequest(0, block, count) }
+
+// nbdRequest is the header of an NBD command for blocks.
+func nbdRequest(cmd byte, block, count int) []byte {
+	b := append(binary.BigEndian.AppendUint32(nil, 0x25609513), 0, 0, 0, cmd)
 	b = binary.BigEndian.AppendUint64(b, uint64(block))
 	b = binary.BigEndian.AppendUint64(b, uint64(block)*repl.BlockBytes)
 	return binary.BigEndian.AppendUint32(b, uint32(count)*repl.BlockBytes)

@@ -127,7 +127,7 @@ func (p *peer) receive(l *connection, dec *wire.Decoder) error {
 		if err != nil {
 			return err
 		}
-		evs = append(evs, writer.Received{Node: p.node, Msg: m})
+		evs = append(evs, newReceived(p.node, m))
 		if dec.Buffered() == 0 || len(evs) >= 256 {
 			l.asked.Store(0)
 			p.s.postAll(evs)
@@ -135,6 +135,24 @@ func (p *peer) receive(l *connection, dec *wire.Decoder) error {
 			evs = evs[:0]
 		}
 	}
+}
+
+var receiveds = sync.Pool{New: func() any { return new(writer.Received) }}
+
+func newReceived(node ids.ID, m wire.Message) *writer.Received {
+	r := receiveds.Get().(*writer.Received)
+	r.Node, r.Msg = node, m
+	return r
+}
+
+// received gives a message to the core, which does not keep it; in the turn.
+func (s *Set) received(r *writer.Received) {
+	s.step(r)
+	if a, ok := r.Msg.(*wire.Ack); ok {
+		wire.Recycle(a)
+	}
+	r.Msg = nil
+	receiveds.Put(r)
 }
 
 // checkSilence closes a connection on which nothing was answered for too long. It runs in the turn.

@@ -83,6 +83,7 @@ type Set struct {
 	waiters      []*waiter
 	state        writer.State
 	reason       string // of the last state
+	newState     bool   // nobody who waits for a state was told of it yet
 	prepared     Prepared
 	claimed      claimState
 	lastReplaced writer.Replaced
@@ -287,6 +288,8 @@ func (s *Set) turn() {
 			s.now = s.clock.Now()
 		case *directRead:
 			s.stepDirect(ev)
+		case *writer.Received:
+			s.received(ev)
 		default:
 			s.step(ev)
 		}
@@ -300,7 +303,7 @@ func (s *Set) turn() {
 	clear(w.events)
 	clear(w.reqs)
 	w.events, w.reqs = w.events[:0], w.reqs[:0]
-	s.now = s.clock.Now()
+	s.now = s.clock.Now() // always: what an event makes due at once is due a moment after it
 	if d := s.core.NextDeadline(); d != 0 && !s.now.Before(d) {
 		s.core.Tick(s.now)
 	}
@@ -361,6 +364,10 @@ func (s *Set) act() {
 		// so that a successor without etcd never knows less than a copy.
 		for _, e := range r.Effects {
 			s.effect(e)
+		}
+		if s.newState {
+			s.newState = false
+			s.notify(onState)
 		}
 		for _, m := range r.Sends {
 			s.send(m)

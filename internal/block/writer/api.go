@@ -168,7 +168,8 @@ type (
 		Node    ids.ID
 		Refused bool
 	}
-	// Received is a message from a storage node, in the order of the connection.
+	// Received is a message from a storage node, in the order of the connection. The
+	// core keeps neither it nor a wire.Ack in it.
 	Received struct {
 		Node ids.ID
 		Msg  wire.Message
@@ -223,7 +224,7 @@ type (
 
 func (ConnUp) isEvent()      {}
 func (ConnDown) isEvent()    {}
-func (Received) isEvent()    {}
+func (*Received) isEvent()   {}
 func (Liveness) isEvent()    {}
 func (RecordsRead) isEvent() {}
 func (TxnDone) isEvent()     {}

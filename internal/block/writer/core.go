@@ -122,7 +122,7 @@ func (c *Core) Step(now clock.Instant, ev Event) {
 	switch ev := ev.(type) {
 	case *Request:
 		c.request(ev)
-	case Received:
+	case *Received:
 		if n := c.node(ev.Node); n != nil && n.up {
 			c.received(n, ev.Msg)
 		}

@@ -119,7 +119,7 @@ func TestDamageIsHealedWithoutAClient(t *testing.T) {
 	v.rot, v.lost = blocksOf(20), blocksOf(21, 30) // 30 was never written
 	tell := &wire.Damage{Handle: v.handle, Blocks: []wire.SyncBlock{{Block: 20, Tag: v.tag(20)}, {Block: 21, Tag: lostTag}, {Block: 22, Tag: v.tag(22)}, {Block: 30, Tag: lostTag}, {Block: 1023, Tag: lostTag}}}
 	before := v.blocks[22]
-	g.step(Received{Node: w.nodes[1].id, Msg: tell})
+	g.step(&Received{Node: w.nodes[1].id, Msg: tell})
 	if h := g.core.Health().Volumes[0]; h.Healing != 5 {
 		t.Errorf("healing %d blocks, want 5", h.Healing)
 	}

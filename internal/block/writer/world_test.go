@@ -339,7 +339,7 @@ func (g *fakeGuard) send(s Send) {
 			}
 			w.after(at.Sub(w.now), func() {
 				if !c.cut {
-					g.step(Received{Node: c.n.id, Msg: m})
+					g.step(&Received{Node: c.n.id, Msg: m})
 				}
 			})
 		}

@@ -104,6 +104,20 @@ var scenarios = []scenario{
 11.0 a b c d w1 -> a b c d e? w1: node e is to vote: 4 of 5 voters
 12.0 a b c d e? w1 -> a b c d e w1: node e votes now
 12.0 a b c d e w1 -> a b c d e: 5 voters need 0 votes of witness w`},
+	{"members that listen at a second address are told to the others, one a step and once", "voters 3; reach a cluster,storage; reach b cluster,storage; reach c cluster; run 5s; reach c storage,cluster; run 5s", `
+0.0 a b c -> a b c: a is reached at cluster and storage
+0.0 a b c -> a b c: b is reached at cluster and storage
+5.0 a b c -> a b c: c is reached at storage and cluster`},
+	{"one that is away, when it is back", "voters 3; down a; reach a cluster,storage; run 1m; up a; run 5s", `
+60.0 a b c -> a b c: a is reached at cluster and storage`},
+	{"one that lost an address keeps the other", "voters 3; reach a cluster,storage; run 5s; quiet; reach a storage; run 5s", `
+5.0 a b c -> a b c: a is reached at storage`},
+	{"never all addresses at once", "voters 3; reach a storage; run 1m", ``},
+	{"not before a learner votes", "voters 2; reach a cluster,storage; join; reach c cluster,storage; run 3s", `
+0.0 a b -> a b c?: node c is to vote: 2 of 3 voters
+1.0 a b c? -> a b c: node c votes now
+1.0 a b c -> a b c: a is reached at cluster and storage
+1.0 a b c -> a b c: c is reached at cluster and storage`},
 	{"what a removed machine left is cleared", "voters 3; run 1s; quiet; gone c; run 1s", `
 1.0 a b c -> a b: its machine is no part of the cluster any more`},
 }
@@ -136,7 +150,7 @@ func playOn(t *testing.T, w *world, script string) string {
 			w2 := newWorld(int(arg[0]-'0'), fail)
 			w2.now, w2.members = w.now, nil
 			for _, n := range w2.nodes {
-				w2.members = append(w2.members, Member{ID: w2.next(), Owner: n.ID, Started: true, CaughtUp: true})
+				w2.members = append(w2.members, Member{ID: w2.next(), Owner: n.ID, Started: true, CaughtUp: true, Peers: []string{"cluster"}})
 			}
 			*w = *w2
 		case "join":
@@ -155,6 +169,9 @@ func playOn(t *testing.T, w *world, script string) string {
 			w.nodes = slices.Delete(w.nodes, id(arg), id(arg)+1)
 		case "stop":
 			w.witness.Leaving = true
+		case "reach": // a node's member says where it listens
+			name, nets, _ := strings.Cut(arg, " ")
+			w.reach[nodeID(id(name))] = strings.Split(nets, ",")
 		case "slow": // no learner catches up from now on
 			slow = true
 		case "quiet": // what came before is not of interest

@@ -20,7 +20,7 @@ func Step(v View, mem Memory, now clock.Instant) (Memory, Action) {
 		return Memory{}, Action{}
 	}
 	s.observe()
-	for _, rule := range []func() (Action, bool){s.strays, s.witnessAway, s.learner, s.witnessVotes, s.voters} {
+	for _, rule := range []func() (Action, bool){s.strays, s.witnessAway, s.learner, s.witnessVotes, s.voters, s.peers} {
 		a, wait := rule()
 		if a.Do != Nothing && Permits(v, a) {
 			return s.mem, a
@@ -334,4 +334,27 @@ func (s *step) voters() (Action, bool) {
 		}
 	}
 	return Action{}, false
+}
+
+// peers gives each member in the list the URLs at which it is reached, one member
+// a step. One of those that it has stays, whatever else is said: a wrong address
+// must not cut a voter off.
+func (s *step) peers() (Action, bool) {
+	for _, m := range s.v.Members {
+		if m.Learner || !m.Answers || len(m.Reach) == 0 || sameURLs(m.Peers, m.Reach) {
+			continue
+		}
+		if !s.v.broken("new address only") && !slices.ContainsFunc(m.Reach, func(u string) bool { return slices.Contains(m.Peers, u) }) {
+			continue
+		}
+		return Action{Do: SetPeers, Member: m.ID, Owner: m.Owner, Slot: m.Slot, Peers: m.Reach,
+			Why: fmt.Sprintf("%s is reached at %s", nameOf(s.v, m.Owner), list(m.Reach, "and"))}, true
+	}
+	return Action{}, false
+}
+
+// sameURLs compares without regard to order: etcd sorts some of its lists.
+func sameURLs(a, b []string) bool {
+	a, b = slices.Sorted(slices.Values(a)), slices.Sorted(slices.Values(b))
+	return slices.Equal(a, b)
 }

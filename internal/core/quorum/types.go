@@ -99,6 +99,10 @@ type Member struct {
 	Started  bool // it made itself known
 	Answers  bool // it answered within the last second or two
 	CaughtUp bool // a learner: it has what the leader has, almost
+	// Peers are the URLs by which the list says that others reach it; Reach those by
+	// which they could: its owner has the address, and it says that it listens there.
+	// Reach nil: not known.
+	Peers, Reach []string
 }
 
 // View is what one step sees.
@@ -138,18 +142,20 @@ const (
 	AddLearner    // of Owner, at Slot
 	Promote       // Member
 	Remove        // Member
+	SetPeers      // of Member, to Peers
 )
 
 // String returns the action's name.
 func (d Do) String() string {
-	return [...]string{"nothing", "add learner", "promote", "remove"}[d]
+	return [...]string{"nothing", "add learner", "promote", "remove", "set peer URLs"}[d]
 }
 
 // Action is one change of etcd's members.
 type Action struct {
 	Do     Do
-	Member uint64 // of Promote and Remove
+	Member uint64 // of all but AddLearner
 	Owner  ids.ID
 	Slot   int
-	Why    string // one line for the event log
+	Peers  []string // of SetPeers
+	Why    string   // one line for the event log
 }

@@ -25,6 +25,8 @@ type world struct {
 	alive   map[ids.ID]bool
 	nextID  uint64
 	slow    map[uint64]bool // learners that never catch up
+	// reach has the URLs at which a node's member listens; absent: it never said.
+	reach   map[ids.ID][]string
 	log     []string
 	checked int
 	fail    func(string) // a check that failed
@@ -36,11 +38,11 @@ var mutant string
 var witnessID = ids.ID{0: 0xff}
 
 func newWorld(nodes int, fail func(string)) *world {
-	w := &world{now: clock.Instant(time.Hour), alive: map[ids.ID]bool{}, nextID: 1, slow: map[uint64]bool{}, fail: fail}
+	w := &world{now: clock.Instant(time.Hour), alive: map[ids.ID]bool{}, nextID: 1, slow: map[uint64]bool{}, reach: map[ids.ID][]string{}, fail: fail}
 	for i := range nodes {
 		w.join(i)
 		if i == 0 {
-			w.members = append(w.members, Member{ID: w.next(), Owner: w.nodes[0].ID, Started: true, CaughtUp: true})
+			w.members = append(w.members, Member{ID: w.next(), Owner: w.nodes[0].ID, Started: true, CaughtUp: true, Peers: []string{"cluster"}})
 		}
 	}
 	return w
@@ -73,7 +75,9 @@ func (w *world) view() View {
 		v.Witness = &c
 	}
 	for i := range v.Members {
-		v.Members[i].Answers = v.Members[i].Started && w.alive[v.Members[i].Owner]
+		m := &v.Members[i]
+		m.Answers = m.Started && w.alive[m.Owner]
+		m.Reach = w.reach[m.Owner]
 	}
 	return v
 }
@@ -91,7 +95,10 @@ func (w *world) step() bool {
 	check := w.oracle(v, a)
 	switch a.Do {
 	case AddLearner:
-		w.members = append(w.members, Member{ID: w.next(), Owner: a.Owner, Slot: a.Slot, Learner: true})
+		w.members = append(w.members, Member{ID: w.next(), Owner: a.Owner, Slot: a.Slot, Learner: true, Peers: []string{"cluster"}})
+	case SetPeers:
+		i := slices.IndexFunc(w.members, func(m Member) bool { return m.ID == a.Member })
+		w.members[i].Peers = a.Peers
 	case Promote:
 		i := slices.IndexFunc(w.members, func(m Member) bool { return m.ID == a.Member })
 		w.members[i].Learner = false
@@ -176,6 +183,9 @@ func (w *world) oracle(v View, a Action) func() string {
 	return func() string {
 		w.checked++
 		after := w.survivable(going)
+		if a.Do == SetPeers {
+			return w.judgePeers(v, a)
+		}
 		if a.Do == AddLearner {
 			return ""
 		}
@@ -217,6 +227,21 @@ func (w *world) oracle(v View, a Action) func() string {
 		}
 		return ""
 	}
+}
+
+// judgePeers: a member is moved only while it answers, to where it listens, and
+// not away from every address that the others know.
+func (w *world) judgePeers(v View, a Action) string {
+	for _, m := range v.Members {
+		if m.ID != a.Member {
+			continue
+		}
+		kept := slices.ContainsFunc(a.Peers, func(u string) bool { return slices.Contains(m.Peers, u) })
+		if m.Answers && kept && slices.Equal(a.Peers, w.reach[m.Owner]) {
+			return ""
+		}
+	}
+	return fmt.Sprintf("a member is lost to the others at %v: %s", a.Peers, w.log[len(w.log)-1])
 }
 
 // fewer compares how many nodes, whichever, may fail.
@@ -334,6 +359,9 @@ func chaos(seed uint64, fail func(string)) *world {
 		w.witness.Leaving = false
 	}
 	w.slow = map[uint64]bool{}
+	for _, n := range w.nodes {
+		w.reach[n.ID] = []string{"cluster", "storage"}
+	}
 	w.run(15 * time.Minute)
 	return w
 }
@@ -348,7 +376,10 @@ func (w *world) event(rng *rand.Rand) {
 		}
 		return w.nodes[i].ID
 	}
-	switch rng.IntN(9) {
+	switch rng.IntN(10) {
+	case 9:
+		nets := [][]string{nil, {"cluster"}, {"cluster", "storage"}, {"storage"}, {"storage", "cluster"}}
+		w.reach[machine()] = nets[rng.IntN(len(nets))]
 	case 0, 1, 2:
 		w.alive[machine()] = false
 	case 3, 4, 5:
@@ -422,6 +453,11 @@ func (w *world) unfinished() string {
 			staying++
 		}
 	}
+	for _, m := range w.members {
+		if m.Slot == 0 && !sameURLs(m.Peers, []string{"cluster", "storage"}) {
+			return fmt.Sprintf("it ends as %q: a member is known at %v only", w.shape(), m.Peers)
+		}
+	}
 	n, votes := w.nodeVoters(), w.votesOf(witnessID)
 	want := 0
 	if w.witness != nil {
@@ -436,7 +472,7 @@ func (w *world) unfinished() string {
 // TestMutants breaks one rule at a time: the checks must notice.
 func TestMutants(t *testing.T) {
 	defer func() { mutant = "" }()
-	for _, m := range []string{"permit all", "newcomer first", "one vote at a time", "half stays", "dead learner stays", "unsteady"} {
+	for _, m := range []string{"permit all", "newcomer first", "one vote at a time", "half stays", "dead learner stays", "unsteady", "new address only"} {
 		mutant = m
 		killed := ""
 		for _, s := range scenarios {

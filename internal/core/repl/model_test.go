@@ -28,6 +28,8 @@ var worlds = []world{
 	{name: "small: min_isr, restarts", served: true, place: 3, min: 2, faults: 2, writes: 1, epochs: 1, flush: true},
 	{name: "small: min_isr, power cuts", served: true, place: 3, min: 2, faults: 1, cuts: 1, writes: 1, epochs: 2, flush: true},
 	{name: "small: rollback", served: true, place: 3, faults: 1, cuts: 1, writes: 1, epochs: 3, rolls: 1},
+	{name: "small: rollback of what was written, a power cut", place: 3, written: true, cuts: 1, writes: 1, epochs: 2, rolls: 1},
+	{name: "small: rollback of what was written, a fault", place: 3, written: true, faults: 1, writes: 1, epochs: 2, rolls: 1},
 	{name: "small: rollback, takeovers", place: 3, written: true, faults: 2, writes: 2, epochs: 3, rolls: 1},
 	{name: "small: rollback under a successor", served: true, place: 3, faults: 2, writes: 1, epochs: 3, rolls: 1, successor: true, noEtcd: true},
 	// Three copies: as far as the bound goes.

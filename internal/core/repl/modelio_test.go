@@ -302,8 +302,9 @@ func (m model) growSteps(s state, i, r int, emit emitter) {
 		}
 		emit("writer: grow 1, it counts", i, r, n)
 	case !w.barrier && w.told&w.own.isr() == w.own.isr():
-		if s.acked&^d.has != 0 { // an ack from before it counted may still be under way to it
-			e.has |= s.acked
+		// What was answered before it counted may still be under way to it.
+		if e.has |= s.acked; w.undone > 0 {
+			e.has |= undo
 		}
 		e.dur = e.has
 		v.barrier = true

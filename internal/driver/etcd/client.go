@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -15,6 +17,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
 
 	"roseau/internal/base/errs"
@@ -29,11 +32,13 @@ const (
 	dialTimeout      = 2 * time.Second
 	keepAlive        = 1 * time.Second
 	keepAliveTimeout = 1 * time.Second
+	idleAsked        = 2 * time.Second // by TCP: gRPC asks every 10 s at most, whatever it is told
 )
 
-// Dial makes a client of the members at endpoints ("https://10.0.0.1:7379"). It
-// returns at once and connects in the background: daemons and guards start
-// while etcd is away. Requests go to any member that answers.
+// Dial makes a client of the members at endpoints, which are as Endpoint returns
+// them. It returns at once and connects in the background: daemons and guards
+// start while etcd is away. Requests go to any member that answers; to each there
+// is one connection, by the first of its addresses that answers.
 func Dial(id *pki.Identity, endpoints []string) (*clientv3.Client, error) {
 	if len(endpoints) == 0 {
 		return nil, errs.New(errs.Invalid, "dial etcd: no endpoints")
@@ -48,13 +53,28 @@ func Dial(id *pki.Identity, endpoints []string) (*clientv3.Client, error) {
 		DialKeepAliveTimeout: keepAliveTimeout,
 		PermitWithoutStream:  true,
 		Logger:               zap.NewNop(), // what matters comes back as errors
-		DialOptions: append(newHangUp(id.EtcdTLS()).options(),
+		DialOptions: append(newHangUp(id.EtcdTLS()).options(), grpc.WithTransportCredentials(anyNode{credentials.NewTLS(id.EtcdTLS())}),
 			grpc.WithConnectParams(grpc.ConnectParams{Backoff: bo, MinConnectTimeout: dialTimeout})),
 	})
 	if err != nil {
 		return nil, fmt.Errorf("dial etcd: %w", err)
 	}
 	return cli, nil
+}
+
+// anyNode asks for the name that every node's certificate has. The name that gRPC
+// hands over is made of the endpoint, which may be several addresses; who
+// answers is checked by the TLS configuration, not by address.
+type anyNode struct {
+	credentials.TransportCredentials
+}
+
+func (c anyNode) ClientHandshake(ctx context.Context, _ string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return c.TransportCredentials.ClientHandshake(ctx, pki.AnyNodeName, conn)
+}
+
+func (c anyNode) Clone() credentials.TransportCredentials {
+	return anyNode{c.TransportCredentials.Clone()}
 }
 
 // Member is one etcd member.
@@ -118,13 +138,36 @@ func members(resp *clientv3.MemberListResponse) []Member {
 	return out
 }
 
-// Endpoints returns the client URLs of the nodes that vote, sorted: the
-// witness serves nobody but in need, and learners serve nobody.
+// Endpoint is a member to a client of etcd: the client URL of one that has one
+// address ("https://10.0.0.1:7379"), "10.0.0.1:7379,10.0.1.1:7379" of one that
+// has several, best first; "" of one that has said none yet.
+func (m Member) Endpoint() string {
+	if len(m.ClientURLs) == 1 {
+		return m.ClientURLs[0]
+	}
+	return strings.Join(hosts(m.ClientURLs), ",")
+}
+
+// PeerHosts returns where the other members reach it: "10.0.0.1:7380".
+func (m Member) PeerHosts() []string { return hosts(m.PeerURLs) }
+
+func hosts(urls []string) []string {
+	var out []string
+	for _, s := range urls {
+		if u, err := url.Parse(s); err == nil {
+			out = append(out, u.Host)
+		}
+	}
+	return out
+}
+
+// Endpoints returns the endpoints of the nodes that vote, sorted: the witness
+// serves nobody but in need, and learners serve nobody.
 func Endpoints(members []Member) []string {
 	var out []string
 	for _, m := range members {
-		if !m.Learner && !m.Node.IsZero() && len(m.ClientURLs) > 0 {
-			out = append(out, m.ClientURLs[0])
+		if e := m.Endpoint(); !m.Learner && !m.Node.IsZero() && e != "" {
+			out = append(out, e)
 		}
 	}
 	slices.Sort(out)
@@ -174,6 +217,14 @@ func AddLearner(ctx context.Context, cli *clientv3.Client, peerURL string) error
 	}
 	if _, err := cli.MemberAddAsLearner(ctx, []string{peerURL}); err != nil {
 		return fmt.Errorf("add etcd member %s: %w", peerURL, Classify(err))
+	}
+	return nil
+}
+
+// SetPeerURLs says at which URLs a member is reached by the others.
+func SetPeerURLs(ctx context.Context, cli *clientv3.Client, member uint64, urls []string) error {
+	if _, err := cli.MemberUpdate(ctx, member, urls); err != nil {
+		return fmt.Errorf("set peer URLs of etcd member %x: %w", member, Classify(err))
 	}
 	return nil
 }

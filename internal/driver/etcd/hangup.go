@@ -5,11 +5,14 @@ import (
 	"crypto/tls"
 	"errors"
 	"net"
+	"strings"
 	"sync"
 	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/stats"
+
+	"roseau/internal/base/dial"
 )
 
 // A member whose processes are frozen while its kernel runs goes on to
@@ -49,8 +52,10 @@ func (h *hangUp) options() []grpc.DialOption {
 	return []grpc.DialOption{grpc.WithContextDialer(h.dial), grpc.WithStatsHandler(h)}
 }
 
+// dial connects to a member, whose addresses stand in addr with commas in between.
 func (h *hangUp) dial(ctx context.Context, addr string) (net.Conn, error) {
-	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", addr)
+	// The user timeout is gRPC's, the same as keepAliveTimeout.
+	conn, err := dial.First(ctx, strings.Split(addr, ","), 0, dial.Keep{Unacked: keepAliveTimeout, Idle: idleAsked})
 	if err != nil {
 		return nil, err
 	}

@@ -21,6 +21,24 @@ type relay struct {
 
 	mu     sync.Mutex
 	thawed chan struct{} // closed: not frozen
+	conns  []net.Conn    // all that came in
+}
+
+// end closes the listener and all connections.
+func (r *relay) end() {
+	r.l.Close()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, c := range r.conns {
+		c.Close()
+	}
+}
+
+// count is how many connections came in.
+func (r *relay) count() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.conns)
 }
 
 func newRelay(t *testing.T, listen, target string) *relay {
@@ -63,6 +81,9 @@ func (r *relay) gate() <-chan struct{} {
 
 func (r *relay) serve(c net.Conn) {
 	defer c.Close()
+	r.mu.Lock()
+	r.conns = append(r.conns, c)
+	r.mu.Unlock()
 	<-r.gate()
 	up, err := net.Dial("tcp", r.target)
 	if err != nil {
@@ -114,22 +135,15 @@ func TestARequestLeavesAFrozenMember(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	alive, err := cli.KeepAlive(t.Context(), lease.ID)
-	if err != nil {
-		t.Fatal(err)
-	}
-	next := func(what string) {
+	lost := etcd.KeepLease(t.Context(), cli, lease.ID, 6*time.Second)
+	kept := func(what string) {
 		t.Helper()
 		select {
-		case _, ok := <-alive:
-			if !ok {
-				t.Fatalf("%s: the lease is not kept any more", what)
-			}
-		case <-time.After(40 * time.Second):
-			t.Fatalf("%s: the lease was not renewed", what)
+		case <-lost:
+			t.Fatalf("%s: the lease is not kept any more", what)
+		default:
 		}
 	}
-	next("both answer")
 	for range 10 { // both are connected
 		if err := get(30 * time.Second); err != nil {
 			t.Fatal(err)
@@ -141,7 +155,7 @@ func TestARequestLeavesAFrozenMember(t *testing.T) {
 			t.Errorf("request %d beside a frozen member: %v", i, err)
 		}
 	}
-	next("one is frozen")
+	kept("one is frozen")
 	a.thaw()
 	b.freeze()
 	for i := range 10 { // the thawed one is used again
@@ -149,5 +163,62 @@ func TestARequestLeavesAFrozenMember(t *testing.T) {
 			t.Errorf("request %d after the thaw: %v", i, err)
 		}
 	}
+	kept("the other is frozen")
 	b.thaw()
+}
+
+// TestAClientUsesEachAddress: one endpoint with two addresses. The first refuses,
+// later the second goes away with the connection.
+func TestAClientUsesEachAddress(t *testing.T) {
+	m := etcdtest.New(t, 2)
+	target, err := url.Parse(m.Client.Endpoints()[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours := net.JoinHostPort(target.Hostname(), "0")
+	a, b := newRelay(t, ours, target.Host), newRelay(t, ours, target.Host)
+	a.l.Close()
+	member := etcd.Member{ClientURLs: []string{a.url(), b.url()}}
+	cli, err := etcd.Dial(m.Config.Identity, []string{member.Endpoint()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cli.Close()
+	get := func(what string) {
+		t.Helper()
+		for end := time.Now().Add(30 * time.Second); ; {
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			_, err := cli.Get(ctx, "x")
+			cancel()
+			if err == nil {
+				return
+			}
+			if time.Now().After(end) {
+				t.Fatalf("%s: %v", what, err)
+			}
+		}
+	}
+	get("by the second address")
+	c := newRelay(t, a.l.Addr().String(), target.Host)
+	b.end()
+	get("by the first, which is back")
+	if c.count() == 0 || b.count() == 0 {
+		t.Errorf("connections: %d by the first address, %d by the second", c.count(), b.count())
+	}
+}
+
+func TestEndpoint(t *testing.T) {
+	for _, c := range []struct {
+		urls []string
+		want string
+	}{
+		{nil, ""},
+		{[]string{"https://10.0.0.1:7379"}, "https://10.0.0.1:7379"},
+		{[]string{"https://10.0.0.1:7379", "https://10.1.0.1:7379"}, "10.0.0.1:7379,10.1.0.1:7379"},
+		{[]string{"https://[fd00::1]:7379", "https://10.1.0.1:7379"}, "[fd00::1]:7379,10.1.0.1:7379"},
+	} {
+		if got := (etcd.Member{ClientURLs: c.urls}).Endpoint(); got != c.want {
+			t.Errorf("%v: %q, want %q", c.urls, got, c.want)
+		}
+	}
 }

@@ -35,7 +35,7 @@ func NewProbe(id *pki.Identity) *Probe {
 	return &Probe{id: id, conns: map[string]*clientv3.Client{}}
 }
 
-// Ask asks the member at one client URL.
+// Ask asks the member at one endpoint.
 func (p *Probe) Ask(ctx context.Context, endpoint string) (Health, error) {
 	cli, err := p.client(endpoint)
 	if err != nil {
@@ -71,12 +71,13 @@ func (p *Probe) All(ctx context.Context, members []Member, limit time.Duration) 
 	var wg sync.WaitGroup
 	keep := map[string]bool{}
 	for _, m := range members {
-		if len(m.ClientURLs) == 0 {
+		e := m.Endpoint()
+		if e == "" {
 			continue
 		}
-		keep[m.ClientURLs[0]] = true
+		keep[e] = true
 		wg.Go(func() {
-			h, err := p.Ask(ctx, m.ClientURLs[0])
+			h, err := p.Ask(ctx, e)
 			if err != nil || h.Member != m.ID {
 				return
 			}

@@ -8,10 +8,13 @@ package etcd
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -22,6 +25,7 @@ import (
 	"go.etcd.io/etcd/server/v3/storage/wal"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 
 	"roseau/internal/base/errs"
@@ -48,14 +52,17 @@ func init() { wal.SegmentSizeBytes = walBytes } // a variable of etcd; read when
 
 // Config says which member to run.
 type Config struct {
-	Name      string        // of the member: a node's id, or WitnessName
-	Identity  *pki.Identity // loaded from a directory: etcd reads the files itself
-	Dir       string        // data directory
-	Addresses []string      // IP addresses to listen on; the first is announced
+	Name     string        // of the member: a node's id, or WitnessName
+	Identity *pki.Identity // loaded from a directory: etcd reads the files itself
+	Dir      string        // data directory
+	// Addresses are the IP addresses to listen on, best first; those that this
+	// machine does not have are left out. All are announced to clients, the first to
+	// other members: the list of members gets the rest by SetPeerURLs.
+	Addresses []string
 	// Ports to listen on; the zero value means those of a node.
 	Ports Ports
-	// InitialCluster has the peer URL of each member by name; the first start
-	// needs it, later starts read the data directory.
+	// InitialCluster has the peer URLs of each member by name, with commas in
+	// between; the first start needs it, later starts read the data directory.
 	InitialCluster map[string]string
 	// New makes a new cluster of this member alone if there is no data. Without
 	// New and InitialCluster a missing directory is an error: a voter that lost
@@ -96,17 +103,23 @@ func hostURL(addr string, port int) string {
 
 // Server is a running member.
 type Server struct {
-	e    *embed.Etcd
-	cut  func() // ends all connections of clients at once
-	once sync.Once
-	done chan struct{} // closed when the member has stopped, for whatever reason
-	err  error         // why, valid after done; nil after Close
-	mu   sync.Mutex    // protects err
+	e       *embed.Etcd
+	missing []string           // addresses that this machine did not have
+	cut     func()             // ends all connections of clients at once
+	unwatch context.CancelFunc // ends the watch over its sockets
+	once    sync.Once
+	done    chan struct{} // closed when the member has stopped, for whatever reason
+	err     error         // why, valid after done; nil after Close
+	mu      sync.Mutex    // protects err
 }
 
 // Start runs a member and returns when it takes part in the cluster, or serves
 // as a learner. If the data directory exists, the member goes on where it was.
 func Start(ctx context.Context, cfg Config) (*Server, error) {
+	missing := absent(cfg.Addresses)
+	if len(missing) < len(cfg.Addresses) { // with none at all etcd says what is wrong
+		cfg.Addresses = slices.DeleteFunc(slices.Clone(cfg.Addresses), func(a string) bool { return slices.Contains(missing, a) })
+	}
 	ec, err := embedConfig(cfg)
 	if err != nil {
 		return nil, err
@@ -122,13 +135,15 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start etcd: %w", err)
 	}
-	s := &Server{e: e, done: make(chan struct{}), cut: func() {
+	wctx, unwatch := context.WithCancel(context.Background())
+	s := &Server{e: e, missing: missing, done: make(chan struct{}), unwatch: unwatch, cut: func() {
 		mu.Lock()
 		defer mu.Unlock()
 		for _, g := range servers {
 			g.Stop()
 		}
 	}}
+	go newKeeper().run(wctx, s.peerPorts)
 	t := time.NewTimer(readyTimeout)
 	defer t.Stop()
 	select {
@@ -160,6 +175,47 @@ func (s *Server) watch() {
 	case err := <-s.e.Err():
 		s.stop(fmt.Errorf("etcd: %w", err))
 	}
+}
+
+// absent returns those of addrs that this machine does not have now.
+func absent(addrs []string) []string {
+	var out []string
+	for _, a := range addrs {
+		l, err := net.Listen("tcp", net.JoinHostPort(a, "0"))
+		if errors.Is(err, unix.EADDRNOTAVAIL) {
+			out = append(out, a)
+		}
+		if err == nil {
+			l.Close()
+		}
+	}
+	return out
+}
+
+// Found reports whether an address is there by now that was left out at the
+// start: a start anew would listen on it.
+func (s *Server) Found() bool { return len(absent(s.missing)) < len(s.missing) }
+
+// peerPorts are the ports at which members talk to each other.
+func (s *Server) peerPorts() map[int]bool {
+	out := map[int]bool{}
+	for _, l := range s.e.Peers {
+		if a, ok := l.Addr().(*net.TCPAddr); ok {
+			out[a.Port] = true
+		}
+	}
+	for _, m := range s.e.Server.Cluster().Members() {
+		for _, u := range m.PeerURLs {
+			parsed, err := url.Parse(u)
+			if err != nil {
+				continue
+			}
+			if port, err := strconv.Atoi(parsed.Port()); err == nil {
+				out[port] = true
+			}
+		}
+	}
+	return out
 }
 
 // Done is closed when the member has stopped; Err says why.
@@ -196,6 +252,7 @@ func (s *Server) Close() { s.stop(nil) }
 
 func (s *Server) stop(cause error) {
 	s.once.Do(func() {
+		s.unwatch()
 		s.mu.Lock()
 		s.err = cause
 		s.mu.Unlock()
@@ -266,8 +323,10 @@ func embedConfig(cfg Config) (*embed.Config, error) {
 	if cfg.InitialCluster != nil {
 		ec.ClusterState = embed.ClusterStateFlagExisting
 		var parts []string
-		for name, u := range cfg.InitialCluster {
-			parts = append(parts, name+"="+u)
+		for name, urls := range cfg.InitialCluster {
+			for u := range strings.SplitSeq(urls, ",") {
+				parts = append(parts, name+"="+u)
+			}
 		}
 		ec.InitialCluster = strings.Join(parts, ",")
 	}

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"roseau/internal/base/clock"
+	"roseau/internal/base/dial"
 	"roseau/internal/base/ids"
 	"roseau/internal/base/paths"
 	"roseau/internal/pki"
@@ -47,8 +48,15 @@ type Beats struct {
 
 	mu    sync.Mutex // protects the fields below
 	seen  map[ids.ID]clock.Instant
-	peers map[string]*path // by node and address
+	on    map[way]clock.Instant // seen, by the address of this node at which it came
+	peers map[string]*path      // by node and address
 	wg    sync.WaitGroup
+}
+
+// way is how beats of a node come in.
+type way struct {
+	node ids.ID
+	addr string // of this node
 }
 
 // path is the sending side to one address of one node.
@@ -60,7 +68,7 @@ type path struct {
 
 // New returns the beats of node self; Serve and Run make them go.
 func New(self ids.ID, id *pki.Identity, clk clock.Clock, log *slog.Logger) *Beats {
-	return &Beats{self: self, id: id, clock: clk, log: log, seen: map[ids.ID]clock.Instant{}, peers: map[string]*path{}}
+	return &Beats{self: self, id: id, clock: clk, log: log, seen: map[ids.ID]clock.Instant{}, on: map[way]clock.Instant{}, peers: map[string]*path{}}
 }
 
 // Seen returns when the last beat of a node came, on whatever network; zero:
@@ -78,10 +86,18 @@ func (b *Beats) Last() map[ids.ID]clock.Instant {
 	return maps.Clone(b.seen)
 }
 
-func (b *Beats) note(node ids.ID) {
+// SeenAt returns when the last beat of a node came to one address of this node;
+// zero: none since this process started.
+func (b *Beats) SeenAt(node ids.ID, addr string) clock.Instant {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.on[way{node, addr}]
+}
+
+func (b *Beats) note(node ids.ID, addr string) {
 	now := b.clock.Now()
 	b.mu.Lock()
-	b.seen[node] = now
+	b.seen[node], b.on[way{node, addr}] = now, now
 	b.mu.Unlock()
 }
 
@@ -123,6 +139,10 @@ func (b *Beats) take(ctx context.Context, c *tls.Conn) {
 	if err != nil {
 		return
 	}
+	addr, _, err := net.SplitHostPort(c.LocalAddr().String())
+	if err != nil {
+		return
+	}
 	buf := make([]byte, 64)
 	for {
 		// Long: the sender redials when it sees trouble; this only ends leftovers.
@@ -130,7 +150,7 @@ func (b *Beats) take(ctx context.Context, c *tls.Conn) {
 		if _, err := c.Read(buf); err != nil {
 			return
 		}
-		b.note(peer.Node)
+		b.note(peer.Node, addr)
 	}
 }
 
@@ -191,8 +211,8 @@ func (b *Beats) sendOn(ctx context.Context, c net.Conn) {
 	defer stop()
 	// A peer whose machine died acknowledges nothing: without this, beats would
 	// pile up in the socket for minutes after it came back.
-	if tc, ok := c.(*tls.Conn).NetConn().(*net.TCPConn); ok {
-		setUserTimeout(tc, ioTimeout)
+	if err := (dial.Keep{Unacked: ioTimeout}).Apply(c.(*tls.Conn).NetConn()); err != nil {
+		return
 	}
 	tick := time.NewTicker(Interval)
 	defer tick.Stop()

@@ -64,11 +64,11 @@ type tokenInput struct {
 }
 
 // Routes adds the cluster's operations.
-func (m *Server) Routes(beatAge func(ids.ID) time.Duration) api.Routes {
+func (m *Server) Routes(heard func(ids.ID) Heard) api.Routes {
 	return func(r *api.Router) {
 		huma.Register(r, api.Op("cluster-status", http.MethodGet, "/v1/cluster/status", "Members, sessions and quorum"),
 			func(ctx context.Context, _ *struct{}) (*api.Body[*Status], error) {
-				return api.OK(m.Status(ctx, beatAge))
+				return api.OK(m.Status(ctx, heard))
 			})
 		m.tokenRoutes(r)
 		m.nodeRoutes(r)

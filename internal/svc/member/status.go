@@ -39,17 +39,28 @@ type NodeState struct {
 	Voter   bool   `json:"voter"`
 	Address string `json:"address"`
 	Beat    string `json:"beat,omitempty" doc:"age of the last direct beat"`
+	// Silent are the networks of the answering node, by role, on which no beat of
+	// this node comes in.
+	Silent []model.NetworkRole `json:"silent,omitempty" doc:"networks on which no beat of it reaches the node that answers"`
+}
+
+// Heard is what the answering node hears of another one.
+type Heard struct {
+	Age    time.Duration       // of the last beat; negative: none yet
+	Silent []model.NetworkRole // networks on which none comes in, in order
 }
 
 // MemberState is one etcd member in Status.
 type MemberState struct {
-	ID      string `json:"id"`
-	Node    string `json:"node"`
-	Answers bool   `json:"answers"`
-	Leader  bool   `json:"leader"`
-	Learner bool   `json:"learner"`
-	Version string `json:"version,omitempty"`
-	Error   string `json:"error,omitempty"`
+	ID   string `json:"id"`
+	Node string `json:"node"`
+	// Addresses are where the other members reach it, by etcd's list.
+	Addresses []string `json:"addresses,omitempty" doc:"where the other members reach it"`
+	Answers   bool     `json:"answers"`
+	Leader    bool     `json:"leader"`
+	Learner   bool     `json:"learner"`
+	Version   string   `json:"version,omitempty"`
+	Error     string   `json:"error,omitempty"`
 }
 
 // Quorum says what etcd can stand, in numbers and in words. Votes of a witness
@@ -78,9 +89,8 @@ type WitnessState struct {
 }
 
 // Status reports on the cluster; it works, with less to say, without a quorum.
-// beatAge tells how long ago the last beat of a node came; nil or a negative
-// age: unknown.
-func (m *Server) Status(ctx context.Context, beatAge func(ids.ID) time.Duration) (*Status, error) {
+// heard tells of the beats of a node; nil: unknown.
+func (m *Server) Status(ctx context.Context, heard func(ids.ID) Heard) (*Status, error) {
 	st := &Status{Configured: true, Node: m.Config.Name}
 	relaxed := m.Store.Relaxed()
 	v, members, err := m.look(ctx, relaxed)
@@ -93,9 +103,9 @@ func (m *Server) Status(ctx context.Context, beatAge func(ids.ID) time.Duration)
 	}
 	for _, n := range nodes {
 		s := NodeState{Name: n.Name, ID: n.ID, Alive: m.Sessions.Alive(n.ID), Voter: n.Spec.Voter, Address: first(n.Spec.Addresses[model.RoleCluster])}
-		if beatAge != nil {
-			if age := beatAge(n.ID); age >= 0 {
-				s.Beat = age.Round(10 * time.Millisecond).String()
+		if heard != nil {
+			if h := heard(n.ID); h.Age >= 0 {
+				s.Beat, s.Silent = h.Age.Round(10*time.Millisecond).String(), h.Silent
 			}
 		}
 		st.Nodes = append(st.Nodes, s)
@@ -137,7 +147,7 @@ func (m *Server) look(ctx context.Context, s *store.Store) (quorum.View, []Membe
 	out := make([]MemberState, len(list))
 	for i, mem := range list {
 		h, ok := health[mem.ID]
-		o := MemberState{ID: fmt.Sprintf("%x", mem.ID), Node: mem.Name, Learner: mem.Learner, Answers: ok, Version: h.Version, Leader: ok && h.Leader == mem.ID}
+		o := MemberState{ID: fmt.Sprintf("%x", mem.ID), Node: mem.Name, Addresses: mem.PeerHosts(), Learner: mem.Learner, Answers: ok, Version: h.Version, Leader: ok && h.Leader == mem.ID}
 		switch {
 		case mem.Name == "":
 			o.Node, o.Error = "(joining)", "has not started yet"

@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -26,6 +27,7 @@ import (
 const (
 	restartPause = time.Second
 	leaderPoll   = 50 * time.Millisecond
+	foundPoll    = 5 * time.Second
 )
 
 // Config says whose seat it is.
@@ -133,8 +135,9 @@ func (s *Seat) once(ctx context.Context) error {
 		return err
 	}
 	defer s.set(nil, 0)
-	tick := time.NewTicker(leaderPoll)
+	tick, found := time.NewTicker(leaderPoll), time.NewTicker(foundPoll)
 	defer tick.Stop()
+	defer found.Stop()
 	var leader uint64
 	for {
 		select {
@@ -142,6 +145,12 @@ func (s *Seat) once(ctx context.Context) error {
 			return nil
 		case <-srv.Done():
 			return srv.Err()
+		case <-found.C:
+			if srv.Found() {
+				s.cfg.Log.Info("an address of this machine is there by now: its etcd member starts anew to listen on it")
+				return nil
+			}
+			continue
 		case <-tick.C:
 		}
 		if now := srv.Leader(); now != leader {
@@ -343,7 +352,7 @@ func (s *Seat) initial(members []etcd.Member, mine uint64) map[string]string {
 			name = fmt.Sprintf("unnamed-%x", m.ID)
 		}
 		if len(m.PeerURLs) > 0 {
-			out[name] = m.PeerURLs[0]
+			out[name] = strings.Join(m.PeerURLs, ",")
 		}
 	}
 	return out

@@ -138,7 +138,7 @@ func (m *Manager) once(ctx context.Context) (acted bool, err error) {
 	if err := m.do(ctx, v, a); err != nil {
 		return false, fmt.Errorf("%s: %w", a.Why, err)
 	}
-	if a.Do != quorum.AddLearner {
+	if a.Do != quorum.AddLearner && a.Do != quorum.SetPeers {
 		m.Events.Emit(event.Info, "cluster", a.Why)
 	}
 	return true, nil
@@ -187,6 +187,8 @@ func (m *Manager) do(ctx context.Context, v quorum.View, a quorum.Action) error 
 		return etcd.Promote(ctx, cli, a.Member)
 	case quorum.Remove:
 		return etcd.Remove(ctx, cli, a.Member)
+	case quorum.SetPeers:
+		return etcd.SetPeerURLs(ctx, cli, a.Member, a.Peers)
 	}
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"roseau/internal/core/quorum"
 	"roseau/internal/driver/etcd"
 	"roseau/internal/model"
+	"roseau/internal/nodeconf"
 	"roseau/internal/store"
 	"roseau/internal/svc/beat"
 )
@@ -110,7 +111,24 @@ func Members(list []etcd.Member, answers map[uint64]etcd.Health, nodes []*model.
 		default:
 			q.Owner, q.Slot = ownerOf(m, nodes, witness)
 		}
+		q.Peers = m.PeerURLs
+		if i := slices.IndexFunc(nodes, func(n *model.Node) bool { return n.ID == q.Owner }); i >= 0 {
+			q.Reach = reach(m, nodes[i])
+		}
 		out = append(out, q)
+	}
+	return out
+}
+
+// reach returns the peer URLs of a node's member: at each control address of the
+// node at which the member has told clients that it listens. An older build
+// listens, and tells of, the cluster's only.
+func reach(m etcd.Member, n *model.Node) []string {
+	var out []string
+	for _, a := range nodeconf.ControlAddresses(n.Spec.Addresses) {
+		if slices.Contains(m.ClientURLs, etcd.ClientURL(a)) {
+			out = append(out, etcd.PeerURL(a))
+		}
 	}
 	return out
 }
@@ -131,7 +149,8 @@ func ownerOf(m etcd.Member, nodes []*model.Node, witness *model.Witness) (ids.ID
 	return ids.ID{}, 0
 }
 
-// NodePeer is the peer URL of a node's seat, "" without an address.
+// NodePeer is the peer URL by which the list of members knows a node's seat, ""
+// without an address. Further ones may stand beside it.
 func NodePeer(n *model.Node) string {
 	if a := n.Spec.Addresses[model.RoleCluster]; len(a) > 0 {
 		return etcd.PeerURL(a[0])
