@@ -30,6 +30,7 @@ type guest struct {
 	load      chan struct{} // closed to stop the running load; nil when none runs
 	loadOver  chan struct{} // closed when the last load has ended; nil: there was none
 	dirty     chan struct{} // closed to stop the dirtying of memory; nil when none runs
+	hold      bool          // the power button does nothing
 }
 
 func newGuest(c probe.Config, disk *os.File, boot string) *guest {
@@ -40,6 +41,7 @@ func newGuest(c probe.Config, disk *os.File, boot string) *guest {
 func (g *guest) serve() error {
 	go g.tick()
 	go g.exerciseMemory()
+	go g.obeyButton()
 	acks, err := net.Listen("tcp4", fmt.Sprintf(":%d", probe.AckPort))
 	if err != nil {
 		return err
@@ -56,6 +58,7 @@ func (g *guest) serve() error {
 	mux.HandleFunc("POST /dirty", g.handleDirty)
 	mux.HandleFunc("GET /log", g.handleLog)
 	mux.HandleFunc("POST /forge", g.handleForge)
+	mux.HandleFunc("POST /button", g.handleButton)
 	if err := startDatabase(mux); err != nil {
 		return err
 	}

@@ -378,6 +378,7 @@ func (l *labApp) service() *cobra.Command {
 			_, err := c.ServiceKill(ctx, node, service)
 			return err
 		}},
+		{"reset", "Reset the TCP connections of a service (storage or node); they are made anew", "has other connections", (*labclient.Client).ServiceReset},
 	} {
 		cmd.AddCommand(&cobra.Command{Use: v.name + " NODE SERVICE", Short: v.short, Args: cobra.ExactArgs(2), RunE: func(cmd *cobra.Command, args []string) error {
 			return l.do(cmd, fmt.Sprintf("%s of %s %s", args[1], args[0], v.done), func(ctx context.Context, c *labclient.Client) (labclient.Answer, error) {

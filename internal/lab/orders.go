@@ -47,6 +47,7 @@ func (l *Lab) handler() http.Handler {
 		"service-stop":  l.service("stop"),
 		"service-start": l.service("start"),
 		"service-kill":  l.service("kill"),
+		"service-reset": l.serviceReset,
 		"bmc-cut":       l.bmcDo(func(c *controller) error { return c.setLink(false) }),
 		"bmc-restore":   l.bmcDo(func(c *controller) error { return c.setLink(true) }),
 		"bmc-renew":     l.bmcDo((*controller).renew),
@@ -347,6 +348,21 @@ func (l *Lab) service(verb string) order {
 		}
 		return a, err
 	}
+}
+
+// serviceReset resets the connections of a service, those of clients on the node as
+// well.
+func (l *Lab) serviceReset(ctx context.Context, req labclient.Request) (a labclient.Answer, err error) {
+	n, err := l.node(req.Node)
+	if err != nil {
+		return a, err
+	}
+	port, ok := map[string]uint16{"storage": paths.PortStorage, "node": paths.PortAPI}[req.Service]
+	if !ok {
+		return a, errs.New(errs.Invalid, "reset connections of service %q: want storage or node", req.Service)
+	}
+	a.At = clock.System{}.Wall()
+	return a, n.running("reset connections of "+req.Service, func(life *life) error { return cable.ResetConnections(ctx, life.ns, port) })
 }
 
 // etcd runs inside `roseau node`; to stop it alone its ports are made to refuse

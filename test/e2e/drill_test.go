@@ -80,6 +80,19 @@ func TestDrills(t *testing.T) {
 	}
 }
 
+// Drills that are run by `make e2e` alone.
+func TestLongDrills(t *testing.T) {
+	long(t)
+	for _, name := range []string{"sick-link"} {
+		t.Run(name, func(t *testing.T) {
+			if rep := drill(t, 15*time.Minute, name); !rep.Tests[0].Passed {
+				t.Errorf("missed: %v", rep.Tests[0].Failed)
+			}
+			noGuardIsLeft(t)
+		})
+	}
+}
+
 // noGuardIsLeft waits until no node has a guard: the drills delete their VMs, also
 // while a node that ran one is cut off.
 func noGuardIsLeft(t *testing.T) {

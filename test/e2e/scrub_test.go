@@ -142,11 +142,8 @@ func TestScrubFindsRotOfAStoppedVolume(t *testing.T) {
 // fetched serves a volume and copies it into a file.
 func fetched(t *testing.T, name string) string {
 	t.Helper()
-	uri := serve(t, name)
 	defer must(t, time.Minute, "volume", "unserve", name)
-	file := filepath.Join(t.TempDir(), "fetched")
-	tool(t, "nbdcopy", uri, file)
-	return file
+	return fetchedFrom(t, serve(t, name))
 }
 
 // The disk that a writer reads from rots under it: no read fails, everything is
@@ -250,4 +247,46 @@ func TestRetireADisk(t *testing.T) {
 	uri := serve(t, "away")
 	tool(t, "nbdcopy", uri, back)
 	tool(t, "cmp", file, back)
+}
+
+// A disk that does not answer any more is put out once, and nobody notices but by one
+// slow write; when it answers again its copy comes back.
+func TestHungDiskIsPutOut(t *testing.T) {
+	long(t)
+	made(t, "hung") // it is open on n1
+	defer must(t, time.Minute, "volume", "unserve", "hung")
+	uri := serve(t, "hung")
+	disk, inLab := copyOn(t, "hung", "n2")
+	must(t, time.Minute, "lab", "disk", "hang", inLab, "--name", labName)
+	in := false
+	defer func() {
+		if !in {
+			must(t, time.Minute, "lab", "disk", "insert", inLab, "--name", labName)
+		}
+	}()
+	file := filepath.Join(t.TempDir(), "new")
+	tool(t, "dd", "if=/dev/urandom", "of="+file, "bs=1M", "count=128", "status=none")
+	began := time.Now()
+	tool(t, "nbdcopy", "--flush", file, uri)
+	// 4 s are promised for the one write that met the disk; the rest is the copying.
+	if took := time.Since(began); took > 30*time.Second {
+		t.Errorf("128 MiB took %s over a disk that hangs", took)
+	}
+	for _, c := range copiesOf(t, "hung") {
+		if c.Node == "n2" && c.Disk == disk && c.InSync {
+			t.Errorf("a disk that does not answer counts as in sync: %+v", c)
+		}
+	}
+	must(t, time.Minute, "lab", "disk", "insert", inLab, "--name", labName)
+	in = true
+	whole(t)
+	tool(t, "cmp", file, fetchedFrom(t, uri))
+}
+
+// fetchedFrom copies an export into a file.
+func fetchedFrom(t *testing.T, uri string) string {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "fetched")
+	tool(t, "nbdcopy", uri, file)
+	return file
 }

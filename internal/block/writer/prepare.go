@@ -362,13 +362,7 @@ func (c *Core) doClaim(arg Claim, reclaim bool) {
 		deny("not prepared: " + c.prep.last.Text)
 		return
 	}
-	take := repl.Take{
-		Node: c.cfg.Node, Run: c.cfg.Run, Purpose: c.cfg.Purpose, Nonce: c.cfg.Nonce, Attempt: c.cfg.Attempt,
-		ExpectRun: arg.ExpectRun, ExpectEpoch: arg.ExpectEpoch, Placement: arg.Placement,
-	}
-	if c.mut.AdoptWithoutRun {
-		take.ExpectRun = ids.ID{}
-	}
+	take := c.take(arg)
 	if reclaim {
 		take.Nonce = arg.Nonce
 		take.ExpectRun, take.ExpectEpoch = c.cfg.Run, c.vols[0].rec.Own.Epoch
@@ -389,6 +383,17 @@ func (c *Core) doClaim(arg Claim, reclaim bool) {
 		c.setState(Claiming, "")
 	}
 	c.effect(Commit{ID: cl.id, Txn: txn})
+}
+
+func (c *Core) take(arg Claim) repl.Take {
+	t := repl.Take{
+		Node: c.cfg.Node, Run: c.cfg.Run, Purpose: c.cfg.Purpose, Nonce: c.cfg.Nonce, Attempt: c.cfg.Attempt,
+		ExpectRun: arg.ExpectRun, ExpectEpoch: arg.ExpectEpoch, Placement: arg.Placement,
+	}
+	if c.mut.AdoptWithoutRun {
+		t.ExpectRun = ids.ID{}
+	}
+	return t
 }
 
 func (c *Core) claimDone(ev TxnDone) {
@@ -422,7 +427,9 @@ func (c *Core) judgeClaim(read repl.Records) {
 		cl.next.PlacementRev = read.PlacementRev
 		c.claimMade(cl.next)
 	case repl.Superseded:
-		c.claimLost(read, "somebody else changed own first")
+		if !c.claimAgain(read) {
+			c.claimLost(read, "somebody else changed own first")
+		}
 	case repl.Undecided:
 		if cl.conflict {
 			c.claimLost(read, "the placement has changed")
@@ -430,6 +437,30 @@ func (c *Core) judgeClaim(read repl.Records) {
 		}
 		c.effect(Commit{ID: cl.id, Txn: *cl.txn})
 	}
+}
+
+// claimAgain sends the claim of a hand-over on what was read, if own still is of the
+// run and epoch that it takes: its holder has changed the members after they were
+// read here, as it does when a copy comes back while the guest moves. The claim that
+// lost can be made no more, for own has another revision.
+func (c *Core) claimAgain(read repl.Records) bool {
+	cl := &c.claim
+	if cl.reclaim || c.prep.never || cl.arg.ExpectEpoch == 0 || cl.arg.ExpectRun.IsZero() {
+		return false
+	}
+	txn, next, err := repl.Takeover(read, c.take(cl.arg))
+	if err != nil {
+		return false // it is another's
+	}
+	c.recs = read
+	for i, v := range c.vols {
+		v.layout(read.Volumes[i], read.Disks)
+	}
+	c.wantNodes()
+	c.lastTxn++
+	cl.txn, cl.next, cl.id, cl.conflict = &txn, next, c.lastTxn, false
+	c.effect(Commit{ID: cl.id, Txn: txn})
+	return true
 }
 
 func (c *Core) claimMade(recs repl.Records) {

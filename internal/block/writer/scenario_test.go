@@ -392,6 +392,38 @@ func TestHandOver(t *testing.T) {
 	}
 }
 
+// The source lets a copy in after the destination has read own: the hand-over goes
+// on, for run and epoch are what they were. Another epoch ends it.
+func TestHandOverMeetsAGrow(t *testing.T) {
+	for _, other := range []bool{false, true} {
+		w := quiet(t, Mutations{})
+		src := w.served(time.Second)
+		w.etcd.recs.Placement.Target = w.nodes[1].id
+		dst := w.newGuard(w.nodes[1], src.run, true, Mutations{})
+		w.run(50 * time.Millisecond)
+		dst.command(Command{Kind: Prepare})
+		src.command(Command{Kind: Stall})
+		w.run(100 * time.Millisecond)
+		w.etcd.rev++
+		v := &w.etcd.recs.Volumes[0]
+		v.Own.CfgVersion++
+		v.OwnRev = w.etcd.rev
+		if other {
+			v.Own.Epoch++
+		}
+		dst.command(Command{Kind: DoClaim, Claim: Claim{ExpectRun: src.run, ExpectEpoch: 1}})
+		w.run(50 * time.Millisecond)
+		if got, want := w.own().Node == w.nodes[1].id, !other; got != want {
+			t.Fatalf("epoch taken by another %v: own %+v, destination %v", other, w.own(), dst.core.State())
+		}
+		src.command(Command{Kind: Release})
+		w.run(5 * time.Second)
+		if got, want := dst.core.State() == Serving, !other; got != want {
+			t.Errorf("epoch taken by another %v: destination %v", other, dst.core.State())
+		}
+	}
+}
+
 func TestReclaim(t *testing.T) {
 	w := quiet(t, Mutations{})
 	g := w.served(time.Second)

@@ -239,10 +239,16 @@ func (m *step) recovering(vm VM, mem *VMMemory) (model.VMState, string) {
 	case r.Phase == "preparing" && r.Waiting != "":
 		m.say(vm, mem, "warn", "waits for "+r.Waiting)
 		return model.VMWaitingForCopy, "waits for " + r.Waiting
-	case r.Phase == "preparing" && r.Live && m.now.Sub(r.Since) > m.p.PrepareLimit:
+	case r.Phase == "preparing" && r.Live && m.now.Sub(r.Since) > m.p.PrepareLimit && !m.dying(m.node[vm.Owner]):
 		return m.leaveAlone(vm, mem)
 	}
 	return model.VMRecovering, mem.Reason
+}
+
+// dying: n has just fallen silent, and a writer there may hold its leases yet. One
+// that lives longer than a lease after the last beat does live.
+func (m *step) dying(n Node) bool {
+	return m.silent(n) != "" && m.now.Sub(n.LastBeat) <= m.p.PrepareLimit
 }
 
 // ownerLives reports whether the guard that holds the VM's volumes says that it
@@ -271,6 +277,7 @@ func (m *step) leaveAlone(vm VM, mem *VMMemory) (model.VMState, string) {
 	}
 	mem.NotUntil = m.now.Add(min(m.p.ProbeAgain<<min(mem.Probes, 3), time.Minute))
 	mem.Probes++
+	mem.Heard = m.silent(m.node[vm.Owner]) == ""
 	if mem.Counted == vm.Placement.Attempt && mem.Restarts > 0 {
 		mem.Restarts, mem.Counted = mem.Restarts-1, 0 // nothing was restarted
 	}
@@ -349,7 +356,7 @@ func (m *step) running(vm VM, mem *VMMemory) (model.VMState, string) {
 		return m.maintain(vm, mem, r)
 	case why == "":
 		return model.VMRunning, ""
-	case m.now.Before(mem.NotUntil):
+	case m.now.Before(mem.NotUntil) && !(mem.Heard && m.silent(m.node[p.Node]) != ""): // silent now: another reason
 		return model.VMRunning, "lives on " + m.nodeName(p.Node) + ", which the cluster does not hear well"
 	case vm.HA == model.HAOff:
 		return m.startAgain(vm, mem, why)

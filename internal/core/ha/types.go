@@ -195,6 +195,7 @@ type VMMemory struct {
 	Sick     map[ids.ID]string // nodes that it asked to leave, until it runs well
 	NotUntil clock.Instant     // no attempt before
 	Probes   int               // PREPAREs in a row that met a live writer
+	Heard    bool              // the node of that writer was heard when the VM was left alone
 	Cause    string            // of failed
 	World    string            // what the cluster looked like when it failed
 	Said     string            // last refusal told as an event

@@ -253,3 +253,30 @@ func (m *step) off(p Plan) {
 		m.tell(n, model.OrderShutdown, self.Boot)
 	}
 }
+
+// LastToGo reports whether node self goes off without being told, in a shutdown of
+// the cluster whose nodes go off: it is under the boot that the plan is for, and of
+// the others that were there hears none any more. Who conducted may be among
+// those, or be this node, which has no majority left to conduct with. heard is about
+// the node's own ears, not about sessions. A plan for this node alone is its
+// conductor's.
+func LastToGo(p *Plan, self ids.ID, boot string, heard func(ids.ID) bool) bool {
+	if p == nil || p.Kind != Shutdown || p.Phase != Off {
+		return false
+	}
+	m := member(*p, self)
+	if m == nil || boot == "" || m.Boot != boot {
+		return false
+	}
+	others := 0
+	for _, x := range p.Nodes {
+		if x.ID == self || x.Boot == "" {
+			continue
+		}
+		if heard(x.ID) {
+			return false
+		}
+		others++
+	}
+	return others > 0
+}

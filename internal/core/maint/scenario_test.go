@@ -243,6 +243,7 @@ func (w *world) turn() {
 	if !slices.ContainsFunc(w.nodes, func(n *wnode) bool { return n.Up }) {
 		return
 	}
+	w.untold()
 	st, actions := Step(State{View: w.view, Memory: w.mem}, w.now)
 	w.mem = st.Memory
 	changed := slices.ContainsFunc(actions, func(a Action) bool { _, ok := a.(Change); return ok })
@@ -255,6 +256,27 @@ func (w *world) turn() {
 	if w.check != nil {
 		w.check()
 	}
+}
+
+// untold plays the nodes that go off by themselves.
+func (w *world) untold() {
+	for _, n := range w.nodes {
+		if n.Up && n.downAt == 0 && LastToGo(w.view.Plan, n.ID, n.Boot, func(o ids.ID) bool { return w.byID(o).Up }) {
+			w.note(n.Name + " goes off untold")
+			n.downAt = w.now.Add(stopTime)
+		}
+	}
+}
+
+// majority of the nodes up.
+func (w *world) majority() bool {
+	up := 0
+	for _, n := range w.nodes {
+		if n.Up {
+			up++
+		}
+	}
+	return 2*up > len(w.nodes)
 }
 
 // moveVMs plays core/ha.
@@ -307,7 +329,8 @@ func (w *world) moveVMs() {
 }
 
 func (w *world) show() {
-	w.view.Leader = true
+	// Nobody conducts what is left of a cluster that goes off.
+	w.view.Leader = w.view.Plan == nil || w.view.Plan.Phase != Off || w.majority()
 	w.view.Nodes, w.view.VMs, w.view.Volumes = nil, nil, nil
 	for _, n := range w.nodes {
 		w.view.Nodes = append(w.view.Nodes, n.Node)
@@ -357,9 +380,7 @@ func (w *world) obey(a Action) {
 	case Change:
 		if n := w.byID(a.Node); n != nil {
 			n.Order = a.Order
-			if a.Forget {
-				n.Guests = nil
-			}
+			n.Guests = slices.DeleteFunc(n.Guests, func(id ids.ID) bool { return slices.Contains(a.Forget, id) })
 		}
 		if a.WritePlan {
 			w.view.Plan = a.Plan
@@ -378,4 +399,46 @@ func (w *world) obey(a Action) {
 
 func (w *world) note(text string) {
 	fmt.Fprintf(&w.log, "%5.1fs %s\n", w.now.Sub(w.start).Seconds(), text)
+}
+
+// Of a node's guests those that run are let go by --no-failback; what waits for it
+// does not start elsewhere.
+func TestPlaced(t *testing.T) {
+	got := Placed([]ids.ID{wid(1), wid(2), wid(3)}, []VM{{ID: wid(2), Node: wid(9)}, {ID: wid(4), Node: wid(9)}})
+	if !slices.Equal(got, []ids.ID{wid(2)}) {
+		t.Errorf("placed: %v", got)
+	}
+}
+
+// Who goes off untold: only the last one, under the boot that the plan is for.
+func TestLastToGo(t *testing.T) {
+	p := Plan{Kind: Shutdown, Phase: Off, Nodes: []Member{{ID: wid(1), Boot: "a"}, {ID: wid(2), Boot: "b"}, {ID: wid(3)}}}
+	none, all := func(ids.ID) bool { return false }, func(ids.ID) bool { return true }
+	alone := p
+	alone.Nodes = []Member{{ID: wid(1), Boot: "a"}, {ID: wid(3)}}
+	guests, restart := p, p
+	guests.Phase, restart.Kind = Guests, Restart
+	for _, c := range []struct {
+		what  string
+		plan  *Plan
+		self  int
+		boot  string
+		heard func(ids.ID) bool
+		want  bool
+	}{
+		{"hears none", &p, 1, "a", none, true},
+		{"hears others", &p, 1, "a", all, false},
+		{"hears one that was off before", &p, 1, "a", func(n ids.ID) bool { return n == wid(3) }, true},
+		{"under another boot", &p, 1, "a2", none, false},
+		{"was off when it was asked for", &p, 3, "", none, false},
+		{"is not of the plan", &p, 4, "d", none, false},
+		{"conducts for itself", &alone, 1, "a", none, false},
+		{"machines are on", &guests, 1, "a", none, false},
+		{"rolling restart", &restart, 1, "a", none, false},
+		{"no plan", nil, 1, "a", none, false},
+	} {
+		if got := LastToGo(c.plan, wid(c.self), c.boot, c.heard); got != c.want {
+			t.Errorf("%s: goes %v, want %v", c.what, got, c.want)
+		}
+	}
 }

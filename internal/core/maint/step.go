@@ -83,8 +83,24 @@ func (m *step) change(n Node, to *model.NodeOrder, why string) bool {
 		return false
 	}
 	m.changed = true
-	m.actions = append(m.actions, Change{Node: n.ID, Name: n.Name, Was: n.Order, Order: to, Forget: to == nil && n.Order.NoFailback, Why: why})
+	c := Change{Node: n.ID, Name: n.Name, Was: n.Order, Order: to, Why: why}
+	if to == nil && n.Order.NoFailback {
+		c.Forget = Placed(n.Guests, m.view.VMs)
+	}
+	m.actions = append(m.actions, c)
 	return true
+}
+
+// Placed returns those of a node's guests that are placed somewhere: what is not to
+// go back. One that is not waits for the node, for its HA is off or nothing else can
+// take it, and would else be started anywhere.
+func Placed(guests []ids.ID, vms []VM) (out []ids.ID) {
+	for _, id := range guests {
+		if slices.ContainsFunc(vms, func(v VM) bool { return v.ID == id }) {
+			out = append(out, id)
+		}
+	}
+	return out
 }
 
 func inPhase(o *model.NodeOrder, p model.OrderPhase) *model.NodeOrder {

@@ -159,8 +159,8 @@ type Change struct {
 	Name  string
 	Was   *model.NodeOrder
 	Order *model.NodeOrder // nil: none any more
-	// Forget: the node's Guests are dropped.
-	Forget bool
+	// Forget lists those of the node's Guests that do not go back to it any more.
+	Forget []ids.ID
 	// Plan is written if WritePlan; nil: there is none any more.
 	WritePlan bool
 	Plan      *Plan

@@ -203,6 +203,7 @@ type Status struct {
 	FillTotal   int           `json:"fill_total"`
 	FillBad     int           `json:"fill_bad"` // chunks that did not verify
 	FillRunning bool          `json:"fill_running"`
+	Pressed     uint64        `json:"pressed"`           // how often its power button was pressed
 	DirtyRate   uint64        `json:"dirty_bytes_per_s"` // of memory by POST /dirty, in the last second; 0: none, or not settled yet
 }
 

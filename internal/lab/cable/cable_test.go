@@ -3,12 +3,16 @@ package cable
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func needRoot(t *testing.T) {
@@ -139,4 +143,75 @@ func TestSilencePorts(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.want(t, "n2", "10.203.0.11", "n1", true)
+}
+
+// A connection that carries something is reset at both ends; the next one is not.
+func TestResetConnections(t *testing.T) {
+	r := newBench(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	var l net.Listener
+	if err := Within(r.ns["n1"], func() (err error) { l, err = net.Listen("tcp", "10.203.0.11:7444"); return err }); err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	accepted := make(chan net.Conn, 2)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			accepted <- c
+		}
+	}()
+	connect := func() (near, far net.Conn) {
+		t.Helper()
+		near, err := Dial(ctx, r.ns["n2"], "tcp", "10.203.0.11:7444")
+		if err != nil {
+			t.Fatal(err)
+		}
+		far = <-accepted
+		t.Cleanup(func() { near.Close(); far.Close() })
+		return near, far
+	}
+	near, far := connect()
+	ended := make(chan error, 2)
+	for _, c := range []net.Conn{near, far} {
+		go func() {
+			for b := make([]byte, 1); ; {
+				if _, err := c.Read(b); err != nil {
+					ended <- err
+					return
+				}
+			}
+		}()
+		go func() {
+			for pace := time.Tick(10 * time.Millisecond); ctx.Err() == nil; <-pace {
+				if _, err := c.Write([]byte{1}); err != nil {
+					return
+				}
+			}
+		}()
+	}
+	if err := ResetConnections(ctx, r.ns["n1"], 7444); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		select {
+		case err := <-ended:
+			if !errors.Is(err, unix.ECONNRESET) && !errors.Is(err, unix.EPIPE) && !errors.Is(err, io.EOF) {
+				t.Errorf("an end reads %v", err)
+			}
+		case <-ctx.Done():
+			t.Fatal("an end of the connection goes on")
+		}
+	}
+	near, far = connect()
+	if _, err := near.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := far.Read(make([]byte, 1)); err != nil {
+		t.Errorf("a connection made afterwards: %v", err)
+	}
 }

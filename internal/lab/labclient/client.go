@@ -143,6 +143,12 @@ func (c *Client) ServiceKill(ctx context.Context, node, service string) (Answer,
 	return c.order(ctx, "service-kill", Request{Node: node, Service: service})
 }
 
+// ServiceReset resets the TCP connections of a service of a node: storage or node.
+// They are made anew.
+func (c *Client) ServiceReset(ctx context.Context, node, service string) error {
+	return c.orderErr(ctx, "service-reset", Request{Node: node, Service: service})
+}
+
 // BMCCut takes a node's management controller off the network.
 func (c *Client) BMCCut(ctx context.Context, node string) error {
 	return c.orderErr(ctx, "bmc-cut", Request{Node: node})

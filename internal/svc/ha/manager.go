@@ -1,9 +1,11 @@
 package ha
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -239,6 +241,18 @@ func same(a, b model.VMStatus) bool {
 	return err1 == nil && err2 == nil && string(x) == string(y)
 }
 
+// inTurn puts the machines that move last: one takes the turn of another whose
+// migration has ended, and who reads the statuses meanwhile must not see both move.
+func inTurn(todo map[ids.ID]model.VMStatus) []ids.ID {
+	moves := func(id ids.ID) int {
+		if todo[id].State == model.VMMigrating {
+			return 1
+		}
+		return 0
+	}
+	return slices.SortedFunc(maps.Keys(todo), func(a, b ids.ID) int { return cmp.Compare(moves(a), moves(b)) })
+}
+
 // writeStatuses writes queued statuses and losses beside the steps: they must not
 // hold up a placement.
 func (m *Manager) writeStatuses(ctx context.Context) {
@@ -255,7 +269,8 @@ func (m *Manager) writeStatuses(ctx context.Context) {
 		for _, a := range losses {
 			m.setLosses(ctx, a)
 		}
-		for id, st := range todo {
+		for _, id := range inTurn(todo) {
+			st := todo[id]
 			uctx, cancel := context.WithTimeout(ctx, txnTimeout)
 			_, err := store.Update(uctx, m.env.Store, id, func(vm *model.VM) error {
 				st.Migration = st.Migration.Newer(vm.Status.Migration)

@@ -86,6 +86,7 @@ func (v *Viewer) node(n *model.Node, now clock.Instant) core.Node {
 	if o := n.Spec.Order; o != nil {
 		c.PowerOff, c.Away = o.NoDrain, o.Phase != model.OrderDraining
 	}
+	c.Away = c.Away || v.World.GoesOff()
 	if v.Wall != nil {
 		wall := v.Wall()
 		for _, t := range n.Spec.Losses {

@@ -27,6 +27,7 @@ import (
 	"roseau/internal/svc/ha"
 	"roseau/internal/svc/records"
 	"roseau/internal/svc/task"
+	"roseau/internal/unit"
 )
 
 const (
@@ -79,6 +80,7 @@ func (s *Service) Run(ctx context.Context) error {
 
 // once is one step, where the leader is.
 func (s *Service) once(ctx context.Context) error {
+	s.goUntold()
 	if !s.Leading() || !s.World.Synced() {
 		s.memory, s.shown = core.Memory{}, map[ids.ID]core.Progress{}
 		return nil
@@ -105,6 +107,22 @@ func (s *Service) once(ctx context.Context) error {
 	return nil
 }
 
+// goUntold takes this node down if it is the last one of a shutdown: nobody is left
+// who could tell it, and there may be no majority to conduct with.
+func (s *Service) goUntold() {
+	now := s.env.Clock.Now()
+	p, _ := s.World.Plan()
+	heard := func(n ids.ID) bool { return s.heard(n, now) }
+	if _, ok := s.env.Units.(unit.Machine); ok && core.LastToGo(p, s.env.Node, s.Boot(), heard) {
+		s.accept(LeaveOrder{Verb: model.OrderShutdown, Boot: s.Boot()})
+	}
+}
+
+// heard reports whether a node's beats come.
+func (s *Service) heard(n ids.ID, now clock.Instant) bool {
+	return n == s.env.Node || now.Sub(s.Viewer.Beats.Seen(n)) < upBeat
+}
+
 // busy reports whether anything is ordered.
 func (s *Service) busy() bool {
 	if p, _ := s.World.Plan(); p != nil {
@@ -126,10 +144,17 @@ func (s *Service) view(ctx context.Context) (v core.View, planRev int64, err err
 	now := s.env.Clock.Now()
 	for _, n := range s.World.Nodes.List() {
 		sess, alive := s.Viewer.Sessions.Session(n.ID)
-		heard := n.ID == s.env.Node || now.Sub(s.Viewer.Beats.Seen(n.ID)) < upBeat
+		heard := s.heard(n.ID, now)
 		v.Nodes = append(v.Nodes, core.Node{ID: n.ID, Name: n.Name, Up: alive && heard, Heard: heard, Boot: sess.Boot, Storage: alive && s.World.NodeReport(n.ID).Storage,
 			Drain: n.Spec.Drain, Task: n.Spec.DrainTask, Order: n.Spec.Order, Guests: n.Spec.Guests, Needed: quorum.Needed(votes, n.ID)})
 	}
+	v.VMs = s.vms()
+	v.Volumes, err = s.volumes(ctx)
+	return v, planRev, err
+}
+
+// vms lists the machines that are placed on a node.
+func (s *Service) vms() (out []core.VM) {
 	for _, vm := range s.World.VMs.List() {
 		p := s.World.Placement(vm.ID)
 		if p.Node.IsZero() || p.State == haCore.PlaceStopped {
@@ -139,10 +164,9 @@ func (s *Service) view(ctx context.Context) (v core.View, planRev int64, err err
 		if r, ok := s.World.Reports(vm.ID)[p.Node]; ok && p.State == haCore.PlaceMigrating && r.Status.Migration != nil {
 			x.Stay = migrationText(r.Status.Migration.MigrationStatus, x.Stay)
 		}
-		v.VMs = append(v.VMs, x)
+		out = append(out, x)
 	}
-	v.Volumes, err = s.volumes(ctx)
-	return v, planRev, err
+	return out
 }
 
 func migrationText(m model.MigrationStatus, text string) string {
@@ -266,9 +290,7 @@ func (s *Service) change(ctx context.Context, a core.Change, planRev int64, ends
 			return errs.New(errs.Conflict, "change order of node %s: another one came", a.Name)
 		}
 		n.Spec.Order = a.Order
-		if a.Forget {
-			n.Spec.Guests = nil
-		}
+		n.Spec.Guests = without(n.Spec.Guests, a.Forget)
 		if err := store.TxPut(tx, n); err != nil {
 			return err
 		}
@@ -288,6 +310,10 @@ func (s *Service) change(ctx context.Context, a core.Change, planRev int64, ends
 	}
 	_, err := s.env.Store.Commit(ctx, tx)
 	return err
+}
+
+func without(list, drop []ids.ID) []ids.ID {
+	return slices.DeleteFunc(slices.Clone(list), func(id ids.ID) bool { return slices.Contains(drop, id) })
 }
 
 func sameOrder(a, b *model.NodeOrder) bool {

@@ -227,7 +227,7 @@ func (s *Service) Undrain(ctx context.Context, ref string, req UndrainRequest) (
 		}
 		n.Spec.Drain, n.Spec.DrainTask, n.Spec.Order = false, ids.ID{}, nil
 		if req.NoFailback {
-			n.Spec.Guests = nil
+			n.Spec.Guests = without(n.Spec.Guests, core.Placed(n.Spec.Guests, s.vms()))
 		}
 		return nil
 	})

@@ -33,11 +33,16 @@ func (s *Service) GoDown(_ context.Context, r LeaveOrder) error {
 	if _, ok := s.env.Units.(unit.Machine); !ok {
 		return fail("its supervisor has no power over the machine")
 	}
+	s.accept(r)
+	return nil
+}
+
+// accept hands an order to obey.
+func (s *Service) accept(r LeaveOrder) {
 	select {
 	case s.orders <- r:
 	default: // it is at it already
 	}
-	return nil
 }
 
 // obey carries power orders out.

@@ -153,6 +153,13 @@ func (w *World) ShutsDown() bool {
 	return p != nil && p.Kind == maint.Shutdown
 }
 
+// GoesOff reports whether the nodes go off because the cluster is shut down: their
+// silence is asked for.
+func (w *World) GoesOff() bool {
+	p, _ := w.Plan()
+	return p != nil && p.Kind == maint.Shutdown && p.Phase == maint.Off
+}
+
 // Volumes returns the records of all volumes.
 func (w *World) Volumes() []*repl.VolumeRecord {
 	w.mu.Lock()

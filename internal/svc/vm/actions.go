@@ -403,14 +403,9 @@ func (s *Service) StartMigrate(ctx context.Context, vm *model.VM, c *choice) (*m
 	return s.env.Tasks.Start(ctx, "vm migrate "+vm.Name, func(ctx context.Context, h *task.Handle) (string, error) {
 		h.Logf("%s -> %s", c.from, c.decision.Why)
 		p := c.placed.Placement
-		if err := s.awaitTurn(ctx, h, p.Node, c.decision.Node); err != nil {
-			return "", fmt.Errorf("migrate vm %s: %w", vm.Name, err)
-		}
 		next := repl.Placement{Node: p.Node, Attempt: p.Attempt + 1, State: core.PlaceMigrating, Target: c.decision.Node, Run: p.Run,
 			MoveRate: int64(c.bandwidth), MoveNetwork: c.network, MovePatienceMS: c.patience.Milliseconds()}
-		key := records.PlacementKey(vm.ID)
-		_, err := s.env.Store.Commit(ctx, store.NewTx().If(key, c.placed.Revision).Put(key, next))
-		if err != nil {
+		if err := s.placeInTurn(ctx, h, vm.ID, c.placed.Revision, next); err != nil {
 			return "", fmt.Errorf("migrate vm %s: %w", vm.Name, err)
 		}
 		return s.waitMoved(ctx, h, vm, c, next)
@@ -422,9 +417,12 @@ func (s *Service) StartMigrate(ctx context.Context, vm *model.VM, c *choice) (*m
 // moment may exceed it by one.
 const movesPerNode = 2
 
-// awaitTurn waits until neither node has its fill of migrations.
-func (s *Service) awaitTurn(ctx context.Context, h *task.Handle, nodes ...ids.ID) error {
-	return svc.WaitFor(ctx, poll, func(context.Context) (bool, error) {
+// placeInTurn places a migration as soon as neither of its nodes has its fill of
+// them, on condition that the VM's placement has not changed since revision rev.
+func (s *Service) placeInTurn(ctx context.Context, h *task.Handle, vm ids.ID, rev int64, next repl.Placement) error {
+	return svc.WaitFor(ctx, poll, func(ctx context.Context) (bool, error) {
+		s.turn.Lock() // who looks next sees what is placed here
+		defer s.turn.Unlock()
 		busy := map[ids.ID]int{}
 		for _, p := range s.world.Placements() {
 			if p.State == core.PlaceMigrating {
@@ -432,13 +430,16 @@ func (s *Service) awaitTurn(ctx context.Context, h *task.Handle, nodes ...ids.ID
 				busy[p.Target]++
 			}
 		}
-		for _, n := range nodes {
-			if busy[n] >= movesPerNode {
-				h.Phase("waits: its nodes have %d migrations already", busy[n])
-				return false, nil
-			}
+		if most := max(busy[next.Node], busy[next.Target]); most >= movesPerNode {
+			h.Phase("waits: its nodes have %d migrations already", most)
+			return false, nil
 		}
-		return true, nil
+		key := records.PlacementKey(vm)
+		made, err := s.env.Store.Commit(ctx, store.NewTx().If(key, rev).Put(key, next))
+		if err == nil {
+			s.world.NoteOwnPlacement(vm, records.Placed{Placement: next, Revision: made})
+		}
+		return true, err
 	})
 }
 

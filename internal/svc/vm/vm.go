@@ -16,6 +16,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -51,6 +52,8 @@ type Service struct {
 	volumes *volume.Service
 	images  Images
 	guards  Guards
+
+	turn sync.Mutex // held while a migration is placed; see placeInTurn
 }
 
 // New returns the service of a node.
