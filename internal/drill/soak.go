@@ -365,6 +365,16 @@ func (s *Soak) probeWhole(ctx context.Context, p *soakProbe) (bool, error) {
 	return true, p.waitForPage(ctx, time.Minute)
 }
 
+// settled waits until no attempt to place the VM stands: one that was decided while
+// etcd had no majority may be written when it is back, and ends when the copies say
+// that the VM's writer lives.
+func (p *soakProbe) settled(ctx context.Context) (vm model.VM, err error) {
+	return vm, waitUntil(ctx, time.Minute, 100*time.Millisecond, "VM "+p.name+" running, no attempt under way", func() (bool, error) {
+		vm, err = p.vmNode(ctx)
+		return err == nil && vm.Status.State == model.VMRunning, err
+	})
+}
+
 // audit reads everything of a VM back and notes what is wrong.
 func (s *Soak) audit(ctx context.Context, p *soakProbe, r Round, res *RoundResult) error {
 	wrong := func(ok bool, format string, args ...any) {
@@ -391,7 +401,7 @@ func (s *Soak) audit(ctx context.Context, p *soakProbe, r Round, res *RoundResul
 	if err != nil {
 		return err
 	}
-	vm, err := p.vmNode(ctx)
+	vm, err := p.settled(ctx)
 	if err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 // word. What is read is what it had; the copy that was given up comes back, is never
 // mixed in, and another one is built.
 func TestVolumeForce(t *testing.T) {
+	long(t)
 	heals(t)
 	must(t, time.Minute, "volume", "create", "forced", "--size", "64MiB")
 	defer again(t, "volume", "delete", "forced", "--confirm", "forced")

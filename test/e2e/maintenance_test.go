@@ -227,6 +227,7 @@ func taskOf(t *testing.T, action string) (found model.Task) {
 // what ran runs where it ran, what a person had stopped stays stopped. Before that,
 // a shutdown is called off while a guest takes its time.
 func TestClusterShutdown(t *testing.T) {
+	long(t)
 	db, web := newGuest(t, "db", 1), newGuest(t, "web", 2)
 	must(t, time.Minute, "vm", "set", "web", "--after", "db")
 	must(t, time.Minute, "vm", "create", "idle", "--memory", "64MiB", "--disk", "size=64MiB", "--start")
