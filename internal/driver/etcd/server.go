@@ -305,6 +305,7 @@ func embedConfig(cfg Config) (*embed.Config, error) {
 	ec.QuotaBackendBytes = quotaBytes
 	ec.AutoCompactionMode, ec.AutoCompactionRetention = "periodic", compactEvery
 	ec.SnapshotCount = 10000
+	ec.GRPCAdditionalServerOptions = surviveRemoval()
 	ec.GRPCKeepAliveMinTime = keepAliveFrom
 	ec.GRPCKeepAliveInterval, ec.GRPCKeepAliveTimeout = time.Second, 2*time.Second
 	ec.InitialClusterToken = cfg.Cluster.String()
