@@ -84,6 +84,7 @@ type Mutations struct {
 	AnswerBelowMin         bool // min_isr bounds who may be put out, and not what is answered
 	KeepColdForMinISR      bool // a cold copy without which min_isr is not met is kept as it is
 	NoMending              bool // nobody is put out below min_isr, not even to be brought up to date
+	NoTrailing             bool // a member whose exclusion is under way is sent nothing when it is back
 	NeverHedge             bool // a read waits for the copy that it was sent to
 	ImportAll              bool // copies that were given up are taken back, too
 	NoPending              bool // CONFIG does not name the disk of a grow under way

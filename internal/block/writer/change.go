@@ -71,7 +71,7 @@ func (v *volume) settleMembers() {
 		if m.leaving != "" && v.pending == m && v.change == nil && v.isOut(m) && !v.c.reopen.unwritten {
 			v.cancelGrow(m)
 		}
-		frozen = frozen || m.leaving != ""
+		frozen = frozen || m.leaving != "" && !m.trailing()
 	}
 	if !frozen {
 		v.frozenSince = 0
@@ -453,6 +453,7 @@ func (v *volume) restartSync(disk ids.ID) {
 // putOut counts the exclusion for the back-off of the next join.
 func (m *member) putOut() {
 	c := m.v.c
+	m.trails = false
 	if m.outLast != 0 && c.now.Sub(m.outLast) > c.t.RejoinForget {
 		m.outCount = 0
 	}

@@ -103,7 +103,7 @@ func (v *volume) beginFlush() {
 	for _, m := range v.members {
 		if m.counted && m.highAcked > m.flushed {
 			m.flushWait = true
-			if m.usable() {
+			if m.writable() {
 				v.c.sendFlush(m, f.upto)
 			}
 		}

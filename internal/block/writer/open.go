@@ -10,7 +10,7 @@ import (
 
 // linked: the node's connection is up.
 func (m *member) linked() {
-	m.open, m.resumed, m.retryAt = closed, false, 0
+	m.open, m.resumed, m.trails, m.retryAt = closed, false, false, 0
 	m.dropPlaces()
 	m.places.offUntil = 0
 	m.v.dirty = true
@@ -24,7 +24,7 @@ func (m *member) linked() {
 // unlinked: the node's connection is gone; what was asked must be asked again.
 func (m *member) unlinked() {
 	c := m.v.c
-	m.open, m.resumed, m.telling, m.releasing, m.flushSent = closed, false, false, false, false
+	m.open, m.resumed, m.trails, m.telling, m.releasing, m.flushSent = closed, false, false, false, false, false
 	m.dropPlaces()
 	c.forget(m, func(s slot) { m.v.lostSlot(m, s) })
 	if m.sync != nil {
@@ -153,6 +153,8 @@ func (m *member) opened(a *wire.OpenAck) {
 		m.session, m.newRun, m.resumed = m.node.session, false, true
 	case m.counted && !m.newRun && m.leavable():
 		m.resume()
+	case m.counted && !m.newRun && !v.isOut(m) && c.state >= Serving && c.state <= Releasing && !c.mut.NoTrailing:
+		m.trail()
 	case !m.counted:
 		m.session, m.newRun, m.resumed = m.node.session, false, true
 	}
@@ -176,8 +178,24 @@ func (m *member) leavable() bool {
 	return (!m.v.isOut(m) || m.v.pending == m) && (ch == nil || ch.kind != changeShrink || !slices.Contains(ch.members, m))
 }
 
-// resume takes up a session: everything unanswered is sent again, in order.
+// trail takes up the session of a member that the transaction under way puts out.
+// Whether that is made is not known, and not soon if etcd has no majority; until
+// then m is counted (I3), so writes wait for it, and it may as well have them. What is
+// acked meanwhile is on every member of the set before and of the set after. Nothing
+// is read from m, and nothing else changes: when the transaction is made it is out.
+func (m *member) trail() {
+	m.trails = true
+	m.takeUp()
+}
+
+// resume takes up a session, and m stays in the set.
 func (m *member) resume() {
+	m.leaving = ""
+	m.takeUp()
+}
+
+// takeUp sends everything unanswered again, in order.
+func (m *member) takeUp() {
 	v, c := m.v, m.v.c
 	if m.newRun {
 		// What an earlier process acked may be gone with it. The committed part
@@ -189,7 +207,7 @@ func (m *member) resume() {
 		}
 		m.told = 0 // the new process merges nothing before it is told again
 	}
-	m.session, m.newRun, m.resumed, m.leaving = m.node.session, false, true, ""
+	m.session, m.newRun, m.resumed = m.node.session, false, true
 	m.hung = false
 	v.dirty = true
 	for _, o := range v.unacked(m) {

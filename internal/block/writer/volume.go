@@ -50,6 +50,7 @@ type member struct {
 	hung    bool           // probe writes are not finished
 	damaged bool           // it was damaged when the epoch was opened, see suspect
 	resumed bool           // opened in the present session, unanswered writes sent again
+	trails  bool           // it came back while the transaction that puts it out is under way, see trail
 
 	lease      clock.Instant
 	highAcked  uint64 // newest wseq acked by it
@@ -224,6 +225,14 @@ func (m *member) drop() {
 // usable reports whether m may be read and written now.
 func (m *member) usable() bool {
 	return m.open == opened && m.resumed && m.node.up && m.leaving == ""
+}
+
+// writable reports whether m may be sent writes and flushes now.
+func (m *member) writable() bool { return m.usable() || m.trailing() }
+
+// trailing reports whether m keeps up although it is to be put out.
+func (m *member) trailing() bool {
+	return m.trails && m.open == opened && m.resumed && m.node.up && m.leaving != ""
 }
 
 // rest returns how many members of a segment stay if all that are leaving or

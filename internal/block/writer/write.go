@@ -26,7 +26,7 @@ func (v *volume) startWrite(o *op) {
 			continue
 		}
 		o.targets = append(o.targets, target{m: m})
-		if m.usable() {
+		if m.writable() {
 			c.sendWrite(o, m, 0)
 		}
 	}
@@ -264,7 +264,7 @@ func (v *volume) noSpace(o *op, m *member, t *target, st wire.Status) {
 // answered, so that the order within the extent stands.
 func (v *volume) settleNoSpace() {
 	for _, m := range v.members {
-		if m.nospcAt == 0 || v.c.now < m.nospcAt || !m.usable() {
+		if m.nospcAt == 0 || v.c.now < m.nospcAt || !m.writable() {
 			continue
 		}
 		m.nospcAt = 0
