@@ -164,43 +164,16 @@ func runControlPlane(ctx context.Context, e *Env) error {
 		if err != nil {
 			return err
 		}
-		nodes, err := e.Cluster.Nodes(ctx)
+		_, back, err := endMajority(ctx, e)
+		defer func() { err = errors.Join(err, back()) }()
 		if err != nil {
 			return err
-		}
-		if len(nodes) < 3 {
-			return errs.New(errs.Unavailable, "the test needs three nodes, the cluster has %d", len(nodes))
-		}
-		stopped := nodes[1:3]
-		if free, _, err := e.Cluster.Outlook(ctx); err != nil {
-			return err
-		} else if free >= 2 {
-			witnessBack, err := withoutWitness(ctx, e)
-			if err != nil {
-				return err
-			}
-			defer witnessBack()
-		}
-		defer func() {
-			back, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Minute)
-			defer cancel()
-			for _, n := range stopped {
-				err = errors.Join(err, e.Faults.StartService(back, n.Name, "etcd"))
-			}
-		}()
-		for _, n := range stopped {
-			e.say("stopping etcd on %s", n.Name)
-			if err := e.Faults.StopService(ctx, n.Name, "etcd"); err != nil {
-				return err
-			}
 		}
 		if err := endureOutage(ctx, e, p); err != nil {
 			return err
 		}
-		for _, n := range stopped {
-			if err := e.Faults.StartService(ctx, n.Name, "etcd"); err != nil {
-				return err
-			}
+		if err := back(); err != nil {
+			return err
 		}
 		name := probeName()
 		began := time.Now()
@@ -216,21 +189,6 @@ func runControlPlane(ctx context.Context, e *Env) error {
 		}
 		return judgeSurvival(ctx, e, p, before)
 	})
-}
-
-// withoutWitness ends the witness, which would keep the majority that the test
-// is to take away. The function returned brings it back.
-func withoutWitness(ctx context.Context, e *Env) (back func(), err error) {
-	const machine, service = "witness", "witness"
-	e.say("stopping the witness")
-	if err := e.Faults.StopService(ctx, machine, service); err != nil {
-		return nil, err
-	}
-	return func() {
-		if err := e.Faults.StartService(context.WithoutCancel(ctx), machine, service); err != nil {
-			e.say("the witness was not started again: %v", err)
-		}
-	}, nil
 }
 
 // endureOutage watches the writes during the outage and tries a change in it.

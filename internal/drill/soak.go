@@ -30,6 +30,8 @@ type RoughFaults interface {
 	// CutPower cuts the power of every node at once.
 	CutPower(ctx context.Context) error
 	RestorePower(ctx context.Context) error
+	// ResetConnections resets every TCP connection of a service of a node.
+	ResetConnections(ctx context.Context, node, service string) error
 }
 
 // FrameRecorder hears what is sent on the VM network.

@@ -156,3 +156,8 @@ func (l *Lab) Ready(ctx context.Context) error {
 	}
 	return nil
 }
+
+// ResetConnections resets the TCP connections of a service.
+func (l *Lab) ResetConnections(ctx context.Context, node, service string) error {
+	return l.client.ServiceReset(ctx, node, service)
+}
