@@ -156,6 +156,8 @@ func (w *world) command(f []string) {
 		if f[2] == "on" {
 			n.Needed = "its vote is needed"
 		}
+	case "stale": // stale NODE on|off: no beat of its present boot has come
+		w.node(f[1]).Stale = f[2] == "on"
 	case "broken": // broken VOLUME NODE: its copy there is lost for good
 		for _, c := range w.copies {
 			if c.name == f[1] {

@@ -117,6 +117,8 @@ func (m *step) order(n Node) {
 	}
 	booted := n.Up && n.Boot != "" && n.Boot != o.Boot
 	switch {
+	case booted && n.Stale: // without its order it would be taken for lost
+		m.progress(o.Task, n.Name+" is back, waits for its beats", 0, 0)
 	case booted && !n.Storage:
 		m.progress(o.Task, n.Name+" is back, waits for its storage", 0, 0)
 	case booted:

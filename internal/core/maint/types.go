@@ -61,6 +61,7 @@ type Node struct {
 	Name    string
 	Up      bool   // it has a session, and its beats are heard
 	Heard   bool   // its beats are heard, whatever its session says
+	Stale   bool   // its last beat may be from before its session: its boot has not been heard
 	Boot    string // of its session; "": it has none
 	Storage bool   // its storage answers
 	Drain   bool

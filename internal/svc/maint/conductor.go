@@ -24,6 +24,7 @@ import (
 	"roseau/internal/model"
 	"roseau/internal/store"
 	"roseau/internal/svc"
+	"roseau/internal/svc/beat"
 	"roseau/internal/svc/ha"
 	"roseau/internal/svc/records"
 	"roseau/internal/svc/task"
@@ -36,6 +37,9 @@ const (
 	askTimeout = 3 * time.Second
 	upBeat     = 2 * time.Second // a node whose beats are older does not count as up
 	sweepEvery = 30 * time.Second
+	// staleBeat is the age from which a beat may be that of a boot before: no machine
+	// is back that soon, and beats that come are younger.
+	staleBeat = 3 * beat.Interval
 )
 
 // Needs is what the service takes from its node.
@@ -145,7 +149,8 @@ func (s *Service) view(ctx context.Context) (v core.View, planRev int64, err err
 	for _, n := range s.World.Nodes.List() {
 		sess, alive := s.Viewer.Sessions.Session(n.ID)
 		heard := s.heard(n.ID, now)
-		v.Nodes = append(v.Nodes, core.Node{ID: n.ID, Name: n.Name, Up: alive && heard, Heard: heard, Boot: sess.Boot, Storage: alive && s.World.NodeReport(n.ID).Storage,
+		stale := n.ID != s.env.Node && now.Sub(s.Viewer.Beats.Seen(n.ID)) > staleBeat
+		v.Nodes = append(v.Nodes, core.Node{ID: n.ID, Name: n.Name, Up: alive && heard, Heard: heard, Stale: stale, Boot: sess.Boot, Storage: alive && s.World.NodeReport(n.ID).Storage,
 			Drain: n.Spec.Drain, Task: n.Spec.DrainTask, Order: n.Spec.Order, Guests: n.Spec.Guests, Needed: quorum.Needed(votes, n.ID)})
 	}
 	v.VMs = s.vms()
