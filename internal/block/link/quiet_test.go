@@ -7,12 +7,14 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"roseau/internal/block/link/linktest"
 )
 
 // A unix socket is watched for room only while somebody waits for it; another one,
 // and what closes, as ever.
 func TestUnixSocketIsQuiet(t *testing.T) {
-	a, _ := pair(t)
+	a, _ := linktest.Pair(t)
 	r := NewRaw(a)
 	watchedForRoom := func(r *Raw) (yes bool) {
 		t.Helper()
@@ -68,7 +70,7 @@ func TestQuietWritesWait(t *testing.T) {
 		"WriteBuffers": func(r *Raw, b []byte) error { return r.WriteBuffers(&net.Buffers{b[:size/2], b[size/2:]}) },
 	} {
 		t.Run(name, func(t *testing.T) {
-			a, b := pair(t)
+			a, b := linktest.Pair(t)
 			r := NewRaw(a)
 			a.SetWriteDeadline(time.Now().Add(30 * time.Second))
 			written := make(chan error, 1)

@@ -3,30 +3,12 @@ package link
 import (
 	"io"
 	"net"
-	"path/filepath"
 	"testing"
 	"time"
 
+	"roseau/internal/block/link/linktest"
 	"roseau/internal/block/wire"
 )
-
-// pair is two ends of a unix socket.
-func pair(t *testing.T) (a, b net.Conn) {
-	t.Helper()
-	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	if a, err = net.Dial("unix", l.Addr().String()); err != nil {
-		t.Fatal(err)
-	}
-	if b, err = l.Accept(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { a.Close(); b.Close() })
-	return a, b
-}
 
 func decoder(c net.Conn) *wire.Decoder {
 	d := wire.NewDecoder(c, wire.Heap{})
@@ -42,7 +24,7 @@ func ack(n uint64) *wire.Ack {
 
 // Without anybody in Run a small message is sent all the same.
 func TestFlushSendsAtOnce(t *testing.T) {
-	a, b := pair(t)
+	a, b := linktest.Pair(t)
 	raw := NewRaw(a)
 	s := NewSender(raw, raw, nil)
 	for i := range uint64(3) {
@@ -60,7 +42,7 @@ func TestFlushSendsAtOnce(t *testing.T) {
 }
 
 func TestFlushAllocatesNothing(t *testing.T) {
-	a, b := pair(t)
+	a, b := linktest.Pair(t)
 	go io.Copy(io.Discard, b)
 	raw := NewRaw(a)
 	s := NewSender(raw, raw, nil)
@@ -93,7 +75,7 @@ func TestFlushAllocatesNothing(t *testing.T) {
 // A peer that does not read blocks neither Put nor Flush, and loses nothing:
 // everything arrives in order once it reads, heartbeats before what waits.
 func TestSlowPeer(t *testing.T) {
-	a, b := pair(t)
+	a, b := linktest.Pair(t)
 	raw := NewRaw(a)
 	freed := 0
 	s := NewSender(raw, raw, func([]byte) { freed++ })
@@ -145,7 +127,7 @@ func TestSlowPeer(t *testing.T) {
 
 // What is queued when the connection breaks is given back, once.
 func TestBrokenConnection(t *testing.T) {
-	a, b := pair(t)
+	a, b := linktest.Pair(t)
 	raw := NewRaw(a)
 	freed := 0
 	s := NewSender(raw, raw, func([]byte) { freed++ })

@@ -4,12 +4,12 @@ import (
 	"encoding/binary"
 	"io"
 	"net"
-	"path/filepath"
 	"testing"
 
 	"roseau/internal/base/clock"
 	"roseau/internal/base/ids"
 	"roseau/internal/block/link"
+	"roseau/internal/block/link/linktest"
 	"roseau/internal/block/wire"
 	"roseau/internal/block/writer"
 	"roseau/internal/core/repl"
@@ -18,9 +18,8 @@ import (
 // writeCore sends each write to three nodes and completes it with the third answer,
 // as the real one does when all is well.
 type writeCore struct {
+	stubCore
 	nodes   [3]ids.ID
-	out     writer.Ready
-	back    writer.Ready
 	req     *writer.Request
 	answers int
 }
@@ -43,16 +42,6 @@ func (c *writeCore) Step(_ clock.Instant, ev writer.Event) {
 		}
 	}
 }
-func (c *writeCore) Tick(clock.Instant)          {}
-func (c *writeCore) NextDeadline() clock.Instant { return 0 }
-func (c *writeCore) State() writer.State         { return writer.Serving }
-func (c *writeCore) Health() writer.Health       { return writer.Health{} }
-func (c *writeCore) Ready() writer.Ready {
-	r := c.out
-	c.out = writer.Ready{Sends: c.back.Sends[:0], Done: c.back.Done[:0]}
-	c.back = r
-	return r
-}
 
 // write is what the core sends to its node i.
 func (c *writeCore) write(i int, r *writer.Request) wire.Write {
@@ -72,31 +61,13 @@ func answerWrites(nc net.Conn, writeBytes int, ack []byte) {
 	}
 }
 
-// unixPair is two ends of a unix socket.
-func unixPair(t *testing.T) (a, b net.Conn) {
-	t.Helper()
-	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	if a, err = net.Dial("unix", l.Addr().String()); err != nil {
-		t.Fatal(err)
-	}
-	if b, err = l.Accept(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { a.Close(); b.Close() })
-	return a, b
-}
-
 // From the client's write over three storage nodes to its answer nothing is
 // allocated: by the client's connection, the turns, the links and the decoders.
 func TestWriteDoesNotAllocate(t *testing.T) {
 	c := &writeCore{}
 	s, d := coreSet(c)
 	for i := range c.nodes {
-		near, far := unixPair(t)
+		near, far := linktest.Pair(t)
 		raw := link.NewRaw(near)
 		l := &connection{nc: raw, out: link.NewSender(raw, raw, nil)}
 		dec := wire.NewDecoder(raw, wire.Heap{})

@@ -23,13 +23,28 @@ import (
 	"roseau/internal/driver/blockdev"
 )
 
+// stubCore is what a core always is here: serving, well, and without deadlines.
+type stubCore struct {
+	out, back writer.Ready // in turns
+}
+
+func (*stubCore) Tick(clock.Instant)          {}
+func (*stubCore) NextDeadline() clock.Instant { return 0 }
+func (*stubCore) State() writer.State         { return writer.Serving }
+func (*stubCore) Health() writer.Health       { return writer.Health{} }
+func (c *stubCore) Ready() writer.Ready {
+	r := c.out
+	c.out = writer.Ready{Sends: c.back.Sends[:0], Reads: c.back.Reads[:0], Done: c.back.Done[:0]}
+	c.back = r
+	return r
+}
+
 // directCore answers every read by a direct one, and nothing if that fails.
 type directCore struct {
+	stubCore
 	disk ids.ID
 	crc  []uint32
 	sess uint64
-	out  writer.Ready
-	back writer.Ready
 	asks map[uint64]*writer.Request
 	last uint64
 	bad  int
@@ -52,16 +67,6 @@ func (c *directCore) Step(_ clock.Instant, ev writer.Event) {
 		}
 		c.out.Done = append(c.out.Done, writer.Completion{Request: r, Result: res})
 	}
-}
-func (c *directCore) Tick(clock.Instant)          {}
-func (c *directCore) NextDeadline() clock.Instant { return 0 }
-func (c *directCore) State() writer.State         { return writer.Serving }
-func (c *directCore) Health() writer.Health       { return writer.Health{} }
-func (c *directCore) Ready() writer.Ready {
-	r := c.out
-	c.out = writer.Ready{Reads: c.back.Reads[:0], Done: c.back.Done[:0]}
-	c.back = r
-	return r
 }
 
 // directSet serves a disk file of 4 MiB whose blocks all differ.
