@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"roseau/internal/base/errs"
-	"roseau/internal/base/size"
 	"roseau/internal/drill/probe"
 	"roseau/internal/model"
 )
@@ -101,25 +100,12 @@ func runNetworkCut(ctx context.Context, e *Env) error {
 // the time, and demands that the guest is the same.
 func endureCut(ctx context.Context, e *Env, p *probeVM, network string, cut time.Time, before probe.Status) error {
 	r, f := e.report, e.report.Figures
-	var tried []string
-	err := waitUntil(ctx, time.Minute, 100*time.Millisecond, "a change to be possible", func() (bool, error) {
-		try, cancel := context.WithTimeout(ctx, 5*time.Second)
-		defer cancel()
-		tried = append(tried, probeName())
-		err := e.Cluster.CreateVolume(try, tried[len(tried)-1], size.GiB)
-		return err == nil, err
-	})
+	took, err := untilChange(ctx, e, cut)
 	if err != nil {
 		return err
 	}
-	took := time.Since(cut)
 	f[network+"_changes_ms"] = ms(took)
 	r.require(took <= changesLimit, "with the %s network cut a change was possible after %s, at most %s allowed", network, took.Round(time.Millisecond), changesLimit)
-	for _, name := range tried { // of some it is not known whether they were made
-		if err := e.Cluster.DeleteVolume(ctx, name); err != nil && !errors.Is(err, errs.NotFound) {
-			return err
-		}
-	}
 	n := p.acks.count()
 	if err := p.waitAcks(ctx, 200); err != nil {
 		return err

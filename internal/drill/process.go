@@ -175,20 +175,36 @@ func runControlPlane(ctx context.Context, e *Env) error {
 		if err := back(); err != nil {
 			return err
 		}
-		name := probeName()
-		began := time.Now()
-		if err := waitUntil(ctx, time.Minute, 500*time.Millisecond, "changes to be possible again", func() (bool, error) {
-			err := e.Cluster.CreateVolume(ctx, name, size.GiB)
-			return err == nil, err
-		}); err != nil {
+		took, err := untilChange(ctx, e, time.Now())
+		if err != nil {
 			return err
 		}
-		e.report.Figures["changes_back_ms"] = ms(time.Since(began))
-		if err := e.Cluster.DeleteVolume(ctx, name); err != nil {
-			return err
-		}
+		e.report.Figures["changes_back_ms"] = ms(took)
 		return judgeSurvival(ctx, e, p, before)
 	})
+}
+
+// untilChange tries changes until one is made, takes them back, and returns how long
+// after since that was.
+func untilChange(ctx context.Context, e *Env, since time.Time) (took time.Duration, err error) {
+	var tried []string
+	err = waitUntil(ctx, time.Minute, 100*time.Millisecond, "a change to be possible", func() (bool, error) {
+		try, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		tried = append(tried, probeName())
+		err := e.Cluster.CreateVolume(try, tried[len(tried)-1], size.GiB)
+		return err == nil, err
+	})
+	took = time.Since(since)
+	if err != nil {
+		return took, err
+	}
+	for _, name := range tried { // of some it is not known whether they were made
+		if err := e.Cluster.DeleteVolume(ctx, name); err != nil && !errors.Is(err, errs.NotFound) {
+			return took, err
+		}
+	}
+	return took, nil
 }
 
 // endureOutage watches the writes during the outage and tries a change in it.
