@@ -55,16 +55,7 @@ func TestVolumeForce(t *testing.T) {
 	storage("start", "n2")
 	storage("start", "n3")
 
-	var dry string
-	var err error
-	for end := time.Now().Add(time.Minute); ; time.Sleep(200 * time.Millisecond) {
-		if dry, err = cli(time.Minute, "volume", "force", "forced", "--dry-run"); err == nil {
-			break
-		}
-		if time.Now().After(end) {
-			t.Fatalf("dry run: %v\n%s", err, dry)
-		}
-	}
+	dry := again(t, "volume", "force", "forced", "--dry-run")
 	for _, w := range []string{given["n1"] + " on n1 cannot be reached", given["n2"] + " on n2 takes over"} {
 		if !strings.Contains(dry, w) {
 			t.Errorf("the dry run does not say %q:\n%s", w, dry)
