@@ -135,7 +135,7 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start etcd: %w", err)
 	}
-	wctx, unwatch := context.WithCancel(context.Background())
+	wctx, unwatch := context.WithCancel(context.WithoutCancel(ctx)) // as long as the member
 	s := &Server{e: e, missing: missing, done: make(chan struct{}), unwatch: unwatch, cut: func() {
 		mu.Lock()
 		defer mu.Unlock()
