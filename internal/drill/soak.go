@@ -22,6 +22,9 @@ import (
 type RoughFaults interface {
 	FreezeNode(ctx context.Context, node string) error
 	ThawNode(ctx context.Context, node string) error
+	// LoseFrames lets a node's cable to a network lose percent of its frames in either
+	// direction, at random; 0 ends it.
+	LoseFrames(ctx context.Context, node, network string, percent int) error
 	// SlowDisk delays each action of the disk; 0 ends it.
 	SlowDisk(ctx context.Context, node, path string, latency time.Duration) error
 	// CorruptDisk flips bits of what is allocated from the given offset on, and

@@ -373,7 +373,7 @@ func (l *life) units() *unit.LabClient { return unit.NewLabClient(l.inside("/run
 
 // status describes the node.
 func (n *node) status(ctx context.Context) labclient.Node {
-	st := labclient.Node{Name: n.name, CutLinks: n.lab.board.Cut(n.name), Addresses: map[string]string{}}
+	st := labclient.Node{Name: n.name, CutLinks: n.lab.board.Cut(n.name), Losses: n.lab.board.Losses(n.name), Addresses: map[string]string{}}
 	if n.api != nil {
 		st.API = n.api.address()
 	}

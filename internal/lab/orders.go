@@ -34,6 +34,7 @@ func (l *Lab) handler() http.Handler {
 		"node-thaw":     l.nodeDo(func(n *node, _ context.Context) error { return n.thaw() }),
 		"link-cut":      l.link(false),
 		"link-restore":  l.link(true),
+		"link-lossy":    l.linkLossy,
 		"partition":     l.partition,
 		"heal":          l.heal,
 		"disk-pull":     l.diskDo(func(s *diskState) { s.pulled = true }),
@@ -146,6 +147,19 @@ func (l *Lab) link(up bool) order {
 	}
 }
 
+func (l *Lab) linkLossy(_ context.Context, req labclient.Request) (labclient.Answer, error) {
+	a := labclient.Answer{At: clock.System{}.Wall()}
+	n, err := l.node(req.Node)
+	if err != nil {
+		return a, err
+	}
+	networks, err := cable.ByName(req.Network)
+	if err != nil {
+		return a, err
+	}
+	return a, l.board.Lose(n.name, networks, req.Percent)
+}
+
 func (l *Lab) partition(_ context.Context, req labclient.Request) (labclient.Answer, error) {
 	a := labclient.Answer{At: clock.System{}.Wall()}
 	networks, err := cable.ByName(req.Network)
@@ -172,6 +186,7 @@ func (l *Lab) heal(context.Context, labclient.Request) (labclient.Answer, error)
 		for _, network := range l.board.Cut(n.name) {
 			err = errors.Join(err, l.board.SetLink(n.name, network, true))
 		}
+		err = errors.Join(err, l.board.Lose(n.name, cable.Networks, 0))
 	}
 	return a, err
 }

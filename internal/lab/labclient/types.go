@@ -116,6 +116,7 @@ type Node struct {
 	API       string            `json:"api"`                // forwarded address on 127.0.0.1
 	Addresses map[string]string `json:"addresses"`          // by network, without prefix length
 	CutLinks  []string          `json:"cut_links,omitempty"`
+	Losses    map[string]int    `json:"losses,omitempty"`    // percent of frames that cables lose, by network
 	EtcdDown  bool              `json:"etcd_down,omitempty"` // by service stop etcd
 	Disks     []Disk            `json:"disks"`
 	Units     []unit.Status     `json:"units,omitempty"`
@@ -166,7 +167,8 @@ type Request struct {
 	Service string        `json:"service,omitempty"` // node, etcd, storage, guard:VM, or a unit
 	Groups  [][]string    `json:"groups,omitempty"`
 	Latency time.Duration `json:"latency_ns,omitempty"`
-	Count   int           `json:"count,omitempty"` // bits to flip
+	Count   int           `json:"count,omitempty"`   // bits to flip
+	Percent int           `json:"percent,omitempty"` // of frames that are lost, 0 to 100
 	From    int64         `json:"from,omitempty"`
 	To      int64         `json:"to,omitempty"`
 	Seed    uint64        `json:"seed,omitempty"` // 0 = drawn
