@@ -271,6 +271,21 @@ func TestSignal(t *testing.T) {
 }
 
 // Another writer is right: no release, no error, no restart.
+// A process that may open no further descriptor ends with an error, so that it is
+// started again, and lets the volume go for that.
+func TestOutOfDescriptors(t *testing.T) {
+	f := &fakeSet{healthy: true}
+	c, _, done := start(t, f, repl.PurposeServe)
+	until(t, c, volumectl.PhaseServing)
+	f.events <- volume.Event{Kind: volume.EventExhausted, Text: "too many open files"}
+	if err := wait(t, done); errs.Kind(err) != errs.Exhausted {
+		t.Errorf("the process ends with %v", err)
+	}
+	if calls := f.calls; calls[len(calls)-1] != "release" {
+		t.Errorf("calls %v", calls)
+	}
+}
+
 func TestFenced(t *testing.T) {
 	f := &fakeSet{healthy: true}
 	c, _, done := start(t, f, repl.PurposeServe)
