@@ -166,7 +166,7 @@ type Test struct {
 
 // Tests returns all tests in the order in which they run.
 func Tests() []Test {
-	return []Test{liveMigration, busyMigration, nodeFailure, diskFailure, processKill, controlPlane, isolation, networkCut, doubleFailure, freeze, drainTest, nodeShutdown, rollingRestart, coldStart, nodeReplacement, sickLink, withoutEtcd, packetLoss, migrations, failovers}
+	return []Test{liveMigration, busyMigration, nodeFailure, diskFailure, processKill, controlPlane, isolation, networkCut, doubleFailure, freeze, drainTest, nodeShutdown, rollingRestart, coldStart, nodeReplacement, sickLink, withoutEtcd, packetLoss, copiesCut, migrations, failovers}
 }
 
 // essential are run when none is named: the three promises.
