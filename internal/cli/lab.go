@@ -272,6 +272,20 @@ func (l *labApp) node() *cobra.Command {
 					return c.CutNode(ctx, args[0])
 				})
 			}},
+		&cobra.Command{Use: "binary NODE [PATH]", Short: "Run another build of roseau from the next boot on (without PATH: the lab's own again)", Args: cobra.RangeArgs(1, 2),
+			RunE: func(cmd *cobra.Command, args []string) error {
+				path, done := "", args[0]+" boots with the lab's roseau"
+				if len(args) == 2 {
+					abs, err := filepath.Abs(args[1])
+					if err != nil {
+						return err
+					}
+					path, done = abs, args[0]+" boots with "+abs
+				}
+				return l.do(cmd, done, func(ctx context.Context, c *labclient.Client) (labclient.Answer, error) {
+					return plain(c.NodeBinary(ctx, args[0], path))
+				})
+			}},
 		verb("restore", "Give the power back", "boots", (*labclient.Client).RestoreNode),
 		verb("freeze", "Stop every process at once", "is frozen", (*labclient.Client).FreezeNode),
 		verb("thaw", "Let a frozen node go on", "goes on", (*labclient.Client).ThawNode),

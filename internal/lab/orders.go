@@ -32,6 +32,7 @@ func (l *Lab) handler() http.Handler {
 		"node-cut": l.nodeCut, "node-restore": l.nodeDo((*node).powerOn),
 		"node-freeze":   l.nodeDo(func(n *node, _ context.Context) error { return n.freeze() }),
 		"node-thaw":     l.nodeDo(func(n *node, _ context.Context) error { return n.thaw() }),
+		"node-binary":   l.nodeBinary,
 		"link-cut":      l.link(false),
 		"link-restore":  l.link(true),
 		"link-lossy":    l.linkLossy,
@@ -95,6 +96,25 @@ func (l *Lab) nodeCut(_ context.Context, req labclient.Request) (labclient.Answe
 	}
 	at, losses, err := n.cut()
 	return labclient.Answer{At: at, Losses: losses}, err
+}
+
+// nodeBinary lets a node run another build of roseau from its next boot on.
+func (l *Lab) nodeBinary(_ context.Context, req labclient.Request) (labclient.Answer, error) {
+	a := labclient.Answer{At: clock.System{}.Wall()}
+	n, err := l.node(req.Node)
+	if err != nil {
+		return a, err
+	}
+	if req.Path != "" {
+		fi, err := os.Stat(req.Path)
+		if err != nil || !filepath.IsAbs(req.Path) || !fi.Mode().IsRegular() || fi.Mode().Perm()&0o100 == 0 {
+			return a, errs.New(errs.Invalid, "change binary of node %s: %q is not the absolute path of a program: %w", n.name, req.Path, err)
+		}
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.binary = req.Path
+	return a, nil
 }
 
 // powerCut takes the power from all nodes: all cables first, so that no node

@@ -67,6 +67,12 @@ func (c *Client) ThawNode(ctx context.Context, node string) error {
 	return c.orderErr(ctx, "node-thaw", Request{Node: node})
 }
 
+// NodeBinary lets a node run another build of roseau from its next boot on, by its
+// absolute path on this machine; "" is the lab's own again.
+func (c *Client) NodeBinary(ctx context.Context, node, path string) error {
+	return c.orderErr(ctx, "node-binary", Request{Node: node, Path: path})
+}
+
 // LinkCut takes the carrier from a node's cable to network, to all for "".
 func (c *Client) LinkCut(ctx context.Context, node, network string) error {
 	return c.orderErr(ctx, "link-cut", Request{Node: node, Network: network})

@@ -122,8 +122,10 @@ type Node struct {
 	Units     []unit.Status     `json:"units,omitempty"`
 	// GuardNames are the names of the VMs that have a guard here, by VM.
 	GuardNames map[ids.ID]string `json:"guard_names,omitempty"`
-	Boots      int               `json:"boots"`         // since the lab came up
-	BMC        *BMC              `json:"bmc,omitempty"` // nil: it has none
+	// Binary is the roseau that it boots with; empty: the lab's.
+	Binary string `json:"binary,omitempty"`
+	Boots  int    `json:"boots"`         // since the lab came up
+	BMC    *BMC   `json:"bmc,omitempty"` // nil: it has none
 }
 
 // BMC is a node's management controller, as it is reached from the nodes.
@@ -165,6 +167,7 @@ type Request struct {
 	Network string        `json:"network,omitempty"` // "" = all
 	Disk    string        `json:"disk,omitempty"`
 	Service string        `json:"service,omitempty"` // node, etcd, storage, guard:VM, or a unit
+	Path    string        `json:"path,omitempty"`    // of a program on the host; "" = the lab's
 	Groups  [][]string    `json:"groups,omitempty"`
 	Latency time.Duration `json:"latency_ns,omitempty"`
 	Count   int           `json:"count,omitempty"`   // bits to flip
