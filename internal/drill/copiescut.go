@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -26,7 +27,8 @@ var copiesCut = Test{
 const (
 	cutChunks = 192
 	cutDisk   = probe.FillOffset + cutChunks*probe.FillChunkBytes
-	cutBack   = 2 * time.Minute
+	cutBack   = time.Minute
+	coldHeld  = 8 * time.Second // the cold copies are alone for so long
 )
 
 func runCopiesCut(ctx context.Context, e *Env) error {
@@ -177,11 +179,12 @@ func allButOne(ctx context.Context, e *Env, p *probeVM, with []string) (err erro
 		return err
 	}
 	// What answers now is cold: to go on with it would lose what was not flushed.
-	if err := waitUntil(ctx, cutBack, 50*time.Millisecond, "the cold copies' nodes to answer", func() (bool, error) { return readySince(ctx, e, cold, cut) }); err != nil {
+	if err := until(ctx, time.Now().Add(coldHeld)); err != nil {
 		return err
 	}
-	away := time.Since(cut)
-	e.say("%v answer %s after the cut; thawing %s", cold, away.Round(time.Millisecond), warm)
+	thawed := time.Now()
+	away := thawed.Sub(cut)
+	e.say("%v have power again; thawing %s %s after the cut", cold, warm, away.Round(time.Millisecond))
 	if err := thaw(); err != nil {
 		return err
 	}
@@ -200,6 +203,11 @@ func allButOne(ctx context.Context, e *Env, p *probeVM, with []string) (err erro
 		return err
 	}
 	f["warm_chunks_lost"] = bad
+	out, err := putOut(ctx, e, p, cut, thawed)
+	if err != nil {
+		return err
+	}
+	r.require(out > 0, "no cold copy was put out before the warm one answered: they were not heard of in time")
 	r.require(bad == 0, "%d of %d chunks lost although a copy was warm", bad, cutChunks)
 	now, err := p.vmNode(ctx)
 	if err != nil {
@@ -210,19 +218,15 @@ func allButOne(ctx context.Context, e *Env, p *probeVM, with []string) (err erro
 	return nil
 }
 
-// readySince tells whether nodes are ready and have said so since a moment.
-func readySince(ctx context.Context, e *Env, names []string, since time.Time) (bool, error) {
-	nodes, err := e.Cluster.Nodes(ctx)
-	if err != nil {
-		return false, err
-	}
-	left := len(names)
-	for _, n := range nodes {
-		if slices.Contains(names, n.Name) && n.Status.Ready && n.Status.Reported.After(since) {
-			left--
+// putOut counts the copies of the VM that were put out in a stretch of time.
+func putOut(ctx context.Context, e *Env, p *probeVM, from, to time.Time) (n int, err error) {
+	events, err := e.Cluster.Events(ctx, from)
+	for _, ev := range events {
+		if ev.Subject == "vm "+p.name && ev.Time.Before(to) && strings.Contains(ev.Text, "out of the in-sync set") {
+			n++
 		}
 	}
-	return left == 0, nil
+	return n, err
 }
 
 // allCopies cuts the power of every copy while the guest writes without a flush.
