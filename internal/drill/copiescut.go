@@ -209,7 +209,7 @@ func allButOne(ctx context.Context, e *Env, p *probeVM, with []string) (err erro
 	}
 	r.require(out > 0, "no cold copy was put out before the warm one answered: they were not heard of in time")
 	r.require(bad == 0, "%d of %d chunks lost although a copy was warm", bad, cutChunks)
-	now, err := p.vmNode(ctx)
+	now, err := p.settled(ctx) // it stalled: the manager has asked the copies for it
 	if err != nil {
 		return err
 	}
