@@ -161,6 +161,38 @@ func TestVolumeOverThreeProcesses(t *testing.T) {
 		t.Errorf("the take of a released volume took %v", d)
 	}
 	nbdtest.Tool(t, "qemu-io", "-f", "raw", export(t, next, vol), "-c", "read -P 0 8M 4M")
+	if err := next.Release(ctx); err != nil {
+		t.Fatal(err)
+	}
+	next.Close()
+	swapped(t, ctx, c, vol)
+}
+
+// swapped: two nodes that live have each other's disks. Both refuse, which is no lost
+// link, and the volume is served by its third copy; put back, they have all again.
+func swapped(t *testing.T, ctx context.Context, c *Cluster, vol ids.ID) {
+	t.Helper()
+	swap := func() {
+		t.Helper()
+		a, b, tmp := c.node(0).path("disks/d"), c.node(1).path("disks/d"), c.node(0).path("disks.tmp")
+		if err := errors.Join(c.KillStorage(0), c.KillStorage(1), os.Rename(a, tmp), os.Rename(b, a), os.Rename(tmp, b),
+			c.StartStorage(ctx, 0), c.StartStorage(ctx, 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	swap()
+	s := take(t, ctx, c.Writer(2, vol))
+	uri := export(t, s, vol)
+	eventually(t, "served by the third copy", 30*time.Second, s, func(v volume.VolumeStatus) bool { return v.CopiesInSync == 1 })
+	nbdtest.Tool(t, "qemu-io", "-f", "raw", uri, "-c", "read -P 0 8M 4M", "-c", "write -P 7 16M 1M", "-c", "flush", "-c", "read -P 7 16M 1M")
+	swap()
+	eventually(t, "healthy again", 40*time.Second, s, func(v volume.VolumeStatus) bool { return v.Healthy && v.CopiesInSync == 3 })
+	if err := s.Release(ctx); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	back := take(t, ctx, c.Writer(0, vol)) // it reads what was put back
+	nbdtest.Tool(t, "qemu-io", "-f", "raw", export(t, back, vol), "-c", "read -P 7 16M 1M", "-c", "read -P 0 8M 4M")
 }
 
 // One storage process dies under load and comes back: degraded, resync, healthy,

@@ -98,6 +98,8 @@ var Mutants = []Mutant{
 	}, And: "a writer stops when the replicas know more than etcd", Scenario: "two-histories"},
 	{Name: "claim-without-prepare", Rule: "no CAS without PREPARE [S9]", Set: func(m *Mutations) { m.Writer.ClaimWithoutPrepare = true }, Scenario: "false-alarm"},
 	{Name: "no-trailing", Rule: "a copy that comes back while its exclusion is under way is written at once, whatever etcd does [S16]", Set: func(m *Mutations) { m.Writer.NoTrailing = true }, Scenario: "shrink-unanswered"},
+	{Name: "absent-is-lost", Rule: "a disk that its node says it does not have is not waited for as behind a sick link", Set: func(m *Mutations) { m.Writer.AbsentIsLost = true }, Scenario: "swapped-disks"},
+	{Name: "opening-is-absent", Rule: "a node that still opens a disk does not say that it lacks it", Set: func(m *Mutations) { m.Replica.OpeningIsAbsent = true }, Scenario: "slow-opening"},
 	{Name: "shrink-to-one", Rule: "nobody shrinks to one copy for lost connections while the nodes live [S13]", Set: func(m *Mutations) { m.Writer.ShrinkToOneForLostLink = true }, Scenario: "sick-link"},
 	{Name: "no-duplicates", Rule: "what is sent again after a reconnect is taken once [S16]", Set: func(m *Mutations) { m.Disk.NoDuplicates = true }, Scenario: "resumed-session"},
 	{Name: "no-own-compare", Rule: "every transaction compares the revision of own [S8]", Set: func(m *Mutations) { m.NoOwnCompare = true }, Scenario: "late-shrink"},

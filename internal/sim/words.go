@@ -65,6 +65,7 @@ func init() {
 		"merges":     (*player).merges,
 		"move":       (*player).move,
 		"sweep":      (*player).sweep,
+		"swap":       (*player).swap,
 	}
 }
 

@@ -162,7 +162,13 @@ func Run(ctx context.Context, o Options) error {
 	})
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	p.reopen = func(d *device) { p.spawn(func() { p.keepOpen(ctx, d, true, func() {}) }) }
+	p.reopen = func(d *device) {
+		p.spawn(func() {
+			if p.opening(ctx, d, true) == nil {
+				p.keepOpen(ctx, d, true, func() {})
+			}
+		})
+	}
 	fail := make(chan error, 4)
 	p.spawn(func() { p.keepTime(ctx) })
 	p.spawn(func() { p.relieve(ctx) })
@@ -414,22 +420,29 @@ func (p *process) setState(d *device, st model.DiskState, reason string) {
 	p.mu.Unlock()
 }
 
-// settleTime is how long guards are kept waiting for slow disks at the start: a
-// disk that HELLO does not name is put out of the in-sync sets.
+// settleTime is how long guards are kept waiting for slow disks at the start. A
+// running writer puts a disk out that HELLO does not name, as it does with every
+// copy whose process is new; at a takeover it is waited for as long as OPEN is
+// answered Busy.
 const settleTime = 10 * time.Second
 
 // openAll opens the claimed disks side by side, and returns when each is open
 // or has failed, or after settleTime.
 func (p *process) openAll(ctx context.Context) {
 	p.mu.Lock()
-	settled := make([]chan struct{}, len(p.cfg.Disks))
-	for i, cfg := range p.cfg.Disks {
-		d := newDevice(cfg, p.ended, p.log)
-		p.disks = append(p.disks, d)
+	for _, cfg := range p.cfg.Disks {
+		p.disks = append(p.disks, newDevice(cfg, p.ended, p.log))
+	}
+	disks := slices.Clone(p.disks)
+	p.mu.Unlock()
+	settled := make([]chan struct{}, len(disks))
+	for i, d := range disks {
+		if p.opening(ctx, d, true) != nil {
+			return
+		}
 		settled[i] = make(chan struct{})
 		p.spawn(func() { p.keepOpen(ctx, d, false, sync.OnceFunc(func() { close(settled[i]) })) })
 	}
-	p.mu.Unlock()
 	timeout := time.After(settleTime)
 	for _, ch := range settled {
 		select {
@@ -467,6 +480,9 @@ func (p *process) keepOpen(ctx context.Context, d *device, lost bool, settled fu
 			reason += "; " + hint
 		}
 		p.setState(d, st, reason)
+		if p.opening(ctx, d, false) != nil {
+			return
+		}
 		d.log.Error("disk cannot be used", "state", st, "err", err)
 		settled()
 		if st == model.DiskFailed {
@@ -476,6 +492,12 @@ func (p *process) keepOpen(ctx context.Context, d *device, lost bool, settled fu
 			return
 		}
 	}
+}
+
+// opening tells the core that d is being opened, or that it cannot be: from then on
+// guards hear that this node does not have it.
+func (p *process) opening(ctx context.Context, d *device, is bool) error {
+	return p.inTurn(ctx, func() { p.core.Opening(d.id, is) })
 }
 
 // extraBatchBytes: a second log write at a time pays for large writes only; small

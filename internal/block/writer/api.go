@@ -101,6 +101,7 @@ type Mutations struct {
 	LostWithoutAsking      bool // a join gives a block up although an in-sync copy was not asked
 	ResyncMixedSources     bool // a join takes objects of one extent from several copies
 	LostAsAbsent           bool // a join makes a block that no copy can read absent
+	AbsentIsLost           bool // a disk that its node says it does not have counts as behind a lost link
 	KeepSyncOnReplace      bool // a disk that is given more segments goes on joining as it was
 
 	DirectUntouched bool // a block is read in place although it was written since its map

@@ -29,7 +29,7 @@ func (c *Core) beginOpening() {
 		for _, m := range v.members {
 			learned, absent := m.learned, m.absent
 			c.forget(m, func(slot) {})
-			*m = member{v: v, index: m.index, disk: m.disk, node: m.node, learned: learned, absent: absent, counted: !v.isOut(m)}
+			*m = member{v: v, index: m.index, disk: m.disk, node: m.node, learned: learned, absent: absent, unsure: absent, counted: !v.isOut(m)}
 		}
 	}
 }
@@ -62,10 +62,7 @@ func (c *Core) settleOpening() {
 	for _, v := range c.vols {
 		for _, m := range v.members {
 			if m.counted && m.open != opened {
-				m.leaving = repl.OutMissing
-				if m.failed {
-					m.leaving = repl.OutDiskFailed
-				}
+				m.leaving = m.whyMissing()
 			} else if m.damaged = m.counted && m.ack.Damaged; m.suspect() {
 				m.leaving = repl.OutDamaged
 			} else {
@@ -75,6 +72,16 @@ func (c *Core) settleOpening() {
 		v.beginReconcile()
 	}
 	c.setState(Reconciling, "")
+}
+
+// whyMissing says why a copy is put out that did not answer OPEN. Its storage process
+// said that it does not have the disk: a failed disk, which the sick-link rule does
+// not wait for. Else its node may be behind a cable of ours.
+func (m *member) whyMissing() repl.OutReason {
+	if m.failed {
+		return repl.OutDiskFailed
+	}
+	return repl.OutMissing
 }
 
 func (v *volume) judgeSegment(s *segment) openVerdict {
@@ -98,7 +105,7 @@ func (v *volume) judgeSegment(s *segment) openVerdict {
 			} else {
 				warm++
 			}
-		case !m.absent:
+		case !m.absent || m.unsure:
 			maybe++
 			if c.mayCome(m) && (waited < c.t.MemberWait || c.reopen.same && c.reopen.unwritten) {
 				return openWait
