@@ -124,9 +124,11 @@ func (p *process) devices(ctx context.Context) ([]storagectl.Device, error) {
 	list := []storagectl.Device{}
 	claimed := map[string]bool{}
 	for _, d := range s.Disks {
-		claimed[realPath(d.Path)] = true
+		own := p.byPath(d.Path)
+		here := own != nil && own.id == d.ID // else something else is there
+		claimed[realPath(d.Path)] = claimed[realPath(d.Path)] || here
 		for _, f := range found {
-			if realPath(f.Path) == realPath(d.Path) {
+			if here && realPath(f.Path) == realPath(d.Path) {
 				d.Model, d.Serial, d.Size = f.Model, f.Serial, max(d.Size, size.Bytes(f.SizeBytes))
 			}
 		}
@@ -199,15 +201,19 @@ func (p *process) look(path string) (blockdev.Device, error) {
 	return d, nil
 }
 
-func (p *process) isClaimed(path string) bool {
+func (p *process) isClaimed(path string) bool { return p.byPath(path) != nil }
+
+func (p *process) byPath(path string) *device {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.byPathLocked(path) != nil
+	return p.byPathLocked(path)
 }
+
+// byPathLocked returns the claimed disk that stands at path, as far as is known.
 
 func (p *process) byPathLocked(path string) *device {
 	for _, d := range p.disks {
-		if realPath(d.cfg.Path) == realPath(path) {
+		if !d.away && realPath(d.cfg.Path) == realPath(path) {
 			return d
 		}
 	}

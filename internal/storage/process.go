@@ -456,44 +456,6 @@ func (p *process) openAll(ctx context.Context) {
 	}
 }
 
-// reopenEvery is how often a disk that is missing is looked for.
-const reopenEvery = time.Second
-
-// keepOpen opens d, as soon as it is there. lost: it was open before and lost
-// what it had not flushed.
-func (p *process) keepOpen(ctx context.Context, d *device, lost bool, settled func()) {
-	defer settled()
-	for {
-		err := p.open(ctx, d, lost)
-		if err == nil {
-			return
-		}
-		if ctx.Err() != nil || p.device(d.id) != d {
-			return
-		}
-		st := model.DiskFailed
-		if gone(err) {
-			st, lost = model.DiskMissing, true // away from a machine that runs: its cache had no power
-		}
-		reason := err.Error()
-		if hint := errs.Hint(err); hint != "" {
-			reason += "; " + hint
-		}
-		p.setState(d, st, reason)
-		if p.opening(ctx, d, false) != nil {
-			return
-		}
-		d.log.Error("disk cannot be used", "state", st, "err", err)
-		settled()
-		if st == model.DiskFailed {
-			return // until somebody asks for a retry
-		}
-		if sleep(ctx, reopenEvery) != nil {
-			return
-		}
-	}
-}
-
 // opening tells the core that d is being opened, or that it cannot be: from then on
 // guards hear that this node does not have it.
 func (p *process) opening(ctx context.Context, d *device, is bool) error {
@@ -508,9 +470,13 @@ const extraBatchBytes = 128 << 10
 // open opens the file, recovers the engine and gives it to the core.
 func (p *process) open(ctx context.Context, d *device, lost bool) error {
 	start := p.o.Clock.Now()
-	f, err := openFile(ctx, p.o.Open, d.cfg.Path, d.log)
+	f, err := p.openFile(ctx, d)
 	if err != nil {
 		return err
+	}
+	want := disk.Identity{Cluster: p.node.Cluster, Disk: d.id}
+	if err := disk.Recognize(&bounce{f: f, p: p.pool}, f.Size(), want); disk.IsOther(err) {
+		return errors.Join(err, f.Close())
 	}
 	boot, err := p.diskBoot(d, lost)
 	if err != nil {
@@ -521,7 +487,7 @@ func (p *process) open(ctx context.Context, d *device, lost bool) error {
 	if err != nil {
 		return errors.Join(err, f.Close())
 	}
-	core, rec, err := recoverDisk(ctx, f, disk.Options{Pool: p.pool, Cells: cells, ExtraBatchBytes: extraBatchBytes, Expect: disk.Identity{Cluster: p.node.Cluster, Disk: d.id}, SeenSession: d.cfg.Session})
+	core, rec, err := recoverDisk(ctx, f, disk.Options{Pool: p.pool, Cells: cells, ExtraBatchBytes: extraBatchBytes, Expect: want, SeenSession: d.cfg.Session})
 	if err == nil {
 		err = p.seen(d, rec.Session)
 	}

@@ -196,15 +196,21 @@ func (s *Service) devices(ctx context.Context, n *model.Node) ([]Device, error) 
 
 // find resolves a path or the last part of it ("d1") to a device of this node.
 func find(devs []Device, path string) (Device, error) {
-	for _, d := range devs {
-		if d.Path == path {
-			return d, nil
+	for _, is := range []func(Device) bool{
+		func(d Device) bool { return d.Path == path },
+		func(d Device) bool {
+			return strings.HasSuffix(d.Path, "/"+path) || strings.HasSuffix(d.Path, "/"+path+".img")
+		},
+	} {
+		i := slices.IndexFunc(devs, is)
+		if i < 0 {
+			continue
 		}
-	}
-	for _, d := range devs {
-		if strings.HasSuffix(d.Path, "/"+path) || strings.HasSuffix(d.Path, "/"+path+".img") {
-			return d, nil
+		// A claimed disk that is gone is listed where it was: what is there now counts.
+		if j := slices.IndexFunc(devs, func(d Device) bool { return d.Path == devs[i].Path && d.ID.IsZero() }); j >= 0 {
+			i = j
 		}
+		return devs[i], nil
 	}
 	return Device{}, errs.New(errs.NotFound, "find disk %s: this node has no such disk", path).WithHint("`roseau disk list` shows the paths")
 }
@@ -454,7 +460,7 @@ func (s *Service) report(ctx context.Context) error {
 			all = errors.Join(all, err)
 			continue
 		}
-		all = errors.Join(all, s.update(ctx, o, status(d), s.rests(d)))
+		all = errors.Join(all, s.update(ctx, o, status(d), s.rests(d)), s.stands(ctx, o, d))
 	}
 	for _, o := range byID { // claimed once, and the storage process knows nothing of it
 		st := o.Status
@@ -462,6 +468,18 @@ func (s *Service) report(ctx context.Context) error {
 		all = errors.Join(all, s.update(ctx, o, st, false))
 	}
 	return all
+}
+
+// stands notes where a disk serves now, if it was found at another path.
+func (s *Service) stands(ctx context.Context, o *model.Disk, d Device) error {
+	if d.State != model.DiskActive || d.Path == o.Spec.Path {
+		return nil
+	}
+	_, err := store.Update(ctx, s.env.Store, o.ID, func(o *model.Disk) error { o.Spec.Path = d.Path; return nil })
+	if err == nil {
+		s.env.Events.Emit("info", "disk "+o.Name, "it is at "+d.Path+" now; it was at "+o.Spec.Path)
+	}
+	return err
 }
 
 // missingFor is how long a disk must be missing before it is reported: a storage

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"roseau/internal/base/errs"
+	"roseau/internal/base/ids"
 	"roseau/internal/base/size"
 	"roseau/internal/model"
 	"roseau/internal/svc"
@@ -94,3 +95,23 @@ type held struct {
 }
 
 func (h *held) Devices(context.Context) ([]Device, error) { return h.devs, nil }
+
+// What is at a path now is meant, not the claimed disk that was there.
+func TestFindPrefersWhatIsThere(t *testing.T) {
+	devs := []Device{
+		{Path: "/dev/sdb", ID: ids.New(), State: model.DiskFailed},
+		{Path: "/dev/sda", ID: ids.New(), State: model.DiskActive},
+		{Path: "/dev/sdb", State: model.DiskFree},
+	}
+	for _, c := range []struct {
+		path string
+		want int
+	}{{"/dev/sdb", 2}, {"sdb", 2}, {"sda", 1}} {
+		if d, err := find(devs, c.path); err != nil || d != devs[c.want] {
+			t.Errorf("%s: %+v, %v", c.path, d, err)
+		}
+	}
+	if _, err := find(devs, "sdc"); errs.Kind(err) != errs.NotFound {
+		t.Errorf("no such disk: %v", err)
+	}
+}
