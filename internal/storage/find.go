@@ -168,3 +168,31 @@ func (p *process) pathOf(d *device) (string, error) {
 	}
 	return path, nil
 }
+
+func (p *process) stateOf(d *device) model.DiskState {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return d.state
+}
+
+// notAgain says why a disk that failed is not opened; as of any disk, whether it is
+// still at its path.
+func (p *process) notAgain(d *device, why string) error {
+	path, err := p.pathOf(d)
+	if err != nil {
+		return err
+	}
+	f, err := p.o.Open(path)
+	if errors.Is(err, errs.Conflict) {
+		return disk.Other(err) // a failed disk is nobody's
+	}
+	if err != nil {
+		return err
+	}
+	err = errors.Join(disk.Recognize(&bounce{f: f, p: p.pool}, f.Size(), disk.Identity{Cluster: p.node.Cluster, Disk: d.id}), f.Close())
+	if disk.IsOther(err) {
+		return err
+	}
+	return errs.New(errs.Unavailable, "open disk %s: it failed a write or an fdatasync before: %s", d.id, why).
+		WithHint("its content cannot be trusted; to use the device again wipe and claim it, then `roseau disk replace` the old disk by the new")
+}

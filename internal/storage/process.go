@@ -470,6 +470,9 @@ const extraBatchBytes = 128 << 10
 // open opens the file, recovers the engine and gives it to the core.
 func (p *process) open(ctx context.Context, d *device, lost bool) error {
 	start := p.o.Clock.Now()
+	if why := p.failedBefore(d); why != "" {
+		return p.notAgain(d, why)
+	}
 	f, err := p.openFile(ctx, d)
 	if err != nil {
 		return err
@@ -506,6 +509,12 @@ func (p *process) open(ctx context.Context, d *device, lost bool) error {
 		p.resumeScrub(d.id)
 		p.kick()
 	})
+}
+
+func (p *process) failedBefore(d *device) string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return d.cfg.Failed
 }
 
 // kick makes the guards connect again, so that HELLO names the disks as they
@@ -569,6 +578,22 @@ func (p *process) diskDied(id ids.ID, cause error) {
 	d.stop()
 	if st == model.DiskMissing {
 		p.revive(d)
+		return
+	}
+	p.spawn(func() { p.condemn(d, cause) }) // no I/O in the turn
+}
+
+// condemn notes durably that d failed: it may not have taken the mark itself.
+func (p *process) condemn(d *device, cause error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !slices.Contains(p.disks, d) {
+		return // released
+	}
+	d.cfg.Failed = cause.Error()
+	p.keep(d.cfg)
+	if err := p.cfg.save(p.o.Config); err != nil {
+		d.log.Error("note that the disk failed", "err", err)
 	}
 }
 

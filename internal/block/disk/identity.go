@@ -28,8 +28,15 @@ func IsOther(err error) bool {
 // Recognize reads the superblocks of a device of deviceBytes and returns nil if it is
 // the disk that want names; else what Open would answer with. It writes nothing.
 func Recognize(r io.ReaderAt, deviceBytes int64, want Identity) error {
+	id, err := Identify(r, deviceBytes)
+	return recognize(want, Superblock{Identity: id}, err)
+}
+
+// Identify reads whose disk a device of deviceBytes is. NotFound: it is none of
+// Roseau's; Corrupt: no copy of its superblock is sound. It writes nothing.
+func Identify(r io.ReaderAt, deviceBytes int64) (Identity, error) {
 	if deviceBytes < 4<<20 {
-		return Other(errs.New(errs.Invalid, "open disk %s: a device of %d bytes is too small", want.Disk, deviceBytes))
+		return Identity{}, errs.New(errs.NotFound, "identify disk: a device of %d bytes is too small to be one", deviceBytes)
 	}
 	var copies [4][]byte
 	for i, off := range copyOffsets(deviceBytes) {
@@ -41,7 +48,7 @@ func Recognize(r io.ReaderAt, deviceBytes int64, want Identity) error {
 		}
 	}
 	sb, _, err := chooseSuperblock(copies)
-	return recognize(want, sb, err)
+	return sb.Identity, err
 }
 
 // recognize judges the superblock that was found, or why none was.

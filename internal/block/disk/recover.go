@@ -135,7 +135,7 @@ func (c *Core) readTables() {
 		return
 	case sb.State == DiskFailed:
 		c.openFailed(errs.New(errs.Unavailable, "open disk %s: it failed a write or an fdatasync before", sb.Identity.Disk).
-			WithHint("its content cannot be trusted; wipe it and claim it again, or replace it"))
+			WithHint("its content cannot be trusted; to use the device again wipe and claim it, then `roseau disk replace` the old disk by the new"))
 		return
 	case c.o.DeviceBytes/BlockBytes*BlockBytes < sb.DeviceBytes:
 		c.openFailed(errs.New(errs.Corrupt, "open disk %s: the device has %d bytes, %d when it was formatted", sb.Identity.Disk, c.o.DeviceBytes, sb.DeviceBytes).

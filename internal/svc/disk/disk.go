@@ -25,6 +25,7 @@ import (
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
 	"roseau/internal/base/size"
+	"roseau/internal/core/repl"
 	"roseau/internal/model"
 	"roseau/internal/store"
 	"roseau/internal/svc"
@@ -59,8 +60,9 @@ type Storage interface {
 	// Claim formats a blank disk for the cluster and opens it. Conflict if it is
 	// not blank; claiming a disk that is claimed already returns it.
 	Claim(ctx context.Context, path string) (Device, error)
-	// Wipe destroys what is on a disk that is not claimed and not in use.
-	Wipe(ctx context.Context, path string) error
+	// Wipe destroys what is on a disk that is not in use, and not claimed, or failed.
+	// Conflict if it is one of keep.
+	Wipe(ctx context.Context, path string, keep []ids.ID) error
 	// Forget releases a claimed disk for good.
 	Forget(ctx context.Context, disk ids.ID) error
 }
@@ -255,6 +257,7 @@ func (s *Service) check(ctx context.Context, verb string, paths []string) ([]Dev
 		}
 		switch {
 		case d.State == model.DiskFree, verb == "wipe" && d.State == model.DiskInUse:
+		case verb == "wipe" && d.State == model.DiskFailed: // see mayWipe
 		case verb == "claim" && d.State == model.DiskActive: // a claim asked for twice
 		case d.State == model.DiskInUse:
 			return nil, errs.New(errs.Conflict, "%s disk %s/%s: it holds %s", verb, s.env.NodeName, d.Path, cmp.Or(d.Content, "something")).
@@ -307,7 +310,11 @@ func (s *Service) Wipe(ctx context.Context, paths []string) (*model.Task, error)
 	return s.env.Tasks.Start(ctx, action, func(ctx context.Context, h *task.Handle) (string, error) {
 		for _, d := range devs {
 			h.Phase("wipes %s", d.Path)
-			if err := s.storage.Wipe(ctx, d.Path); err != nil {
+			keep, err := s.mayWipe(ctx, d)
+			if err != nil {
+				return "", err
+			}
+			if err := s.storage.Wipe(ctx, d.Path, keep); err != nil {
 				return "", fmt.Errorf("wipe disk %s/%s: %w", s.env.NodeName, d.Path, err)
 			}
 			h.Logf("%s is blank; it held %s", d.Path, cmp.Or(d.Content, "nothing"))
@@ -315,6 +322,45 @@ func (s *Service) Wipe(ctx context.Context, paths []string) (*model.Task, error)
 		}
 		return fmt.Sprintf("%d disks of %s wiped", len(devs), s.env.NodeName), nil
 	})
+}
+
+// mayWipe returns the disks that the cluster counts on, which no wipe may meet under
+// whatever path. One that failed is not among them, but where a volume has its last
+// in-sync copy on it: then it is refused.
+func (s *Service) mayWipe(ctx context.Context, d Device) (keep []ids.ID, err error) {
+	all, err := store.List[model.Disk](ctx, s.env.Store)
+	if err != nil {
+		return nil, err
+	}
+	for _, o := range all {
+		if o.ID != d.ID {
+			keep = append(keep, o.ID)
+		}
+	}
+	if d.ID.IsZero() {
+		return keep, nil
+	}
+	vols, err := records.Volumes(ctx, s.env.Store)
+	if err != nil {
+		return nil, err
+	}
+	if v := lastOn(vols, d.ID); !v.IsZero() {
+		return nil, errs.New(errs.Conflict, "wipe disk %s/%s: it has the last in-sync copy of volume %s", s.env.NodeName, d.Path, v).
+			WithHint("start it elsewhere if it can still be read; `roseau volume force %s --dry-run` says what going on without it loses", v)
+	}
+	return keep, nil
+}
+
+// lastOn returns a volume with a segment whose in-sync set is d alone, or zero.
+func lastOn(vols map[ids.ID]*repl.VolumeRecord, d ids.ID) ids.ID {
+	for id, v := range vols {
+		for i := range v.Seg.Map {
+			if isr := v.ISR(i); len(isr) == 1 && isr[0] == d {
+				return id
+			}
+		}
+	}
+	return ids.ID{}
 }
 
 // adopt makes the object and the record of a claimed disk, if they are not

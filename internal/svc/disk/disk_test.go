@@ -8,6 +8,7 @@ import (
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
 	"roseau/internal/base/size"
+	"roseau/internal/core/repl"
 	"roseau/internal/model"
 	"roseau/internal/svc"
 )
@@ -113,5 +114,22 @@ func TestFindPrefersWhatIsThere(t *testing.T) {
 	}
 	if _, err := find(devs, "sdc"); errs.Kind(err) != errs.NotFound {
 		t.Errorf("no such disk: %v", err)
+	}
+}
+
+// A failed disk may be wiped, unless a volume would lose its last in-sync copy.
+func TestLastCopyIsNotWiped(t *testing.T) {
+	a, b, vol := ids.New(), ids.New(), ids.New()
+	rec := &repl.VolumeRecord{ID: vol, Seg: repl.Segments{Disks: []ids.ID{a, b}, Map: [][]uint16{{0, 1}, {1, 0}}}}
+	vols := map[ids.ID]*repl.VolumeRecord{vol: rec}
+	if got := lastOn(vols, a); !got.IsZero() {
+		t.Errorf("two copies are in sync: got %s", got)
+	}
+	rec.Own.Out = map[ids.ID]repl.Out{b: {}}
+	if got := lastOn(vols, a); got != vol {
+		t.Errorf("the other copy is out: got %s, want %s", got, vol)
+	}
+	if got := lastOn(vols, b); !got.IsZero() {
+		t.Errorf("a copy that is out is nobody's last: got %s", got)
 	}
 }
