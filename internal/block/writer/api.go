@@ -219,7 +219,7 @@ type (
 		Replace Replace
 		// Snapshot of Snapshot.
 		Snapshot SnapshotOrder
-		// Volume of Scrub and StopScrub: index in Config.Volumes.
+		// Volume of Scrub, StopScrub and AcceptUnverified: index in Config.Volumes.
 		Volume int
 	}
 )
@@ -268,9 +268,9 @@ const (
 	Snapshot
 	// ReplaceDisk gives a disk segments that another one holds or held: Replaced.
 	ReplaceDisk
-	// AcceptUnverified goes on although the unverified tail of the only answering
-	// member cannot be judged, or a durable part of its log is lost (an operator
-	// said so).
+	// AcceptUnverified goes on with a volume although the unverified tail of the
+	// only answering member cannot be judged, or a durable part of its log is lost
+	// (an operator said so); see Doubt.
 	AcceptUnverified
 	// MoveRefused: the manager found no other node; shrink in spite of the
 	// sick-link rule.
@@ -567,6 +567,7 @@ type VolumeHealth struct {
 	Parent  repl.Parent
 	Flatten Progress // of that
 	Members []MemberHealth
+	Doubts  []Doubt // what AcceptUnverified would let go on now
 }
 
 // Progress counts the steps of a job; Total 0: it is not known yet, or there is

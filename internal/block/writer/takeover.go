@@ -11,6 +11,7 @@ import (
 // beginOpening is step 2 of a takeover: OPEN to all members of all segments.
 func (c *Core) beginOpening() {
 	c.setState(Opening, "")
+	c.doubtTold = false
 	if c.snap != nil {
 		c.endSnapshot("the volumes were taken again")
 	}
@@ -50,8 +51,9 @@ func (c *Core) settleOpening() {
 	}
 	for _, v := range c.vols {
 		for i := range v.segs {
-			switch v.judgeSegment(&v.segs[i]) {
+			switch v.judge(&v.segs[i], v.acceptTail) {
 			case openWait:
+				c.tellDoubt()
 				return
 			case openInvalid:
 				c.invalid(fmt.Sprintf("volume %s, segment %d: every copy lost power under the guest", v.id, i))
@@ -84,7 +86,9 @@ func (m *member) whyMissing() repl.OutReason {
 	return repl.OutMissing
 }
 
-func (v *volume) judgeSegment(s *segment) openVerdict {
+// judge is the verdict on a segment; accept: an operator said that tails and damage of
+// which nobody can tell what they cost are to be gone on with.
+func (v *volume) judge(s *segment, accept bool) openVerdict {
 	c := v.c
 	warm, cold, tail, maybe, others := 0, 0, 0, 0, 0
 	waited := c.now.Sub(c.since)
@@ -94,9 +98,9 @@ func (v *volume) judgeSegment(s *segment) openVerdict {
 		}
 		others++
 		switch {
-		case m.open == opened && m.ack.Damaged && !c.acceptTail && !c.mut.TrustDamaged:
+		case m.open == opened && m.ack.Damaged && !accept && !c.mut.TrustDamaged:
 			// It lost what nobody can name: it can be neither source nor witness.
-		case m.open == opened && m.ack.Unverified > 0 && !c.acceptTail:
+		case m.open == opened && m.ack.Unverified > 0 && !accept:
 			tail++
 			fallthrough
 		case m.open == opened:

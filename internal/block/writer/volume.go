@@ -111,6 +111,8 @@ type volume struct {
 	drainWant uint64 // newest wseq when a drain began its flush
 	released  bool
 
+	acceptTail bool // AcceptUnverified
+
 	config  configState
 	change  *change
 	pending *member // counted by a grow that is not decided
