@@ -48,7 +48,7 @@ func (p *process) keepOpen(ctx context.Context, d *device, lost bool, settled fu
 		again := reopenEvery
 		switch {
 		case away && try < quickFinds:
-			if sleep(ctx, openRetry) != nil {
+			if clock.Sleep(ctx, openRetry) != nil {
 				return
 			}
 			continue
@@ -65,7 +65,7 @@ func (p *process) keepOpen(ctx context.Context, d *device, lost bool, settled fu
 		if !away && !gone(err) {
 			return // until somebody asks for a retry
 		}
-		if sleep(ctx, again) != nil {
+		if clock.Sleep(ctx, again) != nil {
 			return
 		}
 	}
