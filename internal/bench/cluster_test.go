@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -165,7 +166,44 @@ func TestVolumeOverThreeProcesses(t *testing.T) {
 		t.Fatal(err)
 	}
 	next.Close()
+	oneCopy(t, ctx, c)
 	swapped(t, ctx, c, vol)
+}
+
+// oneCopy: a volume of one copy waits for its storage process, and loses nothing with
+// it, flushed or not.
+func oneCopy(t *testing.T, ctx context.Context, c *Cluster) {
+	t.Helper()
+	vol, err := c.CreateVolume(ctx, testVolume, c.Disks[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := take(t, ctx, c.Writer(1, vol))
+	uri := export(t, s, vol)
+	nbdtest.Tool(t, "qemu-io", "-f", "raw", uri, "-c", "write -P 3 0 4M", "-c", "flush", "-c", "write -P 4 1M 1M")
+	if err := c.KillStorage(0); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "nobody answers", 20*time.Second, s, func(v volume.VolumeStatus) bool { return !v.Disks[0].Connected })
+	done := make(chan string, 1)
+	go func() { done <- nbdtest.Tool(t, "qemu-io", "-f", "raw", uri, "-c", "write -P 5 2M 1M", "-c", "flush") }()
+	eventually(t, "a write waits", 20*time.Second, s, func(v volume.VolumeStatus) bool { return v.Waiting > 0 })
+	if err := c.StartStorage(ctx, 0); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case out := <-done:
+		if strings.Contains(out, "rror") || strings.Contains(out, "failed") {
+			t.Fatal(out)
+		}
+	case <-ctx.Done():
+		t.Fatal("the write is never answered")
+	}
+	nbdtest.Tool(t, "qemu-io", "-f", "raw", uri, "-c", "read -P 3 0 1M", "-c", "read -P 4 1M 1M", "-c", "read -P 5 2M 1M", "-c", "read -P 3 3M 1M")
+	if err := s.Release(ctx); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
 }
 
 // swapped: two nodes that live have each other's disks. Both refuse, which is no lost

@@ -35,7 +35,7 @@ func (p *process) keepOpen(ctx context.Context, d *device, lost bool, settled fu
 	told, found := "", clock.Instant(0)
 	for try := 0; ; try++ {
 		err := p.open(ctx, d, lost)
-		if now := p.o.Clock.Now(); disk.IsOther(err) || gone(err) && (found == 0 || now >= found.Add(findEvery)) {
+		if now := p.o.Clock.Now(); disk.IsOther(err) || gone(err) && (found == 0 || now >= found.Add(p.o.FindEvery)) {
 			if found = now; p.find(ctx, d) {
 				err = p.open(ctx, d, lost)
 			}
@@ -53,7 +53,7 @@ func (p *process) keepOpen(ctx context.Context, d *device, lost bool, settled fu
 			}
 			continue
 		case away:
-			again, lost = findEvery, true
+			again, lost = p.o.FindEvery, true
 		case gone(err):
 			lost = true // away from a machine that runs: its cache had no power
 		}

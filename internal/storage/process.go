@@ -48,6 +48,7 @@ type Options struct {
 	Lab                             bool            // a node of a lab: only its own disk files exist
 	LabDisks                        string          // directory of the lab's disk files
 	Lease                           time.Duration   // default 3 s
+	FindEvery                       time.Duration   // how often a disk is looked for that is not at its path; default 5 s
 	Ready                           func()          // called when guards are served
 }
 
@@ -73,6 +74,9 @@ func (o *Options) defaults() {
 	def(&o.ControlSocket, paths.StorageControlSocket)
 	def(&o.Listen, ":"+strconv.Itoa(paths.PortStorage))
 	def(&o.LabDisks, filepath.Join(paths.State, "lab-disks"))
+	if o.FindEvery == 0 {
+		o.FindEvery = findEvery
+	}
 	if o.Open == nil {
 		o.Open = OpenDisk
 	}

@@ -55,7 +55,7 @@ func dirOptions(dir string, log *slog.Logger) Options {
 	addr, _ := os.ReadFile(at("listen"))
 	return Options{
 		Log: log, Clock: clock.System{}, NodeConfig: at("node.json"), PKI: at("pki"), Config: at("storage.json"), CareFile: at("care.json"), BootID: at("boot-id"),
-		Socket: at("storage.sock"), ControlSocket: at("control.sock"), Listen: string(addr), Lab: true, LabDisks: at("disks"), Lease: testLease,
+		Socket: at("storage.sock"), ControlSocket: at("control.sock"), Listen: string(addr), Lab: true, LabDisks: at("disks"), Lease: testLease, FindEvery: testLease,
 	}
 }
 
