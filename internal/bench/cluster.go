@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -47,7 +48,16 @@ type Cluster struct {
 	waits      [3]chan error
 	server     *etcd.Server
 	net        string // first three numbers of the addresses
-	sparse     bool   // the disks' files have holes until they are written
+	disk       DiskShape
+}
+
+// DiskShape is what the disks of a Cluster are like.
+type DiskShape struct {
+	Bytes    int64
+	LogBytes int64 // 0: chosen by the size, as storagectl.ClaimRequest has it
+	// Sparse files take no room until they are written: for much space with little
+	// in it, not for speed.
+	Sparse bool
 }
 
 // storageDir is what RunStorage finds in the directory of a node.
@@ -77,28 +87,18 @@ func RunStorage(ctx context.Context, arg string, log *slog.Logger) (err error) {
 }
 
 // NewCluster starts everything under dir (absolute, short: it holds unix
-// sockets) and claims a disk of diskBytes on each node.
-func NewCluster(ctx context.Context, dir string, diskBytes int64, log *slog.Logger) (*Cluster, error) {
-	return newCluster(ctx, &Cluster{dir: dir, log: log}, diskBytes)
-}
-
-// NewSparseCluster is NewCluster with disks that take no room until they are
-// written: for much space with little in it, not for speed.
-func NewSparseCluster(ctx context.Context, dir string, diskBytes int64, log *slog.Logger) (*Cluster, error) {
-	return newCluster(ctx, &Cluster{dir: dir, log: log, sparse: true}, diskBytes)
-}
-
-func newCluster(ctx context.Context, c *Cluster, diskBytes int64) (*Cluster, error) {
+// sockets) and claims a disk on each node.
+func NewCluster(ctx context.Context, dir string, disk DiskShape, log *slog.Logger) (*Cluster, error) {
 	p := os.Getpid()
-	c.cluster, c.net = ids.New(), fmt.Sprintf("127.%d.%d", 128+p>>8&63, p&255)
-	err := c.start(ctx, diskBytes)
+	c := &Cluster{dir: dir, log: log, disk: disk, cluster: ids.New(), net: fmt.Sprintf("127.%d.%d", 128+p>>8&63, p&255)}
+	err := c.start(ctx)
 	if err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
 	return c, nil
 }
 
-func (c *Cluster) start(ctx context.Context, diskBytes int64) error {
+func (c *Cluster) start(ctx context.Context) error {
 	ca, err := pki.NewCA(c.cluster, time.Now())
 	if err != nil {
 		return err
@@ -121,12 +121,12 @@ func (c *Cluster) start(ctx context.Context, diskBytes int64) error {
 		if err := c.StartStorage(ctx, i); err != nil {
 			return err
 		}
-		if c.sparse {
-			if err := sparseFile(c.node(i).path("disks/d"), diskBytes); err != nil {
+		if c.disk.Sparse {
+			if err := sparseFile(c.node(i).path("disks/d"), c.disk.Bytes); err != nil {
 				return err
 			}
 		}
-		d, err := storagectl.New(c.node(i).path("c")).Claim(ctx, storagectl.ClaimRequest{Path: c.node(i).path("disks/d"), SizeBytes: diskBytes})
+		d, err := storagectl.New(c.node(i).path("c")).Claim(ctx, storagectl.ClaimRequest{Path: c.node(i).path("disks/d"), SizeBytes: c.disk.Bytes, WALBytes: c.disk.LogBytes})
 		if err != nil {
 			return err
 		}
@@ -239,15 +239,23 @@ func (c *Cluster) put(ctx context.Context, key string, v any) error {
 	return err
 }
 
-// CreateVolume writes the records of a volume with a copy on every disk.
-func (c *Cluster) CreateVolume(ctx context.Context, sizeBytes int64) (ids.ID, error) {
+// CreateVolume writes the records of a volume with a copy on each of disks (default:
+// all three).
+func (c *Cluster) CreateVolume(ctx context.Context, sizeBytes int64, disks ...ids.ID) (ids.ID, error) {
 	vol := ids.New()
-	seg := repl.Segments{Disks: c.Disks[:]}
+	if len(disks) == 0 {
+		disks = c.Disks[:]
+	}
+	seg := repl.Segments{Disks: disks}
+	var row []uint16
+	for i := range disks {
+		row = append(row, uint16(i))
+	}
 	for off := int64(0); off < sizeBytes; off += repl.SegmentBytes {
-		seg.Map = append(seg.Map, []uint16{0, 1, 2})
+		seg.Map = append(seg.Map, slices.Clone(row))
 	}
 	return vol, errors.Join(
-		c.put(ctx, repl.Key{Kind: repl.KeyCfg, ID: vol}.Path(), repl.Cfg{SizeBytes: sizeBytes, Copies: 3, MinISR: 1, State: repl.VolumeLive}),
+		c.put(ctx, repl.Key{Kind: repl.KeyCfg, ID: vol}.Path(), repl.Cfg{SizeBytes: sizeBytes, Copies: len(disks), MinISR: 1, State: repl.VolumeLive}),
 		c.put(ctx, repl.Key{Kind: repl.KeySeg, ID: vol}.Path(), seg),
 		c.put(ctx, repl.Key{Kind: repl.KeyOwn, ID: vol}.Path(), repl.Own{Generation: repl.Generation{Cluster: 1, Volume: 1}}))
 }

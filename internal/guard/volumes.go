@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"time"
 
+	"roseau/internal/base/clock"
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
 	"roseau/internal/base/paths"
@@ -71,7 +72,7 @@ func (g *guard) openVolumes(ctx context.Context, run ids.ID) {
 				h.Close()
 			}
 			g.post(vmguard.VolumesOpened{Err: err})
-			sleep(set, 500*time.Millisecond)
+			clock.Sleep(set, 500*time.Millisecond)
 		}
 	})
 }

@@ -99,7 +99,7 @@ func (m *member) lostReason() repl.OutReason {
 	case m.hung:
 		return repl.OutHung
 	case m.node.up && m.node.lostAt == 0:
-		if at := c.oldest(m); at != 0 && c.now >= at.Add(c.t.HardLimit) && m.nospcAt == 0 {
+		if m.overdue() && m.nospcAt == 0 {
 			return repl.OutHung
 		}
 	}
@@ -111,7 +111,7 @@ func (m *member) lostReason() repl.OutReason {
 // It is put out, and every object compared when it joins again. Damage that
 // shows while it serves is found by reads, block by block.
 func (m *member) suspect() bool {
-	return m.damaged && m.ack.Damaged && !m.v.c.acceptTail && !m.v.c.mut.TrustDamaged
+	return m.damaged && m.ack.Damaged && !m.v.acceptTail && !m.v.c.mut.TrustDamaged
 }
 
 // retireReads asks another member for what m was asked.
@@ -267,7 +267,7 @@ func (v *volume) keepNeeded() {
 			if !m.counted || v.isOut(m) || s.lacks(m) {
 				continue
 			}
-			if why := m.lostReason(); m.open != opened || why != "" && why != repl.OutRestarted || m.newRun && m.ack.Damaged && !v.c.acceptTail {
+			if why := m.lostReason(); m.open != opened || why != "" && why != repl.OutRestarted || m.newRun && m.ack.Damaged && !v.acceptTail {
 				all = false
 				continue
 			}
