@@ -214,8 +214,16 @@ func run(ctx context.Context, cfg *volumectl.Config, log *slog.Logger, notify *u
 		log.Warn("another writer has the volume", "cause", err)
 		return nil
 	}
+	if broken := (brokenError{}); errors.As(err, &broken) {
+		return err // a release would wait for whom it cannot reach
+	}
 	return p.finish(ctx, notify, err)
 }
+
+// brokenError ends a process that cannot go on: its supervisor starts it again.
+type brokenError struct{ error }
+
+func (e brokenError) Unwrap() error { return e.error }
 
 // work takes the volume and stays until ctx ends, maintenance is done, or the
 // volume is lost.
@@ -368,7 +376,7 @@ func (p *proc) watchdog(ctx context.Context, notify *unit.Notifier) {
 // breaks ends the process with an error, so that its supervisor starts it again.
 func (p *proc) breaks(err error) {
 	select {
-	case p.broken <- err:
+	case p.broken <- brokenError{err}:
 	default: // it ends already
 	}
 }
