@@ -250,24 +250,23 @@ func allCopies(ctx context.Context, e *Env, p *probeVM, with []string) (err erro
 	if err := powerBack(ctx, e, with); err != nil {
 		return err
 	}
-	var now model.VM
-	if err := waitUntil(ctx, cutBack, 100*time.Millisecond, "the VM to run anew", func() (bool, error) {
-		now, err = p.vmNode(ctx)
-		return err == nil && now.Status.State == model.VMRunning && now.Status.Run != vm.Status.Run, err
+	var after probe.Status
+	if err := waitUntil(ctx, cutBack, 50*time.Millisecond, "another guest to answer", func() (bool, error) {
+		try, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		after, err = p.status(try)
+		return err == nil && after.Boot != before.Boot, err
 	}); err != nil {
 		return err
 	}
-	if err := p.waitForPage(ctx, cutBack); err != nil {
-		return err
-	}
 	back := time.Since(cut)
-	after, err := p.status(ctx)
+	now, err := p.settled(ctx)
 	if err != nil {
 		return err
 	}
 	r, f := e.report, e.report.Figures
 	f["cold_service_back_ms"] = ms(back)
-	r.require(after.Boot != before.Boot, "the guest of before the cut still answers")
+	r.require(now.Status.Run != vm.Status.Run, "another guest has the run of the one before: %s", now.Status.Run)
 	last := watch.lastOld()
 	r.require(last.Before(now.Status.Started), "the old guest answered %s after the new one ran", last.Sub(now.Status.Started))
 	e.say("another run on %s; service back after %s", now.Status.Node, back.Round(time.Millisecond))
