@@ -35,7 +35,9 @@ func runCopiesCut(ctx context.Context, e *Env) error {
 	if e.Rough == nil {
 		return errs.New(errs.Unavailable, "run copies-cut: it freezes nodes, which only a lab does").WithHint("roseau lab up --nodes 4")
 	}
-	return e.withProbe(ctx, cutDisk, func(ctx context.Context, p *probeVM) error {
+	// Without HA: with it the manager may rightly restart a guest that has stalled for
+	// seconds, at the moment when its copy is back.
+	return e.withProbeOf(ctx, VMRequest{Memory: probeMemory, DiskSize: cutDisk, NoHA: true}, func(ctx context.Context, p *probeVM) error {
 		with, without, err := copiesOf(ctx, e, p)
 		if err != nil {
 			return err
@@ -209,7 +211,7 @@ func allButOne(ctx context.Context, e *Env, p *probeVM, with []string) (err erro
 	}
 	r.require(out > 0, "no cold copy was put out before the warm one answered: they were not heard of in time")
 	r.require(bad == 0, "%d of %d chunks lost although a copy was warm", bad, cutChunks)
-	now, err := p.settled(ctx) // it stalled: the manager has asked the copies for it
+	now, err := p.settled(ctx)
 	if err != nil {
 		return err
 	}
