@@ -37,7 +37,7 @@ func (p *player) objects(n *node, a []string) (func() bool, error) {
 	return func() bool {
 		return slices.ContainsFunc(n.disks, func(d *simDisk) bool {
 			e := n.engines[d.id]
-			return e != nil && len(e.ObjectsOf(p.w.volume, extent)) == want
+			return e != nil && len(e.ObjectsOf(p.t.volume, extent)) == want
 		})
 	}, err
 }
