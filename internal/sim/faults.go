@@ -126,8 +126,6 @@ type Bias struct {
 	Rollbacks bool          // he takes the volume back to one now and then
 	// Moves: the mean time between moves of segments; 0 = none.
 	Moves time.Duration
-	// Volumes on the same disks, each with its VM; 0 = one.
-	Volumes int
 }
 
 func (b *Bias) apply(p *profile) {

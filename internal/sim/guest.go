@@ -5,6 +5,7 @@ import (
 	"hash/crc32"
 	"time"
 
+	"roseau/internal/base/clock"
 	"roseau/internal/base/ids"
 	"roseau/internal/block/writer"
 	"roseau/internal/core/repl"
@@ -27,6 +28,8 @@ type guest struct {
 	pending map[uint64]*request
 	served  ids.ID // newest run that got an answer
 	issuing bool
+	pace    time.Duration // a script's: at most one request of its own in so long
+	nextAt  clock.Instant
 	retired bool // the verifier has taken over: no request of its own any more
 }
 
@@ -104,8 +107,12 @@ func (m *guest) issue() {
 	m.issuing = true
 	defer func() { m.issuing = false }()
 	for m.alive && !m.paused && m.guard != nil && !m.guard.ended() && len(m.pending) < m.depth {
-		if m.w.calm && m.w.ops >= m.w.opt.Ops {
+		if m.w.calm && m.w.ops >= m.w.opt.Ops || m.w.now < m.nextAt {
 			return
+		}
+		if m.pace > 0 {
+			m.nextAt = m.w.now.Add(m.pace)
+			m.w.after(m.pace, m.issue)
 		}
 		r := m.draw()
 		m.pending[r.id] = r

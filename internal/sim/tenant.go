@@ -34,9 +34,10 @@ type tenant struct {
 	tainted map[int]bool
 	wasISR  [segmentCount][]ids.ID
 
-	deleteAt int  // after so many operations the VM is deleted with its volume; 0: it stays
-	deleted  bool // its records are gone, and a tomb says so
-	waits    bool // every copy of something is on dead or rotten disks: nothing more is asked of it
+	deleteAt int    // after so many operations the VM is deleted with its volume; 0: it stays
+	deleted  bool   // its records are gone, and a tomb says so
+	steady   ids.ID // guard that a script wants to serve all the time
+	waits    bool   // every copy of something is on dead or rotten disks: nothing more is asked of it
 }
 
 // lastKnown is what the last guard on a node left of the records.
@@ -83,7 +84,7 @@ func tenantsWanted(opt Options) int {
 		return 1
 	}
 	if opt.Bias != nil {
-		return max(1, opt.Bias.Volumes)
+		return 1 // the seeds that biases were made for stay what they were
 	}
 	switch x := rand.New(rand.NewPCG(opt.Seed, 0x766f6c756d6573)).IntN(12); {
 	case x == 0:

@@ -19,52 +19,58 @@ var scriptWords map[string]func(p *player, args []string) error
 
 func init() {
 	scriptWords = map[string]func(p *player, args []string) error{
-		"slow-disks": func(*player, []string) error { return nil }, // see scripted
-		"promise":    (*player).promise,
-		"reset":      (*player).reset,
-		"lag":        (*player).lag,
-		"end":        func(p *player, _ []string) error { p.over = true; return nil },
-		"one-disk":   func(*player, []string) error { return nil },
-		"min-isr-2":  func(*player, []string) error { return nil },
-		"start":      (*player).start,
-		"stop-vm":    (*player).stopVM,
-		"write":      func(p *player, a []string) error { return p.request(writer.OpWrite, a) },
-		"read":       func(p *player, a []string) error { return p.request(writer.OpRead, a) },
-		"zero":       func(p *player, a []string) error { return p.request(writer.OpZero, a) },
-		"discard":    func(p *player, a []string) error { return p.request(writer.OpDiscard, a) },
-		"flush":      func(p *player, a []string) error { return p.request(writer.OpFlush, append([]string{"0.0"}, a...)) },
-		"answered":   (*player).answered,
-		"load":       (*player).load,
-		"wait":       (*player).wait,
-		"until":      (*player).until,
-		"power":      (*player).power,
-		"keep":       (*player).setKeep,
-		"storage":    (*player).storage,
-		"guard":      (*player).guardWord,
-		"ghost":      (*player).ghost,
-		"partition":  (*player).partition,
-		"cut":        (*player).cut,
-		"heal":       (*player).heal,
-		"etcd":       (*player).etcd,
-		"hang":       (*player).hang,
-		"unhang":     (*player).unhang,
-		"disk":       (*player).diskWord,
-		"rot-log":    (*player).rotLog,
-		"rot":        (*player).rot,
-		"lost":       (*player).lost,
-		"snapshot":   (*player).snapshot,
-		"scrub":      (*player).scrub,
-		"rollback":   (*player).rollback,
-		"force":      (*player).force,
-		"bmc":        (*player).bmc,
-		"lie-sync":   (*player).lieSync,
-		"maintain":   (*player).maintain,
-		"clone":      func(*player, []string) error { return nil }, // see newClones
-		"parent":     (*player).parent,
-		"yield":      (*player).yield,
-		"merges":     (*player).merges,
-		"move":       (*player).move,
-		"sweep":      (*player).sweep,
+		"slow-disks":  func(*player, []string) error { return nil }, // see scripted
+		"promise":     (*player).promise,
+		"reset":       (*player).reset,
+		"lag":         (*player).lag,
+		"end":         func(p *player, _ []string) error { p.over = true; return nil },
+		"one-disk":    func(*player, []string) error { return nil },
+		"min-isr-2":   func(*player, []string) error { return nil },
+		"start":       (*player).start,
+		"stop-vm":     (*player).stopVM,
+		"write":       func(p *player, a []string) error { return p.request(writer.OpWrite, a) },
+		"read":        func(p *player, a []string) error { return p.request(writer.OpRead, a) },
+		"zero":        func(p *player, a []string) error { return p.request(writer.OpZero, a) },
+		"discard":     func(p *player, a []string) error { return p.request(writer.OpDiscard, a) },
+		"flush":       func(p *player, a []string) error { return p.request(writer.OpFlush, append([]string{"0.0"}, a...)) },
+		"answered":    (*player).answered,
+		"load":        (*player).load,
+		"wait":        (*player).wait,
+		"until":       (*player).until,
+		"power":       (*player).power,
+		"keep":        (*player).setKeep,
+		"storage":     (*player).storage,
+		"guard":       (*player).guardWord,
+		"ghost":       (*player).ghost,
+		"partition":   (*player).partition,
+		"cut":         (*player).cut,
+		"heal":        (*player).heal,
+		"etcd":        (*player).etcd,
+		"hang":        (*player).hang,
+		"unhang":      (*player).unhang,
+		"disk":        (*player).diskWord,
+		"rot-log":     (*player).rotLog,
+		"rot":         (*player).rot,
+		"lost":        (*player).lost,
+		"snapshot":    (*player).snapshot,
+		"scrub":       (*player).scrub,
+		"rollback":    (*player).rollback,
+		"force":       (*player).force,
+		"bmc":         (*player).bmc,
+		"lie-sync":    (*player).lieSync,
+		"maintain":    (*player).maintain,
+		"clone":       func(*player, []string) error { return nil }, // see newClones
+		"parent":      (*player).parent,
+		"yield":       (*player).yield,
+		"merges":      (*player).merges,
+		"move":        (*player).move,
+		"sweep":       (*player).sweep,
+		"pace":        (*player).pace,
+		"two-volumes": func(*player, []string) error { return nil }, // see tenantsWanted
+		"vol2":        (*player).vol2,
+		"wrap":        (*player).wrap,
+		"steady":      (*player).steady,
+		"delete":      (*player).deleteVolume,
 	}
 }
 
@@ -251,6 +257,8 @@ func (p *player) condition(a []string) (func() bool, error) {
 		return func() bool { return len(t.guest.pending) == 0 }, nil
 	case "merged":
 		return func() bool { return t.copies() == storageNodes && !w.snaps.mergesLeft() }, nil
+	case "freed":
+		return w.freed, nil
 	case "unmerged":
 		return w.snaps.mergesLeft, nil
 	case "moved":
@@ -268,6 +276,10 @@ func (p *player) condition(a []string) (func() bool, error) {
 		return nil, err
 	}
 	switch a[0] {
+	case "window":
+		return p.heldWindow(n, a[2:])
+	case "tail":
+		return p.tailMoved(n), nil
 	case "foreign":
 		return p.foreign(n), nil
 	case "objects":

@@ -130,6 +130,9 @@ func newWorld(opt Options) *world {
 	for len(w.tenants) < tenantsWanted(opt) {
 		newTenant(w).furnish()
 	}
+	if len(w.tenants) > 1 {
+		w.note("more_volumes")
+	}
 	w.snaps = newSnapshots(w)
 	w.mover = newMover(w)
 	w.janitor = newJanitor(w)
