@@ -110,5 +110,5 @@ func (p *player) move(a []string) error {
 	if nowait {
 		return nil
 	}
-	return p.await("the move", time.Minute, func() bool { return !placed(p.t.record().Seg, from) && !p.t.moving() })
+	return p.await("the move", time.Minute, func() bool { v := p.t.record(); return !placed(v.Seg, from) && !moving(&v) })
 }

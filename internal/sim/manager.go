@@ -30,7 +30,7 @@ const managerStep = 250 * time.Millisecond
 
 func (m *manager) tick() {
 	m.w.after(managerStep, m.tick)
-	if m.t.deleteAt > 0 && m.w.ops >= m.t.deleteAt {
+	if m.t.deleteAt > 0 && m.w.ops >= m.t.deleteAt && !m.w.calm {
 		m.t.delete()
 	}
 	if m.off || m.t.deleted {

@@ -96,8 +96,8 @@ func movable(v *repl.VolumeRecord, from, to ids.ID) []uint32 {
 
 // moving reports whether a segment has a copy more than it should: one is to take
 // the place of another.
-func (t *tenant) moving() bool {
-	return slices.ContainsFunc(t.record().Seg.Map, func(row []uint16) bool { return len(row) > storageNodes })
+func moving(v *repl.VolumeRecord) bool {
+	return slices.ContainsFunc(v.Seg.Map, func(row []uint16) bool { return len(row) > storageNodes })
 }
 
 // noteMoves counts what a transaction does to the rows.

@@ -6,6 +6,7 @@ import (
 
 	"roseau/internal/base/clock"
 	"roseau/internal/base/ids"
+	"roseau/internal/core/repl"
 )
 
 // settle ends all faults and demands that everything comes right: every volume's
@@ -123,21 +124,27 @@ func (w *world) repeatReplace() {
 	w.after(time.Second, w.repeatReplace)
 }
 
-// whole: the active guard serves, holds the lease, and every disk is in.
+// whole: the active guard serves, holds the lease, every disk is in, and no rollback is
+// under way: a guest that has nothing left to ask does not notice one.
 func (t *tenant) whole() bool {
 	g := t.manager.active
 	if g == nil || g.ended() || g.state.String() != "serving" || !g.leaseHeld() || t.manager.challenger != nil || len(t.guest.pending) > 0 {
 		return false
 	}
-	return t.copies() == storageNodes && !t.moving()
+	v := t.record()
+	return t.fewest(&v) == storageNodes && !moving(&v) && v.Cfg.Rollback == 0
 }
 
 // copies is how many nodes are in sync for the segment that has the fewest.
 func (t *tenant) copies() int {
 	v := t.record()
+	return t.fewest(&v)
+}
+
+func (t *tenant) fewest(v *repl.VolumeRecord) int {
 	fewest := storageNodes
 	for s := range segmentCount {
-		fewest = min(fewest, len(t.isrNodes(&v, s)))
+		fewest = min(fewest, len(t.isrNodes(v, s)))
 	}
 	return fewest
 }

@@ -15,7 +15,7 @@ import (
 // Options choose a run.
 type Options struct {
 	Seed      uint64
-	Ops       int // guest operations at least; default 200
+	Ops       int // guest operations at least, for each volume; default 200
 	Mutations Mutations
 	Bias      *Bias             // nil: a random profile
 	Scenario  *Scenario         // nil: random faults and requests
@@ -127,7 +127,9 @@ func newWorld(opt Options) *world {
 	}
 	slices.SortFunc(w.diskIdx, func(a, b repl.DiskNode) int { return a.Disk.Compare(b.Disk) })
 	w.tenant.furnish()
-	for len(w.tenants) < tenantsWanted(opt) {
+	wanted := tenantsWanted(opt)
+	w.opt.Ops *= wanted
+	for len(w.tenants) < wanted {
 		newTenant(w).furnish()
 	}
 	if len(w.tenants) > 1 {
