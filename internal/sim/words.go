@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"time"
 
+	"roseau/internal/base/ids"
 	"roseau/internal/block/writer"
 	"roseau/internal/core/repl"
 )
@@ -65,6 +66,7 @@ func init() {
 		"merges":      (*player).merges,
 		"move":        (*player).move,
 		"sweep":       (*player).sweep,
+		"swap":        (*player).swap,
 		"pace":        (*player).pace,
 		"two-volumes": func(*player, []string) error { return nil }, // see tenantsWanted
 		"vol2":        (*player).vol2,
@@ -275,6 +277,10 @@ func (p *player) condition(a []string) (func() bool, error) {
 	if err != nil {
 		return nil, err
 	}
+	volume := t.volume
+	if len(a) == 3 && a[2] == "parent" {
+		volume = w.clones.parent
+	}
 	switch a[0] {
 	case "window":
 		return p.heldWindow(n, a[2:])
@@ -289,9 +295,9 @@ func (p *player) condition(a []string) (func() bool, error) {
 	case "checkpointed":
 		return p.checkpointed(n), nil
 	case "out":
-		return func() bool { return p.outDisks(n) == len(n.disks) }, nil
+		return func() bool { return p.outDisks(volume, n) == len(n.disks) }, nil
 	case "in":
-		return func() bool { return p.outDisks(n) == 0 }, nil
+		return func() bool { return p.outDisks(volume, n) == 0 }, nil
 	case "merging":
 		return func() bool {
 			return slices.ContainsFunc(n.disks, func(d *simDisk) bool { e := n.engines[d.id]; return e != nil && e.Merging(t.volume) })
@@ -317,8 +323,8 @@ func (p *player) condition(a []string) (func() bool, error) {
 	return nil, fmt.Errorf("%q is no condition", a[0])
 }
 
-func (p *player) outDisks(n *node) int {
-	v := p.t.record()
+func (p *player) outDisks(volume ids.ID, n *node) int {
+	v := p.w.etcd.records(p.t.vm, idsOf(volume), p.w.diskIdx).Volumes[0]
 	out := 0
 	for _, d := range n.disks {
 		if _, is := v.Own.Out[d.id]; is {
