@@ -24,6 +24,7 @@ var Sometimes = []string{
 	"lost_write", "misdirected_write", "stale_read", "scrub", "scrub_found", "scrubbed",
 	"log_rot", "split_flush", "damaged_log", "rolled_back", "lying_cache", "lying_cut", "linear_block", "direct_read", "direct_miss",
 	"move_asked", "retire_asked", "move_cancelled", "segment_moved", "stray",
+	"more_volumes", "volume_deleted", "volume_freed",
 }
 
 // Summary is the outcome of many seeds.

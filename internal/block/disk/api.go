@@ -75,6 +75,11 @@ type Mutations struct {
 	FreshOverPresent     bool // a write goes in place although its blocks are not absent
 	FreedUnseen          bool // a slot that is freed keeps its version
 	PlacePending         bool // a map of places has blocks whose newest version is in the log
+	WindowPinsTail       bool // the log's tail waits for the flush mark of every volume
+	RelistOnce           bool // what was re-appended once is not re-appended again
+	TailBeforeNotes      bool // the tail moves before what was re-appended is durable
+	FlushMarkOfAll       bool // the flush mark of one volume counts for all
+	FreeSlotEarly        bool // a slot is free before a checkpoint has said so durably
 	ForgetHoles          bool // a tombstone above older objects is not kept when a block is written over it
 }
 

@@ -281,45 +281,6 @@ func TestCopiesLosePower(t *testing.T) {
 	}
 	l := up(t, "--nodes", "4", "--disks", "1", "--disk-size", "4GiB")
 	t.Log(l.must(6*time.Minute, "drill", "run", "--report", t.TempDir(), "copies-cut"))
-	l.awayForLong()
-}
-
-// awayForLong: row 2, a storage process that comes back long after its copies were made
-// anew elsewhere. What it has is stale: nothing is read of it, and its space is free.
-func (l *lab) awayForLong() {
-	l.must(time.Minute, "pool", "set", "pool1", "--rebuild-after", "5s")
-	l.must(time.Minute, "volume", "create", "data", "--size", "1GiB")
-	home := l.volume("data").Copies[0].Node
-	away := l.volume("data").Copies[1].Node
-	s := l.serve("data", home)
-	l.mustIO(home, s, "write -P 1 0 64M", "flush")
-	l.must(time.Minute, "lab", "service", "stop", away, "storage")
-	l.mustIO(home, s, "write -P 2 32M 64M", "flush")
-	took := l.wait(2*time.Minute, "three copies without "+away, func() bool {
-		v := l.volume("data")
-		return v.Status.Health == "healthy" && v.Status.Copies == 3 && !v.on(away)
-	})
-	l.t.Logf("three copies without %s after %s", away, took.Round(time.Second))
-	l.mustIO(home, s, "write -P 3 64M 64M", "flush")
-	l.must(time.Minute, "lab", "service", "start", away, "storage")
-	var p poolInfo
-	l.wait(2*time.Minute, "back, its old copy freed", func() bool {
-		p = poolInfo{}
-		l.json(&p, "pool", "show", "pool1")
-		used := size.Bytes(-1)
-		for _, m := range p.Members {
-			if strings.HasPrefix(m.Name, away+"-") {
-				used = m.Used
-			}
-		}
-		return used >= 0 && used < 32*size.MiB
-	})
-	if v := l.volume("data"); v.Status.Health != "healthy" || v.Status.Copies != 3 || v.on(away) {
-		l.t.Errorf("after its return: %+v", v)
-	}
-	l.must(time.Minute, "volume", "unserve", "data")
-	s = l.serve("data", away) // on the node of the stale copy
-	l.mustIO(away, s, "read -P 1 0 32M", "read -P 2 32M 32M", "read -P 3 64M 64M")
 }
 
 type poolInfo struct {
