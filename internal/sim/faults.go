@@ -127,6 +127,7 @@ type Bias struct {
 	Rollbacks bool          // he takes the volume back to one now and then
 	// Moves: the mean time between moves of segments; 0 = none.
 	Moves time.Duration
+	Full  time.Duration // the mean time until disks are full; 0 = none ever is
 }
 
 func (b *Bias) apply(p *profile) {
@@ -576,7 +577,7 @@ func (w *world) faultSplitFlush() {
 	}
 	w.note("split_flush")
 	for _, d := range n.disks {
-		d.syncHungTill = w.now.Add(2 * time.Second)
+		d.hangSync(w.now.Add(2 * time.Second))
 	}
 	w.after(w.between(50*time.Millisecond, 900*time.Millisecond), func() {
 		if !w.calm { // the verifier reads disks by then
@@ -591,6 +592,7 @@ func (w *world) faultSplitFlush() {
 func (w *world) settle() {
 	w.calm, w.manager.calmAt = true, w.now
 	w.etcd.up = true
+	w.filler.end()
 	for _, n := range w.nodes {
 		w.heal(n)
 		n.restore()
@@ -610,7 +612,7 @@ func (w *world) settle() {
 	}
 	w.repeatReplace()
 	limit := w.now.Add(10 * time.Minute)
-	if !w.run(limit, func() bool { return w.ops >= w.opt.Ops && w.whole() }) {
+	if !w.run(limit, func() bool { return w.ops >= w.opt.Ops && w.whole() && w.filler.gone() }) {
 		if w.err == nil && w.onlyDeadCopies() {
 			w.note("waits_for_dead_copy") // and serves nothing older instead
 			return

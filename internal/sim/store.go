@@ -101,6 +101,7 @@ func (w *world) apply(t repl.Txn) (repl.Outcome, int64) {
 				}
 				w.tracef("etcd: own epoch %d inc %d cfg %d out %d", p.Own.Epoch, p.Own.Inc, p.Own.CfgVersion, len(p.Own.Out))
 				w.noteISR()
+				w.judgeOut(was, *p.Own)
 			}
 			if p.Seg != nil {
 				w.noteMoves(before.Seg, *p.Seg)

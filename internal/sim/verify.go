@@ -229,6 +229,7 @@ func (w *world) observe(g *guard, l *link, m wire.Message) {
 	case *wire.Window:
 		w.observeWindow(g, l, m)
 	case *wire.Ack:
+		w.filler.noteFullJoin(l, m)
 		delete(l.syncing, m.ReqID)
 	case *wire.ExtTags:
 		w.note("sync_tags")

@@ -65,6 +65,8 @@ func init() {
 		"merges":     (*player).merges,
 		"move":       (*player).move,
 		"sweep":      (*player).sweep,
+		"full":       (*player).full,
+		"space":      (*player).space,
 	}
 }
 
@@ -516,7 +518,7 @@ func (p *player) hang(a []string) error {
 	}
 	for _, d := range n.disks {
 		if len(a) > 1 && a[1] == "sync" {
-			d.syncHungTill = p.w.now.Add(24 * time.Hour)
+			d.hangSync(p.w.now.Add(24 * time.Hour))
 		} else {
 			d.hang(p.w.now.Add(24 * time.Hour))
 		}

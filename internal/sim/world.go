@@ -81,6 +81,7 @@ type world struct {
 	snaps   *snapshots
 	clones  *clones
 	mover   *mover
+	filler  *filler
 	janitor *janitor
 	net     network
 	profile profile
@@ -143,6 +144,7 @@ func newWorld(opt Options) *world {
 	w.manager = newManager(w)
 	w.snaps = newSnapshots(w)
 	w.mover = newMover(w)
+	w.filler = newFiller(w)
 	w.janitor = newJanitor(w)
 	return w
 }
