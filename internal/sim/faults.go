@@ -128,6 +128,7 @@ type Bias struct {
 	// Moves: the mean time between moves of segments; 0 = none.
 	Moves time.Duration
 	Full  time.Duration // the mean time until disks are full; 0 = none ever is
+	Drift bool          // clocks run apart, and nodes are suspended
 }
 
 func (b *Bias) apply(p *profile) {
@@ -593,6 +594,9 @@ func (w *world) settle() {
 	w.calm, w.manager.calmAt = true, w.now
 	w.etcd.up = true
 	w.filler.end()
+	for _, n := range w.nodes {
+		n.resume()
+	}
 	for _, n := range w.nodes {
 		w.heal(n)
 		n.restore()

@@ -138,7 +138,7 @@ func (f *filler) tick() {
 func (f *filler) look(d *simDisk) {
 	n, r := f.w.nodeOfDisk(d.id), &d.room
 	eng := n.engines[d.id]
-	if eng == nil || d.dead || !n.powered {
+	if eng == nil || d.dead || !n.powered || n.asleep {
 		return
 	}
 	s := eng.Stats()
@@ -159,7 +159,7 @@ func (f *filler) look(d *simDisk) {
 	} else if !r.full && there {
 		r.busy = n.process
 		f.w.seq++
-		n.core.Drop(f.w.now, f.w.seq, d.id, r.others)
+		n.core.Drop(n.clock(), f.w.seq, d.id, r.others)
 		n.pump()
 		f.w.after(time.Second, func() { r.busy = 0 })
 	}
@@ -202,20 +202,27 @@ func (n *node) order(d ids.ID, put func(token uint64), then func(disk.Completion
 	n.w.seq++
 	token, process := tagsToken|n.w.seq, n.process
 	n.onTags[token] = func(c disk.Completion) {
-		n.w.after(0, func() {
-			if n.process == process {
-				then(c)
-				n.core.DiskDone(d, nudge, nil)
-				n.pump()
-			}
+		n.soon(process, func() {
+			then(c)
+			n.core.DiskDone(d, nudge, nil)
+			n.pump()
 		})
 	}
 	put(token)
+	n.soon(process, func() {
+		n.core.DiskDone(d, nudge, nil)
+		n.pump()
+	})
+}
+
+// soon runs f in the storage process, when that has done what it is doing.
+func (n *node) soon(process int, f func()) {
 	n.w.after(0, func() {
-		if n.process == process {
-			n.core.DiskDone(d, nudge, nil)
-			n.pump()
-		}
+		n.awake(func() {
+			if n.process == process {
+				f()
+			}
+		})
 	})
 }
 

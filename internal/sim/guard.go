@@ -62,6 +62,7 @@ func newGuard(w *world, n *node, run ids.ID, attempt uint64, alive bool) *guard 
 	})
 	w.guards = append(w.guards, g)
 	n.guards = append(n.guards, g)
+	n.sleeps(g)
 	g.step(w.liveness())
 	return g
 }
@@ -76,7 +77,7 @@ func (g *guard) step(ev writer.Event) {
 		g.held = append(g.held, func() { g.step(ev) })
 		return
 	}
-	g.core.Step(g.w.now, ev)
+	g.core.Step(g.node.clock(), ev)
 	g.drainReady()
 }
 
@@ -124,11 +125,11 @@ func (g *guard) drainReady() {
 // arm sets the timer to the core's next deadline.
 func (g *guard) arm() {
 	at := g.core.NextDeadline()
-	if at == 0 || g.timer != 0 && g.timer <= at && g.timer >= g.w.now {
+	if at == 0 || g.timer != 0 && g.timer <= at && g.timer >= g.node.clock() {
 		return
 	}
 	g.timer = at
-	g.w.after(at.Sub(g.w.now), func() {
+	g.w.after(g.node.world(at).Sub(g.w.now), func() {
 		if g.timer != at {
 			return
 		}
@@ -145,7 +146,7 @@ func (g *guard) tick() {
 		g.held = append(g.held, g.tick)
 		return
 	}
-	g.core.Tick(g.w.now)
+	g.core.Tick(g.node.clock())
 	g.drainReady()
 }
 
@@ -161,7 +162,9 @@ func (g *guard) effect(e writer.Effect) {
 	case writer.WantNodes:
 		g.wantNodes(e.Nodes)
 	case writer.LeaseChanged:
-		g.deadline = e.Deadline
+		if g.deadline = 0; e.Deadline != 0 {
+			g.deadline = g.node.world(e.Deadline)
+		}
 		w.onlyOneRuns(g)
 	case writer.StateChanged:
 		w.tracef("%s writer: %v %s", g.name(), e.State, e.Text)
@@ -358,6 +361,10 @@ func (g *guard) prepared(p writer.Prepared) {
 func (g *guard) freeze() { g.frozen = true }
 
 func (g *guard) thaw() {
+	if g.node.asleep {
+		g.node.sleeps(g)
+		return
+	}
 	g.frozen = false
 	held := g.held
 	g.held = nil

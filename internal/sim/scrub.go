@@ -188,9 +188,9 @@ func (w *world) faultScrub() {
 
 func (w *world) startScrub(duty int) {
 	for _, n := range w.nodes {
-		if n.serving() {
+		if n.serving() && !n.asleep {
 			for _, d := range n.disks {
-				n.core.StartScrub(w.now, d.id, replica.ScrubOptions{DutyPercent: duty})
+				n.core.StartScrub(n.clock(), d.id, replica.ScrubOptions{DutyPercent: duty})
 			}
 			n.pump()
 		}

@@ -152,7 +152,7 @@ func (w *world) etcdReachable(n *node) bool {
 	if !w.etcd.up {
 		return false
 	}
-	if w.etcd.cutOff == n {
+	if w.etcd.cutOff == n || n.asleep {
 		return false
 	}
 	if w.etcd.apart {
@@ -160,7 +160,7 @@ func (w *world) etcdReachable(n *node) bool {
 	}
 	reach := 0
 	for _, o := range w.nodes[:storageNodes] {
-		if o.powered && w.net.both(n.index, o.index) {
+		if o.powered && !o.asleep && w.net.both(n.index, o.index) {
 			reach++
 		}
 	}

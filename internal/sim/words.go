@@ -67,6 +67,9 @@ func init() {
 		"sweep":      (*player).sweep,
 		"full":       (*player).full,
 		"space":      (*player).space,
+		"clock":      (*player).clockWord,
+		"suspend":    (*player).suspend,
+		"resume":     (*player).resume,
 	}
 }
 

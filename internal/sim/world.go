@@ -30,6 +30,9 @@ type Mutations struct {
 	NoOwnCompare bool
 	// KernelBootID: the boot identity is the kernel's, which lab nodes share [S23].
 	KernelBootID bool
+	// StoppedClock: the clock by which leases are kept stands still while a node is
+	// suspended.
+	StoppedClock bool
 	// NoMaintenance, NoYield: no writer repairs an idle volume, or it goes on when a
 	// VM is to start [S14].
 	NoMaintenance, NoYield bool
@@ -145,6 +148,7 @@ func newWorld(opt Options) *world {
 	w.snaps = newSnapshots(w)
 	w.mover = newMover(w)
 	w.filler = newFiller(w)
+	w.drawClocks()
 	w.janitor = newJanitor(w)
 	return w
 }
