@@ -27,6 +27,7 @@ type clockFace struct {
 	since  clock.Instant // when it fell asleep
 	held   []func()      // what waits for its processes
 	slept  []*guard      // guards that were frozen with it
+	missed time.Duration // of all its sleep, which timers do not count
 }
 
 // origin is where all clocks agree: the beginning of the world.
@@ -151,7 +152,7 @@ func (n *node) resume() {
 	w := n.w
 	slept := w.now.Sub(n.since)
 	w.tracef("%s runs again after %s", n.name(), slept)
-	n.asleep = false
+	n.asleep, n.missed = false, n.missed+slept
 	if w.opt.Mutations.StoppedClock {
 		n.behind += slept
 		for _, g := range n.guards {
@@ -165,13 +166,10 @@ func (n *node) resume() {
 	for _, f := range held {
 		f()
 	}
-	if n.core != nil {
-		n.pump()
-	}
 	for _, g := range guards {
 		if !g.ended() {
 			w.onlyOneRuns(g)
-			g.thaw()
+			g.unfreeze()
 		}
 	}
 	if slices.ContainsFunc(w.nodes, func(o *node) bool { return o != n && w.net.both(n.index, o.index) }) {
@@ -186,6 +184,23 @@ func (n *node) awake(f func()) {
 		return
 	}
 	f()
+}
+
+// timerAt runs f when the node's clock shows at. A timer counts CLOCK_MONOTONIC, as
+// the runtime's do: it is late by as long as the node slept.
+func (n *node) timerAt(at clock.Instant, f func()) { n.timerIn(n.world(at).Sub(n.w.now), f) }
+
+func (n *node) timerIn(d time.Duration, f func()) {
+	missed := n.missed
+	n.w.after(d, func() {
+		n.awake(func() {
+			if late := n.missed - missed; late > 0 {
+				n.timerIn(late, f)
+				return
+			}
+			f()
+		})
+	})
 }
 
 // clock nX PPM: the node's clock is so many millionths too fast.

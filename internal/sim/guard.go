@@ -129,7 +129,7 @@ func (g *guard) arm() {
 		return
 	}
 	g.timer = at
-	g.w.after(g.node.world(at).Sub(g.w.now), func() {
+	g.node.timerAt(at, func() {
 		if g.timer != at {
 			return
 		}
@@ -365,13 +365,17 @@ func (g *guard) thaw() {
 		g.node.sleeps(g)
 		return
 	}
+	g.unfreeze()
+	g.tick()
+}
+
+func (g *guard) unfreeze() {
 	g.frozen = false
 	held := g.held
 	g.held = nil
 	for _, f := range held {
 		f()
 	}
-	g.tick()
 }
 
 // leaseHeld reports whether the guest's ports are open: the lease, less the

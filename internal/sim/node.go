@@ -364,17 +364,15 @@ func (n *node) arm() {
 	}
 	n.timer = at
 	process := n.process
-	n.w.after(n.world(at).Sub(n.w.now), func() {
-		n.awake(func() {
-			if n.timer != at {
-				return
-			}
-			n.timer = 0
-			if n.process == process && n.core != nil {
-				n.core.Tick(n.clock())
-				n.pump()
-			}
-		})
+	n.timerAt(at, func() {
+		if n.timer != at {
+			return
+		}
+		n.timer = 0
+		if n.process == process && n.core != nil {
+			n.core.Tick(n.clock())
+			n.pump()
+		}
 	})
 }
 
