@@ -68,7 +68,7 @@ func (f *filler) arm() {
 // act makes one disk, those of a node, or all of the pool full for a while.
 func (f *filler) act() {
 	w := f.w
-	if f.anyFull() {
+	if f.anyFull() || w.manager.active == nil { // a clone needs its parent first
 		return
 	}
 	n := w.nodes[f.rng.IntN(storageNodes)]
@@ -261,7 +261,7 @@ func (f *filler) noteFullJoin(l *link, m *wire.Ack) {
 }
 
 // judgeOut: lack of space puts nobody out, and nothing else does that is not so. A
-// copy leaves as failed only if its disk is dead, as hung only if it ever hung.
+// copy leaves as failed only if its disk is dead, as hung only if it ever hung or is dead.
 func (w *world) judgeOut(was, is repl.Own) {
 	for d, o := range is.Out { // order does not show: the first failure ends the run
 		if old, out := was.Out[d]; out && old.Reason == o.Reason {
@@ -272,7 +272,7 @@ func (w *world) judgeOut(was, is repl.Own) {
 		if o.Reason == repl.OutDiskFailed && !sd.dead {
 			w.failf("disk %s of %s is put out as failed, and is well (full: %v)", d.Short(), n.name(), sd.room.full)
 		}
-		if o.Reason == repl.OutHung && !sd.everHung {
+		if o.Reason == repl.OutHung && !sd.everHung && !sd.dead {
 			w.failf("disk %s of %s is put out as hung, and never hung (full: %v)", d.Short(), n.name(), sd.room.full)
 		}
 	}

@@ -213,6 +213,10 @@ func (w *world) scrubAll() bool {
 			w.note("snapshot_block_lost") // a write heals the head, nothing heals a snapshot
 			break
 		}
+		if try == 20 && w.onlyMovedDamage() {
+			w.note("damage_of_moved") // nobody repairs, or reads, what no segment names
+			break
+		}
 		if try == 20 {
 			w.failf("scrubs find damage again and again; %s", w.describe())
 			return false
@@ -234,6 +238,27 @@ func (w *world) scrubAll() bool {
 	w.note("scrubbed")
 	clear(w.tainted) // the copies were compared
 	w.demandClean()
+	return w.err == nil
+}
+
+// onlyMovedDamage reports whether every block that cannot be read is in a copy that
+// has left its segment, and that is kept for the snapshots that it shows.
+func (w *world) onlyMovedDamage() bool {
+	r := w.record()
+	for _, n := range w.nodes {
+		for _, d := range n.disks {
+			for e := range uint64(extentCount) {
+				if d.dead || n.engines[d.id] == nil || !slices.Contains(r.Seg.Row(int(e)*repl.ExtentBytes/segmentBytes), d.id) {
+					continue
+				}
+				for _, snap := range append(w.snaps.numbers(), 0) {
+					if _, bad := n.readExtent(d.id, w.volume, e, snap); len(bad) > 0 {
+						return false
+					}
+				}
+			}
+		}
+	}
 	return w.err == nil
 }
 
