@@ -106,6 +106,9 @@ func (n *node) suspend() {
 	w := n.w
 	w.tracef("%s is suspended", n.name())
 	n.asleep, n.since = true, w.now
+	for _, d := range n.disks {
+		d.everHung = true // its last probe is old when the node runs again, as a hung disk's is
+	}
 	for _, g := range n.guards {
 		if !g.ended() && !g.frozen {
 			n.sleeps(g)
