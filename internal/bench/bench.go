@@ -18,6 +18,7 @@ import (
 	"strings"
 	"time"
 
+	"roseau/internal/base/clock"
 	"roseau/internal/base/errs"
 )
 
@@ -61,7 +62,10 @@ const (
 	localReadOfQemuNBD   = 0.7 // our reads against qemu-nbd on the raw file
 	statTick             = 10 * time.Millisecond
 	freshSettle          = time.Second // until the engine may write in place again
+	settleEvery          = 200 * time.Millisecond
+	settleMost           = 10 * time.Second
 	fioSlack             = 5 * time.Minute
+	benchLogBytes        = 1 << 30
 	defaultBytes         = 512 << 20
 	defaultRounds        = 5
 	defaultRuntimeOfAJob = 2 * time.Second
@@ -201,7 +205,8 @@ func Run(ctx context.Context, targets []Target, o Options) (*Result, error) {
 	return r, nil
 }
 
-// measure runs one job and looks at the CPU time of the servers.
+// measure runs one job and looks at the CPU time of the servers, with what they
+// put off until it was over: that is waited for, so that it slows no other target.
 func measure(ctx context.Context, t Target, o Options, job Job) (Figure, error) {
 	if job.Fresh && t.Empty != nil {
 		if err := t.Empty(ctx); err != nil {
@@ -217,11 +222,32 @@ func measure(ctx context.Context, t Target, o Options, job Job) (Figure, error) 
 	if err != nil {
 		return f.Figure, err
 	}
+	after, err := settle(ctx, pids)
+	if err != nil {
+		return f.Figure, err
+	}
 	if f.ios > 0 {
-		f.CPU = float64((cpuTime(pids) - before).Microseconds()) / float64(f.ios)
+		f.CPU = float64((after - before).Microseconds()) / float64(f.ios)
 	}
 	f.Job, f.Target = job.ID, t.Name
 	return f.Figure, nil
+}
+
+// settle waits until processes do nothing much, for settleMost at most, and returns
+// their CPU time.
+func settle(ctx context.Context, pids []int) (time.Duration, error) {
+	last := cpuTime(pids)
+	for range settleMost / settleEvery {
+		if err := clock.Sleep(ctx, settleEvery); err != nil {
+			return 0, err
+		}
+		now := cpuTime(pids)
+		if now-last <= settleEvery/10 {
+			return now, nil
+		}
+		last = now
+	}
+	return last, nil
 }
 
 // cpuTime is the CPU time that processes have used.

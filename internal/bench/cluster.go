@@ -47,7 +47,16 @@ type Cluster struct {
 	waits      [3]chan error
 	server     *etcd.Server
 	net        string // first three numbers of the addresses
-	sparse     bool   // the disks' files have holes until they are written
+	disk       DiskShape
+}
+
+// DiskShape is what the disks of a Cluster are like.
+type DiskShape struct {
+	Bytes    int64
+	LogBytes int64 // 0: chosen by the size, as storagectl.ClaimRequest has it
+	// Sparse files take no room until they are written: for much space with little
+	// in it, not for speed.
+	Sparse bool
 }
 
 // storageDir is what RunStorage finds in the directory of a node.
@@ -77,28 +86,18 @@ func RunStorage(ctx context.Context, arg string, log *slog.Logger) (err error) {
 }
 
 // NewCluster starts everything under dir (absolute, short: it holds unix
-// sockets) and claims a disk of diskBytes on each node.
-func NewCluster(ctx context.Context, dir string, diskBytes int64, log *slog.Logger) (*Cluster, error) {
-	return newCluster(ctx, &Cluster{dir: dir, log: log}, diskBytes)
-}
-
-// NewSparseCluster is NewCluster with disks that take no room until they are
-// written: for much space with little in it, not for speed.
-func NewSparseCluster(ctx context.Context, dir string, diskBytes int64, log *slog.Logger) (*Cluster, error) {
-	return newCluster(ctx, &Cluster{dir: dir, log: log, sparse: true}, diskBytes)
-}
-
-func newCluster(ctx context.Context, c *Cluster, diskBytes int64) (*Cluster, error) {
+// sockets) and claims a disk on each node.
+func NewCluster(ctx context.Context, dir string, disk DiskShape, log *slog.Logger) (*Cluster, error) {
 	p := os.Getpid()
-	c.cluster, c.net = ids.New(), fmt.Sprintf("127.%d.%d", 128+p>>8&63, p&255)
-	err := c.start(ctx, diskBytes)
+	c := &Cluster{dir: dir, log: log, disk: disk, cluster: ids.New(), net: fmt.Sprintf("127.%d.%d", 128+p>>8&63, p&255)}
+	err := c.start(ctx)
 	if err != nil {
 		return nil, errors.Join(err, c.Close())
 	}
 	return c, nil
 }
 
-func (c *Cluster) start(ctx context.Context, diskBytes int64) error {
+func (c *Cluster) start(ctx context.Context) error {
 	ca, err := pki.NewCA(c.cluster, time.Now())
 	if err != nil {
 		return err
@@ -121,12 +120,12 @@ func (c *Cluster) start(ctx context.Context, diskBytes int64) error {
 		if err := c.StartStorage(ctx, i); err != nil {
 			return err
 		}
-		if c.sparse {
-			if err := sparseFile(c.node(i).path("disks/d"), diskBytes); err != nil {
+		if c.disk.Sparse {
+			if err := sparseFile(c.node(i).path("disks/d"), c.disk.Bytes); err != nil {
 				return err
 			}
 		}
-		d, err := storagectl.New(c.node(i).path("c")).Claim(ctx, storagectl.ClaimRequest{Path: c.node(i).path("disks/d"), SizeBytes: diskBytes})
+		d, err := storagectl.New(c.node(i).path("c")).Claim(ctx, storagectl.ClaimRequest{Path: c.node(i).path("disks/d"), SizeBytes: c.disk.Bytes, WALBytes: c.disk.LogBytes})
 		if err != nil {
 			return err
 		}

@@ -43,7 +43,7 @@ func testCluster(t *testing.T, diskBytes int64) (*Cluster, context.Context) {
 	if testing.Verbose() {
 		log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
-	c, err := NewCluster(ctx, dir, diskBytes, log)
+	c, err := NewCluster(ctx, dir, DiskShape{Bytes: diskBytes}, log)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -94,7 +94,7 @@ func MeasureRecovery(ctx context.Context, dir string, progress io.Writer, log *s
 }
 
 func (r *recovery) start(ctx context.Context, s *servers, dir string, log *slog.Logger) (err error) {
-	if r.c, err = NewCluster(ctx, dir, 2*recoveryBytes+512<<20, log); err != nil {
+	if r.c, err = NewCluster(ctx, dir, DiskShape{Bytes: 2*recoveryBytes + 512<<20}, log); err != nil {
 		return err
 	}
 	s.add(func() { r.c.Close() })

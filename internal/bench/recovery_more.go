@@ -91,7 +91,7 @@ func (r *recovery) large(ctx context.Context, dir string, log *slog.Logger) (err
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	l := &recovery{o: r.o}
 	l.o.SizeBytes = largeBytes
-	if l.c, err = NewSparseCluster(ctx, dir, largeBytes+largeBytes/16, log); err != nil {
+	if l.c, err = NewCluster(ctx, dir, DiskShape{Bytes: largeBytes + largeBytes/16, Sparse: true}, log); err != nil {
 		return err
 	}
 	defer l.c.Close()

@@ -11,8 +11,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
+	"roseau/internal/base/clock"
 	"roseau/internal/base/errs"
 	"roseau/internal/base/gc"
 	"roseau/internal/base/sysmon"
@@ -101,9 +101,9 @@ func roseau(ctx context.Context, s *servers, dir string, sizeBytes int64, log *s
 	// As in a guard.
 	gc.Set(gc.Writer)
 	sysmon.Calm(log)
-	// The log of a disk takes an eighth of a small one; metadata and reserve
-	// need room beside the data.
-	c, err := NewCluster(ctx, dir, 2*sizeBytes+512<<20, log)
+	// Metadata and reserve need room beside the data. The log is that of a small
+	// disk, of 64 GiB.
+	c, err := NewCluster(ctx, dir, DiskShape{Bytes: 2*sizeBytes + 512<<20 + benchLogBytes, LogBytes: benchLogBytes}, log)
 	if err != nil {
 		return Target{}, err
 	}
@@ -145,14 +145,7 @@ func discard(ctx context.Context, sock, export string, sizeBytes int64) error {
 	if out, err := cmd.CombinedOutput(); err != nil || strings.Contains(string(out), "failed") {
 		return errs.New(errs.Unavailable, "discard: %v: %s", err, out)
 	}
-	t := time.NewTimer(freshSettle)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return clock.Sleep(ctx, freshSettle)
 }
 
 // has reports whether the result has a target.

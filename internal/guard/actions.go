@@ -143,7 +143,7 @@ func (g *guard) carryOutVolumes(ctx context.Context, a vmguard.Action) bool {
 func (g *guard) volumeCall(timeout, after time.Duration, f func(context.Context) vmguard.Event) {
 	set := g.volCtx
 	g.async(func() {
-		if !sleep(set, after) {
+		if clock.Sleep(set, after) != nil {
 			return
 		}
 		ctx := set
@@ -157,20 +157,6 @@ func (g *guard) volumeCall(timeout, after time.Duration, f func(context.Context)
 			g.post(e)
 		}
 	})
-}
-
-func sleep(ctx context.Context, d time.Duration) bool {
-	if d <= 0 {
-		return ctx.Err() == nil
-	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
 }
 
 func prepare(ctx context.Context, h volume.Handle) vmguard.Event {
@@ -189,7 +175,7 @@ func (g *guard) taking(compares bool, f func(context.Context) error) {
 			fenced := errors.Is(err, errs.Fenced)
 			g.log.Warn("take the volumes", "cause", err, "compares", compares)
 			if !fenced {
-				sleep(ctx, takeRetry)
+				clock.Sleep(ctx, takeRetry)
 			}
 			return vmguard.Taken{Fenced: fenced, Err: err}
 		}
@@ -255,7 +241,7 @@ func (g *guard) restart(ctx context.Context, after time.Duration) {
 		case <-ctx.Done():
 			return
 		}
-		if sleep(ctx, after) {
+		if clock.Sleep(ctx, after) == nil {
 			g.post(vmguard.Start{Run: ids.New()})
 		}
 	})

@@ -109,7 +109,7 @@ func (s *fakeSet) txn(f func(*fakeOwn) bool) (fakeOwn, error) {
 
 // beat renews the lease and notices who took over.
 func (s *fakeSet) beat() {
-	for sleep(s.ctx, 100*time.Millisecond) {
+	for clock.Sleep(s.ctx, 100*time.Millisecond) == nil {
 		s.mu.Lock()
 		mine, old := s.own, s.lease
 		s.mu.Unlock()
@@ -224,7 +224,7 @@ func (s *fakeSet) Prepare(ctx context.Context) (volume.Prepared, error) {
 
 func (s *fakeSet) Claim(ctx context.Context, c volume.Claim) (volume.Outcome, error) {
 	if s.fault(faultEtcd) {
-		sleep(ctx, c.Timeout)
+		clock.Sleep(ctx, c.Timeout)
 		return volume.Unknown, nil
 	}
 	var cause error

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"roseau/internal/base/clock"
 	"roseau/internal/base/errs"
 	"roseau/internal/core/vmguard"
 	"roseau/internal/core/vmplan"
@@ -205,7 +206,7 @@ func (g *guard) connectQMP(ctx context.Context) {
 				}
 				mon.Close()
 			}
-			if !sleep(ctx, 50*time.Millisecond) {
+			if clock.Sleep(ctx, 50*time.Millisecond) != nil {
 				return
 			}
 		}

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"time"
 
+	"roseau/internal/base/clock"
 	"roseau/internal/base/errs"
 	"roseau/internal/base/paths"
 	"roseau/internal/core/vmguard"
@@ -71,7 +72,7 @@ func (g *guard) acceptPeers(ctx context.Context, l net.Listener) {
 		if err != nil {
 			if ctx.Err() == nil && !errors.Is(err, net.ErrClosed) {
 				g.log.Warn("accept a migration", "cause", err)
-				if sleep(ctx, 100*time.Millisecond) {
+				if clock.Sleep(ctx, 100*time.Millisecond) == nil {
 					continue
 				}
 			}

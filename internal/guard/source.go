@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"roseau/internal/base/clock"
 	"roseau/internal/base/size"
 	"roseau/internal/core/vmguard"
 	"roseau/internal/driver/guardctl"
@@ -185,7 +186,7 @@ func (g *guard) askPeer(ctx context.Context, after time.Duration) {
 	}
 	s := g.src
 	g.async(func() {
-		if !sleep(s.ctx, after) {
+		if clock.Sleep(s.ctx, after) != nil {
 			return
 		}
 		l, err := dialPeer(s.ctx, g.identity, s.peer.Node, s.peer.Addresses, s.peer.Port,
@@ -333,7 +334,7 @@ func (g *guard) followStream(s *source) {
 		if err == nil && in.Status == "completed" && in.Downtime == 0 && asked < askAgain {
 			// QEMU says completed a moment before it has summed up.
 			asked++
-			if sleep(s.ctx, qemu.Poll) {
+			if clock.Sleep(s.ctx, qemu.Poll) == nil {
 				continue
 			}
 		}

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"time"
 
+	"roseau/internal/base/clock"
 	"roseau/internal/base/ids"
 	"roseau/internal/base/paths"
 	"roseau/internal/block/volume"
@@ -69,7 +70,7 @@ func (g *guard) openVolumes(ctx context.Context, run ids.ID) {
 				h.Close()
 			}
 			g.post(vmguard.VolumesOpened{Err: err})
-			sleep(set, 500*time.Millisecond)
+			clock.Sleep(set, 500*time.Millisecond)
 		}
 	})
 }

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"roseau/internal/base/clock"
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
 	"roseau/internal/block/direct"
@@ -333,20 +334,9 @@ func openFile(ctx context.Context, open blockdev.Opener, path string, log *slog.
 		if !waited {
 			log.Info("disk is held by another process; waiting for it", "err", err)
 		}
-		if err := sleep(ctx, openRetry); err != nil {
+		if err := clock.Sleep(ctx, openRetry); err != nil {
 			return nil, err
 		}
-	}
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
 	}
 }
 

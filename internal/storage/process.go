@@ -234,7 +234,7 @@ func (p *process) identify(ctx context.Context) (err error) {
 		if !waited {
 			p.log.Info("waiting until this machine is a node of a cluster")
 		}
-		if err := sleep(ctx, identifyEvery); err != nil {
+		if err := clock.Sleep(ctx, identifyEvery); err != nil {
 			return nil
 		}
 	}
@@ -274,7 +274,7 @@ func listenTCP(ctx context.Context, addr string, log *slog.Logger) (net.Listener
 		if !waited {
 			log.Warn("cannot listen yet; trying again", "addr", addr, "err", err)
 		}
-		if sleep(ctx, openRetry) != nil {
+		if clock.Sleep(ctx, openRetry) != nil {
 			return nil, fmt.Errorf("listen: %w", err)
 		}
 	}
@@ -472,7 +472,7 @@ func (p *process) keepOpen(ctx context.Context, d *device, lost bool, settled fu
 		if st == model.DiskFailed {
 			return // until somebody asks for a retry
 		}
-		if sleep(ctx, reopenEvery) != nil {
+		if clock.Sleep(ctx, reopenEvery) != nil {
 			return
 		}
 	}

@@ -375,7 +375,7 @@ func (p *process) relieve(ctx context.Context) {
 		}
 		last := int64(0)
 		for idle := 0; idle < relieveIdle || a.sleep(last); idle++ {
-			if sleep(ctx, relieveEvery) != nil {
+			if clock.Sleep(ctx, relieveEvery) != nil {
 				return
 			}
 			n := a.last.Load()

@@ -3,6 +3,7 @@
 package clock
 
 import (
+	"context"
 	"time"
 	"unsafe"
 
@@ -44,3 +45,19 @@ func (System) Now() Instant {
 
 // Wall returns the wall clock.
 func (System) Wall() time.Time { return time.Now() }
+
+// Sleep waits for d, which may be 0 or less, or until ctx ends; then the error is
+// its cause.
+func Sleep(ctx context.Context, d time.Duration) error {
+	if d <= 0 {
+		return context.Cause(ctx)
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}

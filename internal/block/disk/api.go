@@ -29,9 +29,12 @@ type Options struct {
 	// SeenSession is a session that the caller has seen end or begin on this disk
 	// (Recovery.Session): an older copy of it, one that went back in time, is refused
 	// with errs.Conflict before anything is written. 0 = none.
-	SeenSession        uint64
-	TagCacheBytes      int // tag tables kept in memory; default 192 MiB: those of 96 GiB
-	DataCacheBytes     int // payload of logged, unapplied blocks kept in memory; default 64 MiB
+	SeenSession   uint64
+	TagCacheBytes int // tag tables kept in memory; default 192 MiB: those of 96 GiB
+	// DataCacheBytes of payload of logged, unapplied blocks are kept in memory, and as
+	// many more as the tables leave of TagCacheBytes; default 64 MiB. A checkpoint
+	// starts when 5/8 of that is used.
+	DataCacheBytes     int
 	LogQueueDepth      int // log writes in flight; default 2
 	ExtraBatchBytes    int // payload that must have gathered for a batch beside others in flight: small ones had better gather; default 0
 	BatchBytes         int // largest log batch; default 1 MiB, at most an eighth of the ring

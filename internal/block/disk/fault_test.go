@@ -358,3 +358,25 @@ func TestBuffersComeBack(t *testing.T) {
 		t.Fatalf("%d bytes of buffers are still out", f.Pool.Live)
 	}
 }
+
+// A checkpoint begins before payload leaves the memory, and tables that take no
+// room leave theirs to it.
+func TestCheckpointBeginsByMemory(t *testing.T) {
+	for _, tables := range []int{1, 1 << 20} {
+		f := open(t, format(t), disk.Options{DataCacheBytes: 8 * disk.BlockBytes, TagCacheBytes: tables, FreshBlocks: -1})
+		f.promise(vol1, 1)
+		for i := range uint64(7) {
+			if s := f.write(vol1, 1, i+1, i, 0, pattern(1, byte(i))); s != wire.OK {
+				t.Fatal(i, s)
+			}
+		}
+		f.Settle()
+		s := f.Core.Stats()
+		if s.RingUsedBytes > s.RingBytes/4 {
+			t.Fatalf("%d of %d bytes of the ring are used: it would begin a checkpoint by itself", s.RingUsedBytes, s.RingBytes)
+		}
+		if (s.Checkpoints > 0) != (tables == 1) {
+			t.Errorf("tables of %d bytes: %d checkpoints, %d blocks pending", tables, s.Checkpoints, s.PendingApplyBlocks)
+		}
+	}
+}

@@ -180,10 +180,16 @@ func (c *Core) formBatch() bool {
 	}
 	l.notes, l.gather = shift(l.notes, nNotes), shift(l.gather, nGather)
 	l.nudge = false
-	if used := l.head.lsn - l.tail; used > uint64(c.sb.WALBytes)/uint64(c.o.CheckpointFraction) {
+	if used := l.head.lsn - l.tail; used > uint64(c.sb.WALBytes)/uint64(c.o.CheckpointFraction) || c.dataBytes > c.dataRoom()/8*5 {
 		c.startCheckpoint()
 	}
 	return true
+}
+
+// dataRoom is how much payload may stay in memory: its own part, and what the tag
+// tables leave of theirs.
+func (c *Core) dataRoom() int {
+	return c.o.DataCacheBytes + max(0, c.o.TagCacheBytes-c.imgBytes)
 }
 
 // ringRoom says whether a batch of that size fits, and how much of the ring's
@@ -547,7 +553,8 @@ func (c *Core) Idle() {
 // evict keeps the caches within their limits.
 func (c *Core) evict() {
 	n := 0
-	for c.dataBytes > c.o.DataCacheBytes && n < len(c.dataFIFO) {
+	room := c.dataRoom()
+	for c.dataBytes > room && n < len(c.dataFIFO) {
 		r := c.dataFIFO[n]
 		if r.data != nil && (r.seq > c.log.done.seq || r.pins > 0) {
 			break // being written

@@ -319,7 +319,7 @@ func (s *Set) Owner(ctx context.Context) (Owner, error) {
 		if err == nil {
 			return Owner{}, errs.New(errs.NotFound, "read owner of volume %s: no record", s.cfg.Volumes[0])
 		}
-		if !sleep(ctx, retryDelay) {
+		if clock.Sleep(ctx, retryDelay) != nil {
 			return Owner{}, errs.New(errs.Unavailable, "read owner of volume %s: %w", s.cfg.Volumes[0], err)
 		}
 	}

@@ -7,10 +7,10 @@ import (
 	"maps"
 	"slices"
 	"strings"
-	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
+	"roseau/internal/base/clock"
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
 	"roseau/internal/block/writer"
@@ -49,7 +49,7 @@ func (s *Set) readRecords(ctx context.Context) {
 			}
 			cached = true
 		}
-		if !sleep(ctx, retryDelay) {
+		if clock.Sleep(ctx, retryDelay) != nil {
 			return
 		}
 	}
@@ -69,7 +69,7 @@ func (s *Set) watchNodes(ctx context.Context) {
 		if err := s.watchNodesOnce(ctx); err != nil && ctx.Err() == nil {
 			s.log.Debug("watch of node sessions ended", "cause", err)
 		}
-		if !sleep(ctx, retryDelay) {
+		if clock.Sleep(ctx, retryDelay) != nil {
 			return
 		}
 	}
@@ -168,16 +168,4 @@ func nodeKey(key, prefix, suffix string) (ids.ID, bool) {
 	}
 	id, err := ids.Parse(name)
 	return id, err == nil
-}
-
-// sleep waits for d; false if ctx ended first.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
 }

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"roseau/internal/base/clock"
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
 	"roseau/internal/block/link"
@@ -53,7 +54,7 @@ func (p *peer) run(ctx context.Context) {
 	delay := time.Duration(0)
 	refusedBefore, told := false, ""
 	for {
-		if delay > 0 && !sleep(ctx, delay) {
+		if delay > 0 && clock.Sleep(ctx, delay) != nil {
 			return
 		}
 		l, dec, ack, err := p.connect(ctx)

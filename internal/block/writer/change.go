@@ -99,7 +99,7 @@ func (m *member) lostReason() repl.OutReason {
 	case m.hung:
 		return repl.OutHung
 	case m.node.up && m.node.lostAt == 0:
-		if at := c.oldest(m); at != 0 && c.now >= at.Add(c.t.HardLimit) && m.nospcAt == 0 {
+		if m.overdue() && m.nospcAt == 0 {
 			return repl.OutHung
 		}
 	}

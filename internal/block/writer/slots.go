@@ -111,6 +111,22 @@ func (c *Core) oldest(m *member) clock.Instant {
 	return at
 }
 
+// overdue reports whether something has waited for m for the hard limit. It is asked
+// after each event: what is sent later than the oldest at the last look cannot be due
+// before that would have been.
+func (m *member) overdue() bool {
+	c := m.v.c
+	if c.now < m.notBefore {
+		return false
+	}
+	at := c.oldest(m)
+	if at == 0 {
+		at = c.now // what will be sent is not older
+	}
+	m.notBefore = at.Add(c.t.HardLimit)
+	return c.now >= m.notBefore
+}
+
 func (c *Core) send(n *node, msg wire.Message) {
 	if n.up {
 		c.out.Sends = append(c.out.Sends, Send{Node: n.id, Msg: msg})

@@ -64,6 +64,7 @@ type member struct {
 	releasing  bool
 	released   bool
 	nospcAt    clock.Instant // when to send refused writes again
+	notBefore  clock.Instant // overdue is false until then
 
 	places memberPlaces // of a local copy
 
