@@ -242,13 +242,15 @@ func (w *world) scrubAll() bool {
 }
 
 // onlyMovedDamage reports whether every block that cannot be read is in a copy that
-// has left its segment, and that is kept for the snapshots that it shows.
+// has left its segment, on a disk that has other segments yet: it is kept there for
+// the snapshots that it shows. A disk that no segment names must have been freed.
 func (w *world) onlyMovedDamage() bool {
 	r := w.record()
 	for _, n := range w.nodes {
 		for _, d := range n.disks {
+			named := placed(r.Seg, d.id)
 			for e := range uint64(extentCount) {
-				if d.dead || n.engines[d.id] == nil || !slices.Contains(r.Seg.Row(int(e)*repl.ExtentBytes/segmentBytes), d.id) {
+				if d.dead || n.engines[d.id] == nil || named && !slices.Contains(r.Seg.Row(int(e)*repl.ExtentBytes/segmentBytes), d.id) {
 					continue
 				}
 				for _, snap := range append(w.snaps.numbers(), 0) {
