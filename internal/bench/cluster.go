@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -238,15 +239,23 @@ func (c *Cluster) put(ctx context.Context, key string, v any) error {
 	return err
 }
 
-// CreateVolume writes the records of a volume with a copy on every disk.
-func (c *Cluster) CreateVolume(ctx context.Context, sizeBytes int64) (ids.ID, error) {
+// CreateVolume writes the records of a volume with a copy on each of disks (default:
+// all three).
+func (c *Cluster) CreateVolume(ctx context.Context, sizeBytes int64, disks ...ids.ID) (ids.ID, error) {
 	vol := ids.New()
-	seg := repl.Segments{Disks: c.Disks[:]}
+	if len(disks) == 0 {
+		disks = c.Disks[:]
+	}
+	seg := repl.Segments{Disks: disks}
+	var row []uint16
+	for i := range disks {
+		row = append(row, uint16(i))
+	}
 	for off := int64(0); off < sizeBytes; off += repl.SegmentBytes {
-		seg.Map = append(seg.Map, []uint16{0, 1, 2})
+		seg.Map = append(seg.Map, slices.Clone(row))
 	}
 	return vol, errors.Join(
-		c.put(ctx, repl.Key{Kind: repl.KeyCfg, ID: vol}.Path(), repl.Cfg{SizeBytes: sizeBytes, Copies: 3, MinISR: 1, State: repl.VolumeLive}),
+		c.put(ctx, repl.Key{Kind: repl.KeyCfg, ID: vol}.Path(), repl.Cfg{SizeBytes: sizeBytes, Copies: len(disks), MinISR: 1, State: repl.VolumeLive}),
 		c.put(ctx, repl.Key{Kind: repl.KeySeg, ID: vol}.Path(), seg),
 		c.put(ctx, repl.Key{Kind: repl.KeyOwn, ID: vol}.Path(), repl.Own{Generation: repl.Generation{Cluster: 1, Volume: 1}}))
 }

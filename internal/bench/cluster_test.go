@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -161,6 +162,75 @@ func TestVolumeOverThreeProcesses(t *testing.T) {
 		t.Errorf("the take of a released volume took %v", d)
 	}
 	nbdtest.Tool(t, "qemu-io", "-f", "raw", export(t, next, vol), "-c", "read -P 0 8M 4M")
+	if err := next.Release(ctx); err != nil {
+		t.Fatal(err)
+	}
+	next.Close()
+	oneCopy(t, ctx, c)
+	swapped(t, ctx, c, vol)
+}
+
+// oneCopy: a volume of one copy waits for its storage process, and loses nothing with
+// it, flushed or not.
+func oneCopy(t *testing.T, ctx context.Context, c *Cluster) {
+	t.Helper()
+	vol, err := c.CreateVolume(ctx, testVolume, c.Disks[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := take(t, ctx, c.Writer(1, vol))
+	uri := export(t, s, vol)
+	nbdtest.Tool(t, "qemu-io", "-f", "raw", uri, "-c", "write -P 3 0 4M", "-c", "flush", "-c", "write -P 4 1M 1M")
+	if err := c.KillStorage(0); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "nobody answers", 20*time.Second, s, func(v volume.VolumeStatus) bool { return !v.Disks[0].Connected })
+	done := make(chan string, 1)
+	go func() { done <- nbdtest.Tool(t, "qemu-io", "-f", "raw", uri, "-c", "write -P 5 2M 1M", "-c", "flush") }()
+	eventually(t, "a write waits", 20*time.Second, s, func(v volume.VolumeStatus) bool { return v.Waiting > 0 })
+	if err := c.StartStorage(ctx, 0); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case out := <-done:
+		if strings.Contains(out, "rror") || strings.Contains(out, "failed") {
+			t.Fatal(out)
+		}
+	case <-ctx.Done():
+		t.Fatal("the write is never answered")
+	}
+	nbdtest.Tool(t, "qemu-io", "-f", "raw", uri, "-c", "read -P 3 0 1M", "-c", "read -P 4 1M 1M", "-c", "read -P 5 2M 1M", "-c", "read -P 3 3M 1M")
+	if err := s.Release(ctx); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+}
+
+// swapped: two nodes that live have each other's disks. Both refuse, which is no lost
+// link, and the volume is served by its third copy; put back, they have all again.
+func swapped(t *testing.T, ctx context.Context, c *Cluster, vol ids.ID) {
+	t.Helper()
+	swap := func() {
+		t.Helper()
+		a, b, tmp := c.node(0).path("disks/d"), c.node(1).path("disks/d"), c.node(0).path("disks.tmp")
+		if err := errors.Join(c.KillStorage(0), c.KillStorage(1), os.Rename(a, tmp), os.Rename(b, a), os.Rename(tmp, b),
+			c.StartStorage(ctx, 0), c.StartStorage(ctx, 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	swap()
+	s := take(t, ctx, c.Writer(2, vol))
+	uri := export(t, s, vol)
+	eventually(t, "served by the third copy", 30*time.Second, s, func(v volume.VolumeStatus) bool { return v.CopiesInSync == 1 })
+	nbdtest.Tool(t, "qemu-io", "-f", "raw", uri, "-c", "read -P 0 8M 4M", "-c", "write -P 7 16M 1M", "-c", "flush", "-c", "read -P 7 16M 1M")
+	swap()
+	eventually(t, "healthy again", 40*time.Second, s, func(v volume.VolumeStatus) bool { return v.Healthy && v.CopiesInSync == 3 })
+	if err := s.Release(ctx); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	back := take(t, ctx, c.Writer(0, vol)) // it reads what was put back
+	nbdtest.Tool(t, "qemu-io", "-f", "raw", export(t, back, vol), "-c", "read -P 7 16M 1M", "-c", "read -P 0 8M 4M")
 }
 
 // One storage process dies under load and comes back: degraded, resync, healthy,

@@ -36,6 +36,7 @@ func newVolumeCmd(a *app) *cobra.Command {
 		newVolumeServeCmd(a),
 		newVolumeSnapshotCmd(a),
 		newVolumeForceCmd(a),
+		newVolumeAcceptTailCmd(a),
 		newVolumeCloneCmd(a),
 		&cobra.Command{Use: "unserve VOLUME", Short: "Release a volume that is served", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
 			return a.change(cmd, http.MethodDelete, "/v1/volumes/"+url.PathEscape(args[0])+"/writer", nil, nil, func() string { return "volume " + args[0] + " released" })
@@ -90,19 +91,34 @@ func newVolumeServeCmd(a *app) *cobra.Command {
 }
 
 func newVolumeForceCmd(a *app) *cobra.Command {
-	var req volume.ForceRequest
-	path := func(vol string) string { return "/v1/volumes/" + url.PathEscape(vol) + "/force" }
+	req := new(volume.ForceRequest)
 	cmd := &cobra.Command{Use: "force VOLUME", Short: "Go on without in-sync copies that are gone for good", Args: cobra.ExactArgs(1),
 		Long: "The last resort: where no in-sync copy of a volume can be reached any more, a copy that is older becomes the truth, and what was written since is lost. " +
 			"It says first what that is (--dry-run: and nothing else). It is refused as long as an in-sync copy can be reached, and while the volume is in use: stop its VM first.\n\n" +
 			"Be sure that the copies given up do not serve a VM somewhere out of sight: nothing is waited for. Should they return, they are left alone and never mixed with " +
-			"what is written from now on; to use such a disk for this volume again, release it, wipe it and claim it anew.",
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.change(cmd, http.MethodPost, path(args[0]), req, nil, nil)
-		}}
+			"what is written from now on; to use such a disk for this volume again, release it, wipe it and claim it anew."}
 	cmd.Flags().StringArrayVar(&req.From, "from", nil, "disk whose copy becomes the truth; repeat for more (default: the one that has most)")
+	return volumeLoss(a, cmd, "force", req, "what only the missing copies have is lost")
+}
+
+func newVolumeAcceptTailCmd(a *app) *cobra.Command {
+	cmd := &cobra.Command{Use: "accept-tail VOLUME", Short: "Go on with a copy that may lack its last writes, where no other answers", Args: cobra.ExactArgs(1),
+		Long: "After a power cut the last records of a copy's log may be torn, or its disk may have lost a part of the log. What that costs another in-sync copy can tell, so a volume waits " +
+			"until one answers. If none will, this lets it go on: what the copy lacks is lost, although it may have been acknowledged. It says first what that can be (--dry-run: and nothing else), and " +
+			"is refused unless the volume is open and waits for nothing else.\n\n" +
+			"Bring the other copies' nodes and disks back if you can: then nothing has to be accepted."}
+	return volumeLoss(a, cmd, "accept-tail", nil, "what the copies that answer lack is lost")
+}
+
+// volumeLoss makes a command that may lose what was acknowledged: it says what, then
+// asks for the volume's name again.
+func volumeLoss(a *app, cmd *cobra.Command, verb string, body any, what string) *cobra.Command {
+	path := func(vol string) string { return "/v1/volumes/" + url.PathEscape(vol) + "/" + verb }
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		return a.change(cmd, http.MethodPost, path(args[0]), body, nil, nil)
+	}
 	a.dryRunFlag(cmd)
-	cmd = confirmedIf(cmd, "what only the missing copies have is lost", func() bool { return !a.dry })
+	cmd = confirmedIf(cmd, what, func() bool { return !a.dry })
 	cmd.PreRunE = func(cmd *cobra.Command, args []string) error {
 		if a.dry {
 			return nil
@@ -112,7 +128,7 @@ func newVolumeForceCmd(a *app) *cobra.Command {
 			return err
 		}
 		t := new(model.Task)
-		if _, err := c.Change(cmd.Context(), http.MethodPost, withQuery(path(args[0]), "dry_run=true"), req, t); err != nil {
+		if _, err := c.Change(cmd.Context(), http.MethodPost, withQuery(path(args[0]), "dry_run=true"), body, t); err != nil {
 			return err
 		}
 		for _, line := range t.Log {

@@ -51,6 +51,7 @@ func (g *guard) serveControl(ctx context.Context) error {
 	mux.HandleFunc("POST /replace-disk", g.replaceDisk)
 	mux.HandleFunc("POST /snapshot", g.takeSnapshot)
 	mux.HandleFunc("POST /scrub", g.scrub)
+	mux.HandleFunc("POST /accept-tail", g.acceptTail)
 	mux.HandleFunc("GET /screenshot", g.screenshot)
 	g.async(func() {
 		defer context.AfterFunc(ctx, con.close)()
@@ -167,6 +168,22 @@ func (g *guard) scrub(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	ctlsock.Refuse(w, errs.New(errs.NotFound, "scrub volume %s: vm %s does not have it", req.Volume, g.cfg.Name))
+}
+
+// acceptTail tells which copies a volume waits to be allowed to go on with, or lets it.
+func (g *guard) acceptTail(w http.ResponseWriter, r *http.Request) {
+	var req volumectl.TailRequest
+	if err := ctlsock.Decode(w, r, "accept tail", &req); err != nil {
+		ctlsock.Refuse(w, err)
+		return
+	}
+	h := g.held(r.Context())
+	if h == nil {
+		ctlsock.Refuse(w, conflict("accept the tail of volume %s: vm %s does not hold its volumes", req.Volume, g.cfg.Name))
+		return
+	}
+	t, err := h.AcceptTail(req.Volume, req.Accept)
+	ctlsock.Reply(w, t, err)
 }
 
 // replaceDisk moves the copies of all volumes that lie on one disk to another.

@@ -216,7 +216,7 @@ type Disk struct {
 type DiskSpec struct {
 	Node ids.ID     `json:"node"`
 	Pool ids.ID     `json:"pool,omitzero"` // zero: not in a pool yet
-	Path string     `json:"path"`          // by-id path or file
+	Path string     `json:"path"`          // where it was last; its superblock says which disk it is
 	Size size.Bytes `json:"size"`
 	// Retire: nothing new is put on it, and what it holds moves to other disks.
 	Retire bool `json:"retire,omitempty"`

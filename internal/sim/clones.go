@@ -192,11 +192,29 @@ func (c *clones) order(o writer.SnapshotOrder) {
 	c.guard.step(writer.Command{Kind: writer.Snapshot, Snapshot: o})
 }
 
-// parent move nX SEGMENT: the copy on a node moves to its other disk.
+// parent move nX SEGMENT | delete NUMBER | write B: the copy on a node moves to its
+// other disk; a snapshot of it is deleted, which is not waited for; a block of it is
+// written, which is not waited for either.
 func (p *player) parent(a []string) error {
 	c := p.w.clones
-	if len(a) != 3 || a[0] != "move" || !c.serves() {
-		return errors.New("want move NODE SEGMENT, and a writer of the parent that serves")
+	switch {
+	case !c.serves():
+		return errors.New("want a writer of the parent that serves")
+	case len(a) == 2 && a[0] == "delete":
+		n, err := strconv.ParseUint(a[1], 10, 32)
+		if err == nil {
+			c.order(writer.SnapshotOrder{Volumes: []int{0}, Delete: uint32(n)})
+		}
+		return err
+	case len(a) == 2 && a[0] == "write":
+		b, err := p.block(a[1])
+		if err == nil {
+			c.next++
+			c.write(b, wrongValue+value(c.next)<<20+value(b))
+		}
+		return err
+	case len(a) != 3 || a[0] != "move":
+		return errors.New("want move NODE SEGMENT, delete NUMBER or write BLOCK")
 	}
 	n, err := p.node(a[1])
 	if err != nil {

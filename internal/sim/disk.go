@@ -23,6 +23,7 @@ type simDisk struct {
 	cache    []cached              // in the order of the writes
 	flying   []*inFlight           // writes handed over, not finished
 	dead     bool                  // every I/O fails from now on
+	foreign  bool                  // in its place is a disk of another node
 	hungTill clock.Instant
 	// syncHungTill is hungTill for fdatasync alone.
 	syncHungTill clock.Instant

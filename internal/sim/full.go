@@ -269,7 +269,7 @@ func (w *world) judgeOut(was, is repl.Own) {
 		}
 		n := w.nodeOfDisk(d)
 		sd := n.diskByID(d)
-		if o.Reason == repl.OutDiskFailed && !sd.dead {
+		if o.Reason == repl.OutDiskFailed && !sd.dead && !sd.foreign { // foreign: another disk stands there
 			w.failf("disk %s of %s is put out as failed, and is well (full: %v)", d.Short(), n.name(), sd.room.full)
 		}
 		if o.Reason == repl.OutHung && !sd.everHung && !sd.dead {

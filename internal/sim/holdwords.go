@@ -24,8 +24,12 @@ func (p *player) merges(a []string) error {
 // Merge is the engine's, if the process has time for it.
 func (t tapped) Merge() bool { return !t.n.mergesOff && t.Core.Merge() }
 
-// objects nX EXTENT COUNT: the copy there has so many objects of an extent.
+// objects nX EXTENT COUNT [parent]: the copy there has so many objects of an extent.
 func (p *player) objects(n *node, a []string) (func() bool, error) {
+	volume := p.w.volume
+	if len(a) == 3 && a[2] == "parent" {
+		volume, a = p.w.clones.parent, a[:2]
+	}
 	if len(a) != 2 {
 		return nil, fmt.Errorf("want a node, an extent, and a number of objects")
 	}
@@ -37,7 +41,7 @@ func (p *player) objects(n *node, a []string) (func() bool, error) {
 	return func() bool {
 		return slices.ContainsFunc(n.disks, func(d *simDisk) bool {
 			e := n.engines[d.id]
-			return e != nil && len(e.ObjectsOf(p.w.volume, extent)) == want
+			return e != nil && len(e.ObjectsOf(volume, extent)) == want
 		})
 	}, err
 }

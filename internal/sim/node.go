@@ -32,6 +32,7 @@ type node struct {
 	engines     map[ids.ID]*disk.Core
 	links       map[replica.Conn]*link
 	timer       clock.Instant
+	patient     bool // it listens although a disk is not open yet
 	guards      []*guard
 	seenAlive   bool // session in etcd, or beats, as everybody sees it
 	broken      bool // its daemon says that the storage process does not answer
@@ -84,8 +85,14 @@ func (w *world) nodeByID(id ids.ID) *node {
 }
 
 // serving: the storage process runs and listens, which it does when the recovery
-// of its disks has ended.
-func (n *node) serving() bool { return n.powered && n.core != nil && len(n.opening) == 0 }
+// of its disks has ended, or has taken settleTime.
+func (n *node) serving() bool {
+	return n.powered && n.core != nil && (len(n.opening) == 0 || n.patient)
+}
+
+// settleTime is how long a storage process that starts keeps guards waiting for its
+// disks.
+const settleTime = 10 * time.Second
 
 // start powers the node on.
 func (n *node) start() {
@@ -227,12 +234,16 @@ func (n *node) startStorage() {
 	})
 	n.links, n.engines, n.opening = map[replica.Conn]*link{}, map[ids.ID]*disk.Core{}, map[ids.ID]*disk.Core{}
 	n.onTags, n.onPlaces = map[uint64]func(disk.Completion){}, map[uint64]func(*place.Map){}
+	process := n.process
+	n.patient = false
+	n.w.after(settleTime, func() { n.patient = n.patient || n.process == process })
 	for _, d := range n.disks {
 		if d.dead {
 			continue
 		}
 		d.cells.session++
-		n.opening[d.id] = disk.Open(disk.Options{Pool: heap{}, Cells: &d.cells, DeviceBytes: diskBytes, TagCacheBytes: 1 << 20, DataCacheBytes: 1 << 20, FreshBlocks: 2, Mutations: n.w.opt.Mutations.Disk})
+		n.core.Opening(d.id, true)
+		n.opening[d.id] = disk.Open(disk.Options{Pool: heap{}, Expect: disk.Identity{Cluster: n.w.cluster, Disk: d.id}, Cells: &d.cells, DeviceBytes: diskBytes, TagCacheBytes: 1 << 20, DataCacheBytes: 1 << 20, FreshBlocks: 2, Mutations: n.w.opt.Mutations.Disk})
 		n.pumpOpening(d)
 	}
 	n.pump()
@@ -260,9 +271,14 @@ func (n *node) pumpOpening(d *simDisk) {
 	}
 	if err != nil {
 		n.w.tracef("%s disk %s does not open: %v", n.name(), d.id.Short(), err)
+		delete(n.opening, d.id)
+		n.core.Opening(d.id, false)
+		if d.foreign {
+			n.w.note("disk_refused")
+			return
+		}
 		n.w.note("disk_not_opened")
 		d.die()
-		delete(n.opening, d.id)
 		return
 	}
 	if rec.DroppedBytes > 0 {
@@ -275,6 +291,11 @@ func (n *node) pumpOpening(d *simDisk) {
 	delete(n.opening, d.id)
 	n.core.AddDisk(n.clock(), tapped{eng, n}, ids.ID{})
 	n.pump()
+	if n.patient { // guards connect again: HELLO names it now
+		for _, id := range sortedConns(n.links) {
+			n.links[id].reset(false)
+		}
+	}
 }
 
 // perform hands an action to the disk and reports its end. If the process that

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"time"
 
+	"roseau/internal/base/ids"
 	"roseau/internal/block/writer"
 	"roseau/internal/core/repl"
 )
@@ -70,6 +71,7 @@ func init() {
 		"clock":      (*player).clockWord,
 		"suspend":    (*player).suspend,
 		"resume":     (*player).resume,
+		"swap":       (*player).swap,
 	}
 }
 
@@ -272,6 +274,10 @@ func (p *player) condition(a []string) (func() bool, error) {
 	if err != nil {
 		return nil, err
 	}
+	volume := w.volume
+	if len(a) == 3 && a[2] == "parent" {
+		volume = w.clones.parent
+	}
 	switch a[0] {
 	case "foreign":
 		return p.foreign(n), nil
@@ -282,9 +288,9 @@ func (p *player) condition(a []string) (func() bool, error) {
 	case "checkpointed":
 		return p.checkpointed(n), nil
 	case "out":
-		return func() bool { return p.outDisks(n) == len(n.disks) }, nil
+		return func() bool { return p.outDisks(volume, n) == len(n.disks) }, nil
 	case "in":
-		return func() bool { return p.outDisks(n) == 0 }, nil
+		return func() bool { return p.outDisks(volume, n) == 0 }, nil
 	case "merging":
 		return func() bool {
 			return slices.ContainsFunc(n.disks, func(d *simDisk) bool { e := n.engines[d.id]; return e != nil && e.Merging(w.volume) })
@@ -310,8 +316,8 @@ func (p *player) condition(a []string) (func() bool, error) {
 	return nil, fmt.Errorf("%q is no condition", a[0])
 }
 
-func (p *player) outDisks(n *node) int {
-	r := p.w.etcd.records(p.w.vm, idsOf(p.w.volume), p.w.diskIdx)
+func (p *player) outDisks(volume ids.ID, n *node) int {
+	r := p.w.etcd.records(p.w.vm, idsOf(volume), p.w.diskIdx)
 	out := 0
 	for _, d := range n.disks {
 		if _, is := r.Volumes[0].Own.Out[d.id]; is {

@@ -29,6 +29,10 @@ type diskConfig struct {
 	// Session is the newest session of the engine that was seen on the disk: a
 	// clone from before it, or a disk that went back in time, is refused. 0: none.
 	Session uint64 `json:"session,omitempty"`
+	// Failed says what ended the disk, if it failed a write or an fdatasync: what it
+	// had not flushed may be gone although it reads well, so no restart of the process
+	// or of the node makes it good again. "": nothing did.
+	Failed string `json:"failed,omitempty"`
 }
 
 // config is the content of paths.StorageConfig.

@@ -124,9 +124,11 @@ func (p *process) devices(ctx context.Context) ([]storagectl.Device, error) {
 	list := []storagectl.Device{}
 	claimed := map[string]bool{}
 	for _, d := range s.Disks {
-		claimed[realPath(d.Path)] = true
+		own := p.byPath(d.Path)
+		here := own != nil && own.id == d.ID // else something else is there
+		claimed[realPath(d.Path)] = claimed[realPath(d.Path)] || here
 		for _, f := range found {
-			if realPath(f.Path) == realPath(d.Path) {
+			if here && realPath(f.Path) == realPath(d.Path) {
 				d.Model, d.Serial, d.Size = f.Model, f.Serial, max(d.Size, size.Bytes(f.SizeBytes))
 			}
 		}
@@ -199,15 +201,19 @@ func (p *process) look(path string) (blockdev.Device, error) {
 	return d, nil
 }
 
-func (p *process) isClaimed(path string) bool {
+func (p *process) isClaimed(path string) bool { return p.byPath(path) != nil }
+
+func (p *process) byPath(path string) *device {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.byPathLocked(path) != nil
+	return p.byPathLocked(path)
 }
+
+// byPathLocked returns the claimed disk that stands at path, as far as is known.
 
 func (p *process) byPathLocked(path string) *device {
 	for _, d := range p.disks {
-		if realPath(d.cfg.Path) == realPath(path) {
+		if !d.away && realPath(d.cfg.Path) == realPath(path) {
 			return d
 		}
 	}
@@ -331,7 +337,7 @@ func refuse(d *blockdev.Device, wipeName string) error {
 	return nil
 }
 
-// wipe makes a disk blank that is neither claimed nor in use.
+// wipe makes a disk blank that is not in use, and not claimed, or failed.
 func (p *process) wipe(_ context.Context, r storagectl.WipeRequest) error {
 	if r.Path == "" || r.Confirm != r.Path {
 		return errs.New(errs.Invalid, "wipe disk %q: the name to confirm is %q", r.Path, r.Confirm).
@@ -339,9 +345,10 @@ func (p *process) wipe(_ context.Context, r storagectl.WipeRequest) error {
 	}
 	p.claims.Lock()
 	defer p.claims.Unlock()
-	if p.isClaimed(r.Path) {
+	own := p.byPath(r.Path)
+	if own != nil && p.stateOf(own) != model.DiskFailed {
 		return errs.New(errs.Conflict, "wipe disk %s: it is claimed and may hold copies of volumes", r.Path).
-			WithHint("take it out of its pool first")
+			WithHint("`roseau disk retire` empties it, `roseau disk remove` gives it back")
 	}
 	found, err := p.look(r.Path)
 	if err != nil {
@@ -355,8 +362,17 @@ func (p *process) wipe(_ context.Context, r storagectl.WipeRequest) error {
 	if err != nil {
 		return fmt.Errorf("wipe disk %s: %w", r.Path, err)
 	}
+	id, err := disk.Identify(&bounce{f: f, p: p.pool}, f.Size())
+	if err == nil && id.Cluster == p.node.Cluster && slices.Contains(r.Keep, id.Disk) {
+		err = errs.New(errs.Conflict, "wipe disk %s: it is disk %s of this cluster, which stands in the wrong place", r.Path, id.Disk).
+			WithHint("connect it at its node again; `roseau disk remove` gives a disk up whose copies are elsewhere")
+		return errors.Join(err, f.Close())
+	}
 	if err := errors.Join(blockdev.Erase(f), f.Close()); err != nil {
 		return fmt.Errorf("wipe disk %s: %w", r.Path, err)
+	}
+	if own != nil { // it is no more; what stands here is blank
+		p.setAway(own, true)
 	}
 	p.log.Warn("disk wiped", "path", r.Path, "held", strings.Join(found.Uses(), "; "))
 	return nil
@@ -413,10 +429,7 @@ func (p *process) retry(id ids.ID) error {
 	if d == nil {
 		return errs.New(errs.NotFound, "retry disk %s: not claimed by this node", id)
 	}
-	p.mu.Lock()
-	state := d.state
-	p.mu.Unlock()
-	if state != model.DiskFailed {
+	if state := p.stateOf(d); state != model.DiskFailed {
 		return errs.New(errs.Conflict, "retry disk %s: it is %s", id, state)
 	}
 	p.setState(d, model.DiskMissing, "being opened again")

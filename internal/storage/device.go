@@ -55,6 +55,7 @@ type device struct {
 	cfg    diskConfig
 	state  model.DiskState
 	reason string
+	away   bool // its path leads to something else: it is looked for elsewhere
 }
 
 // workers is a FIFO of actions and at most max goroutines that take from it.
@@ -323,16 +324,21 @@ func gone(err error) bool {
 // openRetry is how often an opening that may succeed later is tried.
 const openRetry = 200 * time.Millisecond
 
-// openFile opens the disk, waiting for a predecessor that still holds it: its
-// last write may be under way [S20].
-func openFile(ctx context.Context, open blockdev.Opener, path string, log *slog.Logger) (blockdev.File, error) {
+// openFile opens the file of d, waiting for a predecessor that still holds it: its
+// last write may be under way [S20]. One that another disk of this process has is not
+// waited for.
+func (p *process) openFile(ctx context.Context, d *device) (blockdev.File, error) {
 	for waited := false; ; waited = true {
-		f, err := open(path)
+		path, err := p.pathOf(d)
+		if err != nil {
+			return nil, err
+		}
+		f, err := p.o.Open(path)
 		if err == nil || !errors.Is(err, errs.Conflict) {
 			return f, err
 		}
 		if !waited {
-			log.Info("disk is held by another process; waiting for it", "err", err)
+			d.log.Info("disk is held by another process; waiting for it", "err", err)
 		}
 		if err := clock.Sleep(ctx, openRetry); err != nil {
 			return nil, err

@@ -48,6 +48,7 @@ type Options struct {
 	Lab                             bool            // a node of a lab: only its own disk files exist
 	LabDisks                        string          // directory of the lab's disk files
 	Lease                           time.Duration   // default 3 s
+	FindEvery                       time.Duration   // how often a disk is looked for that is not at its path; default 5 s
 	Ready                           func()          // called when guards are served
 }
 
@@ -73,6 +74,9 @@ func (o *Options) defaults() {
 	def(&o.ControlSocket, paths.StorageControlSocket)
 	def(&o.Listen, ":"+strconv.Itoa(paths.PortStorage))
 	def(&o.LabDisks, filepath.Join(paths.State, "lab-disks"))
+	if o.FindEvery == 0 {
+		o.FindEvery = findEvery
+	}
 	if o.Open == nil {
 		o.Open = OpenDisk
 	}
@@ -162,7 +166,13 @@ func Run(ctx context.Context, o Options) error {
 	})
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	p.reopen = func(d *device) { p.spawn(func() { p.keepOpen(ctx, d, true, func() {}) }) }
+	p.reopen = func(d *device) {
+		p.spawn(func() {
+			if p.opening(ctx, d, true) == nil {
+				p.keepOpen(ctx, d, true, func() {})
+			}
+		})
+	}
 	fail := make(chan error, 4)
 	p.spawn(func() { p.keepTime(ctx) })
 	p.spawn(func() { p.relieve(ctx) })
@@ -414,22 +424,29 @@ func (p *process) setState(d *device, st model.DiskState, reason string) {
 	p.mu.Unlock()
 }
 
-// settleTime is how long guards are kept waiting for slow disks at the start: a
-// disk that HELLO does not name is put out of the in-sync sets.
+// settleTime is how long guards are kept waiting for slow disks at the start. A
+// running writer puts a disk out that HELLO does not name, as it does with every
+// copy whose process is new; at a takeover it is waited for as long as OPEN is
+// answered Busy.
 const settleTime = 10 * time.Second
 
 // openAll opens the claimed disks side by side, and returns when each is open
 // or has failed, or after settleTime.
 func (p *process) openAll(ctx context.Context) {
 	p.mu.Lock()
-	settled := make([]chan struct{}, len(p.cfg.Disks))
-	for i, cfg := range p.cfg.Disks {
-		d := newDevice(cfg, p.ended, p.log)
-		p.disks = append(p.disks, d)
+	for _, cfg := range p.cfg.Disks {
+		p.disks = append(p.disks, newDevice(cfg, p.ended, p.log))
+	}
+	disks := slices.Clone(p.disks)
+	p.mu.Unlock()
+	settled := make([]chan struct{}, len(disks))
+	for i, d := range disks {
+		if p.opening(ctx, d, true) != nil {
+			return
+		}
 		settled[i] = make(chan struct{})
 		p.spawn(func() { p.keepOpen(ctx, d, false, sync.OnceFunc(func() { close(settled[i]) })) })
 	}
-	p.mu.Unlock()
 	timeout := time.After(settleTime)
 	for _, ch := range settled {
 		select {
@@ -443,39 +460,10 @@ func (p *process) openAll(ctx context.Context) {
 	}
 }
 
-// reopenEvery is how often a disk that is missing is looked for.
-const reopenEvery = time.Second
-
-// keepOpen opens d, as soon as it is there. lost: it was open before and lost
-// what it had not flushed.
-func (p *process) keepOpen(ctx context.Context, d *device, lost bool, settled func()) {
-	defer settled()
-	for {
-		err := p.open(ctx, d, lost)
-		if err == nil {
-			return
-		}
-		if ctx.Err() != nil || p.device(d.id) != d {
-			return
-		}
-		st := model.DiskFailed
-		if gone(err) {
-			st, lost = model.DiskMissing, true // away from a machine that runs: its cache had no power
-		}
-		reason := err.Error()
-		if hint := errs.Hint(err); hint != "" {
-			reason += "; " + hint
-		}
-		p.setState(d, st, reason)
-		d.log.Error("disk cannot be used", "state", st, "err", err)
-		settled()
-		if st == model.DiskFailed {
-			return // until somebody asks for a retry
-		}
-		if clock.Sleep(ctx, reopenEvery) != nil {
-			return
-		}
-	}
+// opening tells the core that d is being opened, or that it cannot be: from then on
+// guards hear that this node does not have it.
+func (p *process) opening(ctx context.Context, d *device, is bool) error {
+	return p.inTurn(ctx, func() { p.core.Opening(d.id, is) })
 }
 
 // extraBatchBytes: a second log write at a time pays for large writes only; small
@@ -486,9 +474,16 @@ const extraBatchBytes = 128 << 10
 // open opens the file, recovers the engine and gives it to the core.
 func (p *process) open(ctx context.Context, d *device, lost bool) error {
 	start := p.o.Clock.Now()
-	f, err := openFile(ctx, p.o.Open, d.cfg.Path, d.log)
+	if why := p.failedBefore(d); why != "" {
+		return p.notAgain(d, why)
+	}
+	f, err := p.openFile(ctx, d)
 	if err != nil {
 		return err
+	}
+	want := disk.Identity{Cluster: p.node.Cluster, Disk: d.id}
+	if err := disk.Recognize(&bounce{f: f, p: p.pool}, f.Size(), want); disk.IsOther(err) {
+		return errors.Join(err, f.Close())
 	}
 	boot, err := p.diskBoot(d, lost)
 	if err != nil {
@@ -499,7 +494,7 @@ func (p *process) open(ctx context.Context, d *device, lost bool) error {
 	if err != nil {
 		return errors.Join(err, f.Close())
 	}
-	core, rec, err := recoverDisk(ctx, f, disk.Options{Pool: p.pool, Cells: cells, ExtraBatchBytes: extraBatchBytes, Expect: disk.Identity{Cluster: p.node.Cluster, Disk: d.id}, SeenSession: d.cfg.Session})
+	core, rec, err := recoverDisk(ctx, f, disk.Options{Pool: p.pool, Cells: cells, ExtraBatchBytes: extraBatchBytes, Expect: want, SeenSession: d.cfg.Session})
 	if err == nil {
 		err = p.seen(d, rec.Session)
 	}
@@ -518,6 +513,12 @@ func (p *process) open(ctx context.Context, d *device, lost bool) error {
 		p.resumeScrub(d.id)
 		p.kick()
 	})
+}
+
+func (p *process) failedBefore(d *device) string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return d.cfg.Failed
 }
 
 // kick makes the guards connect again, so that HELLO names the disks as they
@@ -581,6 +582,22 @@ func (p *process) diskDied(id ids.ID, cause error) {
 	d.stop()
 	if st == model.DiskMissing {
 		p.revive(d)
+		return
+	}
+	p.spawn(func() { p.condemn(d, cause) }) // no I/O in the turn
+}
+
+// condemn notes durably that d failed: it may not have taken the mark itself.
+func (p *process) condemn(d *device, cause error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !slices.Contains(p.disks, d) {
+		return // released
+	}
+	d.cfg.Failed = cause.Error()
+	p.keep(d.cfg)
+	if err := p.cfg.save(p.o.Config); err != nil {
+		d.log.Error("note that the disk failed", "err", err)
 	}
 }
 

@@ -55,7 +55,7 @@ func dirOptions(dir string, log *slog.Logger) Options {
 	addr, _ := os.ReadFile(at("listen"))
 	return Options{
 		Log: log, Clock: clock.System{}, NodeConfig: at("node.json"), PKI: at("pki"), Config: at("storage.json"), CareFile: at("care.json"), BootID: at("boot-id"),
-		Socket: at("storage.sock"), ControlSocket: at("control.sock"), Listen: string(addr), Lab: true, LabDisks: at("disks"), Lease: testLease,
+		Socket: at("storage.sock"), ControlSocket: at("control.sock"), Listen: string(addr), Lab: true, LabDisks: at("disks"), Lease: testLease, FindEvery: testLease,
 	}
 }
 
@@ -581,6 +581,32 @@ func TestSickDisks(t *testing.T) {
 		if d.State != want {
 			t.Errorf("disk %s: %s (%s), want %s", d.Path, d.State, d.Reason, want)
 		}
+	}
+
+	// Nothing could be written to it any more, and yet no restart makes it good again.
+	r.stop()
+	r.run(nil)
+	if d := r.diskStatus(d2.ID); d.State != model.DiskFailed || !strings.Contains(d.Reason, "failed") {
+		t.Errorf("after a restart: %s (%s)", d.State, d.Reason)
+	}
+	if d := r.diskStatus(d1.ID); d.State != model.DiskActive {
+		t.Errorf("the other disk after a restart: %s (%s)", d.State, d.Reason)
+	}
+
+	// Its device may be used again, as another disk.
+	if err := r.ctl.Wipe(r.ctx(), d2.Path, d2.ID); !errors.Is(err, errs.Conflict) {
+		t.Errorf("wipe of a disk that is counted on: %v", err)
+	}
+	r.must(r.ctl.Wipe(r.ctx(), d2.Path, d1.ID))
+	d3 := r.claim("d2")
+	for range 2 {
+		if d := r.diskStatus(d2.ID); d3.ID == d2.ID || d.State != model.DiskFailed {
+			t.Errorf("the disk that was wiped: %+v, the new one is %s", d, d3.ID)
+		}
+		r.serves(d3.ID, d2.Path)
+		r.serves(d1.ID, d1.Path)
+		r.stop()
+		r.run(nil)
 	}
 }
 

@@ -47,6 +47,15 @@ func (p *proc) serveControl(ctx context.Context, l net.Listener) {
 		}
 		ctlsock.Reply(w, p.status().Scrub, nil)
 	})
+	mux.HandleFunc("POST /accept-tail", func(w http.ResponseWriter, r *http.Request) {
+		var req volumectl.TailRequest
+		if err := ctlsock.Decode(w, r, "accept tail", &req); err != nil {
+			ctlsock.Refuse(w, err)
+			return
+		}
+		t, err := p.set.AcceptTail(p.cfg.Volume, req.Accept)
+		ctlsock.Reply(w, t, err)
+	})
 	mux.HandleFunc("POST /snapshot", func(w http.ResponseWriter, r *http.Request) {
 		var req repl.SnapshotOrder
 		if err := ctlsock.Decode(w, r, "snapshot", &req); err != nil {

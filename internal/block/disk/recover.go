@@ -1,8 +1,6 @@
 package disk
 
 import (
-	"fmt"
-
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
 )
@@ -79,21 +77,6 @@ func setDefault(v *int, d int) {
 	}
 }
 
-// expected compares an identity with the one that the caller expects.
-func (o *Options) expected(id Identity) error {
-	want := o.Expect
-	switch {
-	case want.Disk.IsZero():
-	case id.Cluster != want.Cluster:
-		return errs.New(errs.Conflict, "open disk %s: it belongs to cluster %s, not to %s", id.Disk, id.Cluster, want.Cluster).
-			WithHint("connect the claimed disk %s to this path again; to use this one here, release it in its cluster, wipe it and claim it", want.Disk)
-	case id.Disk != want.Disk:
-		return errs.New(errs.Conflict, "open disk: it is disk %s, not %s", id.Disk, want.Disk).
-			WithHint("the path leads to another disk now; connect the claimed one there")
-	}
-	return nil
-}
-
 // Opened reports whether recovery ended, and how. Before it ended no other call
 // than Ready and Done is allowed; after an error none at all.
 func (c *Core) Opened() (Recovery, bool, error) {
@@ -147,19 +130,12 @@ func (c *Core) readTables() {
 		c.pool.Free(b)
 	}
 	switch {
-	case errs.Kind(err) == errs.NotFound && !c.o.Expect.Disk.IsZero():
-		c.openFailed(errs.New(errs.Conflict, "open disk %s: what is here is not a disk of Roseau (no magic number)", c.o.Expect.Disk).
-			WithHint("the path leads to another device, or the disk was written over: connect the claimed one there, or release it and let its copies be rebuilt"))
-		return
-	case err != nil:
-		c.openFailed(fmt.Errorf("open disk: %w", err))
-		return
-	case c.o.expected(sb.Identity) != nil:
-		c.openFailed(c.o.expected(sb.Identity))
+	case recognize(c.o.Expect, sb, err) != nil:
+		c.openFailed(recognize(c.o.Expect, sb, err))
 		return
 	case sb.State == DiskFailed:
 		c.openFailed(errs.New(errs.Unavailable, "open disk %s: it failed a write or an fdatasync before", sb.Identity.Disk).
-			WithHint("its content cannot be trusted; wipe it and claim it again, or replace it"))
+			WithHint("its content cannot be trusted; to use the device again wipe and claim it, then `roseau disk replace` the old disk by the new"))
 		return
 	case c.o.DeviceBytes/BlockBytes*BlockBytes < sb.DeviceBytes:
 		c.openFailed(errs.New(errs.Corrupt, "open disk %s: the device has %d bytes, %d when it was formatted", sb.Identity.Disk, c.o.DeviceBytes, sb.DeviceBytes).

@@ -63,6 +63,7 @@ type Mutations struct {
 	DeadEndsLease     bool // nobody waits for the lease of a writer
 	FreeOpenStrays    bool // a copy that lies elsewhere is freed although a writer still counts on it
 	ScrubOutlivesDisk bool // the pass over a disk that dies between two steps goes on for ever
+	OpeningIsAbsent   bool // a disk that is still being opened counts as one that is not here
 }
 
 // Disk is what the core needs of a disk engine; *disk.Core has it.
@@ -169,6 +170,7 @@ type Core struct {
 	conns   map[Conn]*conn
 	guards  map[ids.ID]*guard
 	disks   []*diskState // by disk ID
+	opening map[ids.ID]bool
 	handles map[wire.Handle]*handle
 	lastHdl uint64
 	pending pendings
@@ -245,7 +247,7 @@ func New(o Options) *Core {
 		o.Lease = DefaultLease
 	}
 	return &Core{
-		o: o, conns: map[Conn]*conn{}, guards: map[ids.ID]*guard{}, handles: map[wire.Handle]*handle{},
+		o: o, conns: map[Conn]*conn{}, guards: map[ids.ID]*guard{}, handles: map[wire.Handle]*handle{}, opening: map[ids.ID]bool{},
 		// Handles of two runs do not meet: a message for the last one finds nothing.
 		lastHdl: binary.LittleEndian.Uint64(o.Session[:]) << 32,
 	}
@@ -260,6 +262,7 @@ func (c *Core) AddDisk(now clock.Instant, d Disk, boot ids.ID) {
 		boot = c.o.Boot
 	}
 	s := &diskState{id: d.Identity().Disk, d: d, boot: boot, since: now, slots: map[ids.ID]*slot{}, touched: true, probedAt: now}
+	delete(c.opening, s.id)
 	i, found := c.findDisk(s.id)
 	if found { // the one before died
 		c.leave(c.disks[i])
@@ -269,8 +272,21 @@ func (c *Core) AddDisk(now clock.Instant, d Disk, boot ids.ID) {
 	c.disks = slices.Insert(c.disks, i, s)
 }
 
+// Opening tells that a disk which the process was given is being opened, so that
+// OPEN is answered Busy; false: that it could not be, and is not here. AddDisk ends
+// it, too. Without it a process that has just started would say of a disk that it
+// does not have it, and a copy that is complete would count as lost.
+func (c *Core) Opening(id ids.ID, is bool) {
+	if is && !c.o.Mutations.OpeningIsAbsent {
+		c.opening[id] = true
+	} else {
+		delete(c.opening, id)
+	}
+}
+
 // RemoveDisk forgets a disk: its handles end, its I/O is answered by nobody.
 func (c *Core) RemoveDisk(id ids.ID) {
+	delete(c.opening, id)
 	i, found := c.findDisk(id)
 	if !found {
 		return

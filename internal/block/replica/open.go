@@ -66,7 +66,10 @@ func (c *Core) open(now clock.Instant, cn *conn, m *wire.Open) {
 	ack := &wire.OpenAck{ReqID: m.ReqID}
 	d := c.disk(m.Disk)
 	if d == nil || d.dead {
-		ack.Status = wire.DiskFailed
+		ack.Status = wire.DiskFailed // for certain: what it was given is opened, or cannot be
+		if c.opening[m.Disk] {
+			ack.Status = wire.Busy
+		}
 		c.send(cn.id, ack)
 		return
 	}

@@ -369,6 +369,8 @@ func (w *world) run(d *datadriven.TestData) string {
 			NoRestartWait: a.has("no-wait"), IgnoreCold: a.has("ignore-cold"), OpenBeforeDurable: a.has("open-before-durable"),
 			UnknownAsLapsed: a.has("unknown-as-lapsed"), NoReservation: a.has("no-reservation"),
 		})
+	case "opening":
+		w.c.Opening(id(a.str("disk", "d1")), !a.has("failed"))
 	case "connect":
 		w.conns[guard] = Conn(w.lastID)
 		w.c.ConnOpened(w.conns[guard], id(guard[:1]))

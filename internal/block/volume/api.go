@@ -14,6 +14,7 @@ import (
 	"roseau/internal/block/nbd"
 	"roseau/internal/block/writer"
 	"roseau/internal/core/repl"
+	"roseau/internal/driver/volumectl"
 )
 
 // Identity makes the client side of mutual TLS; package pki implements it.
@@ -398,9 +399,10 @@ type Handle interface {
 	// MoveRefused ends the wait that EventAskMove announced: no other node can
 	// take the VM, so the set goes on with the copy that it has.
 	MoveRefused() error
-	// AcceptUnverified is an operator's word that the unverified log tail of the
-	// only answering copy may be dropped.
-	AcceptUnverified() error
+	// AcceptTail tells which copies a volume waits to be allowed to go on with, and
+	// with accept, an operator's word, goes on with them: what they lack is lost.
+	// errs.Conflict if it waits for nothing of the kind.
+	AcceptTail(vol ids.ID, accept bool) (volumectl.Tail, error)
 
 	// Drain waits until every request received so far is answered, then flushes.
 	Drain(ctx context.Context) error

@@ -3,6 +3,7 @@ package volume
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -13,6 +14,7 @@ import (
 	"roseau/internal/block/wire"
 	"roseau/internal/block/writer"
 	"roseau/internal/core/repl"
+	"roseau/internal/driver/volumectl"
 )
 
 // waiter is a command that waits for an effect of the core. match runs in the
@@ -377,8 +379,45 @@ func (s *Set) order(c writer.Command) error {
 // MoveRefused ends the wait that EventAskMove announced.
 func (s *Set) MoveRefused() error { return s.order(writer.Command{Kind: writer.MoveRefused}) }
 
-// AcceptUnverified is an operator's word; see Handle.
-func (s *Set) AcceptUnverified() error { return s.order(writer.Command{Kind: writer.AcceptUnverified}) }
+// AcceptTail is an operator's word; see Handle.
+func (s *Set) AcceptTail(vol ids.ID, accept bool) (volumectl.Tail, error) {
+	type answer struct {
+		t   volumectl.Tail
+		err error
+	}
+	done := make(chan answer, 1)
+	s.call(func() {
+		t, err := s.acceptTail(vol, accept)
+		done <- answer{t, err}
+	})
+	select {
+	case a := <-done:
+		return a.t, a.err
+	case <-s.ctx.Done():
+		return volumectl.Tail{}, errs.New(errs.Unavailable, "accept the tail of volume %s: its writer is closed", vol)
+	}
+}
+
+// acceptTail runs in the turn.
+func (s *Set) acceptTail(vol ids.ID, accept bool) (volumectl.Tail, error) {
+	t := volumectl.Tail{Doubts: []volumectl.Doubt{}}
+	health := s.core.Health().Volumes
+	i := slices.IndexFunc(health, func(v writer.VolumeHealth) bool { return v.Volume == vol })
+	if i < 0 {
+		return t, errs.New(errs.NotFound, "accept the tail of volume %s: it is not open here", vol)
+	}
+	for _, d := range health[i].Doubts {
+		t.Doubts = append(t.Doubts, volumectl.Doubt(d))
+	}
+	switch {
+	case len(t.Doubts) == 0:
+		return t, errs.New(errs.Conflict, "accept the tail of volume %s: it waits for no such word", vol).
+			WithHint("it is served, or waits for copies that must answer: `roseau volume show %s`, `roseau event list`", vol)
+	case accept:
+		s.step(writer.Command{Kind: writer.AcceptUnverified, Volume: i})
+	}
+	return t, nil
+}
 
 // Release ends the epoch for good.
 func (s *Set) Release(ctx context.Context) error {

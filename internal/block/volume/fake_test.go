@@ -36,6 +36,7 @@ type fakeStorage struct {
 	blocks   map[int64]fakeBlock // by block number
 	mute     bool                // reads and answers nothing
 	refuse   wire.Status         // answer to HELLO
+	torn     uint32              // unverified records at the end of its log
 	writes   int
 }
 
@@ -163,7 +164,7 @@ func (f *fakeStorage) answer(m wire.Message) []wire.Message {
 func (f *fakeStorage) open(m *wire.Open) *wire.OpenAck {
 	now := clock.System{}.Now()
 	a := &wire.OpenAck{ReqID: m.ReqID, Promised: f.promised, Released: f.released, Told: f.told, MaxMark: f.max,
-		DurableMark: f.durable, FlushMark: f.flush, WindowBytes: 64 << 20}
+		DurableMark: f.durable, FlushMark: f.flush, WindowBytes: 64 << 20, Unverified: f.torn}
 	live := f.promised.Epoch > 0 && !f.released && now.Before(f.grantEnd)
 	switch {
 	case f.promised.Epoch == 0 || f.released:

@@ -213,3 +213,45 @@ func TestOtherProtocolIsRefused(t *testing.T) {
 		}
 	}
 }
+
+// The only copy that answers has a torn log: an operator is told what that may cost,
+// and lets the volume go on.
+func TestAcceptTail(t *testing.T) {
+	w := newWorld(t)
+	fakes := w.fakes()
+	vol := w.volume(16 << 20)
+	fakes[0].torn = 3
+	for i := 1; i < 3; i++ {
+		fakes[i].kill()
+		w.alive(i, false)
+	}
+	s := w.open(w.config(0, vol))
+	if _, err := s.AcceptTail(vol, true); errs.Kind(err) != errs.Conflict {
+		t.Errorf("nothing waits yet: %v", err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if p, err := s.Prepare(ctx); err != nil || !p.Ready {
+		t.Fatalf("%+v %v", p, err)
+	}
+	taken := make(chan error, 1)
+	go func() { taken <- s.Take(ctx, Claim{}) }()
+	w.eventually("it waits for an operator", 30*time.Second, func() bool {
+		tail, err := s.AcceptTail(vol, false)
+		return err == nil && len(tail.Doubts) == 1 && tail.Doubts[0].Unverified == 3 && tail.Doubts[0].Disk == w.disks[0] && len(tail.Doubts[0].Missing) == 2
+	})
+	if _, err := s.AcceptTail(ids.New(), true); errs.Kind(err) != errs.NotFound {
+		t.Errorf("another volume: %v", err)
+	}
+	select {
+	case err := <-taken:
+		t.Fatalf("taken without a word: %v", err)
+	default:
+	}
+	if _, err := s.AcceptTail(vol, true); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-taken; err != nil {
+		t.Fatal(err)
+	}
+}

@@ -101,6 +101,7 @@ type Mutations struct {
 	LostWithoutAsking      bool // a join gives a block up although an in-sync copy was not asked
 	ResyncMixedSources     bool // a join takes objects of one extent from several copies
 	LostAsAbsent           bool // a join makes a block that no copy can read absent
+	AbsentIsLost           bool // a disk that its node says it does not have counts as behind a lost link
 	KeepSyncOnReplace      bool // a disk that is given more segments goes on joining as it was
 	NoSpaceIsFailure       bool // a copy that refuses a write for lack of space counts as failed
 	NoReserve              bool // what repairs is sent like a guest's write, and stops at the limit
@@ -222,7 +223,7 @@ type (
 		Replace Replace
 		// Snapshot of Snapshot.
 		Snapshot SnapshotOrder
-		// Volume of Scrub and StopScrub: index in Config.Volumes.
+		// Volume of Scrub, StopScrub and AcceptUnverified: index in Config.Volumes.
 		Volume int
 	}
 )
@@ -271,9 +272,9 @@ const (
 	Snapshot
 	// ReplaceDisk gives a disk segments that another one holds or held: Replaced.
 	ReplaceDisk
-	// AcceptUnverified goes on although the unverified tail of the only answering
-	// member cannot be judged, or a durable part of its log is lost (an operator
-	// said so).
+	// AcceptUnverified goes on with a volume although the unverified tail of the
+	// only answering member cannot be judged, or a durable part of its log is lost
+	// (an operator said so); see Doubt.
 	AcceptUnverified
 	// MoveRefused: the manager found no other node; shrink in spite of the
 	// sick-link rule.
@@ -570,6 +571,7 @@ type VolumeHealth struct {
 	Parent  repl.Parent
 	Flatten Progress // of that
 	Members []MemberHealth
+	Doubts  []Doubt // what AcceptUnverified would let go on now
 }
 
 // Progress counts the steps of a job; Total 0: it is not known yet, or there is

@@ -111,7 +111,7 @@ func (m *member) lostReason() repl.OutReason {
 // It is put out, and every object compared when it joins again. Damage that
 // shows while it serves is found by reads, block by block.
 func (m *member) suspect() bool {
-	return m.damaged && m.ack.Damaged && !m.v.c.acceptTail && !m.v.c.mut.TrustDamaged
+	return m.damaged && m.ack.Damaged && !m.v.acceptTail && !m.v.c.mut.TrustDamaged
 }
 
 // retireReads asks another member for what m was asked.
@@ -267,7 +267,7 @@ func (v *volume) keepNeeded() {
 			if !m.counted || v.isOut(m) || s.lacks(m) {
 				continue
 			}
-			if why := m.lostReason(); m.open != opened || why != "" && why != repl.OutRestarted || m.newRun && m.ack.Damaged && !v.c.acceptTail {
+			if why := m.lostReason(); m.open != opened || why != "" && why != repl.OutRestarted || m.newRun && m.ack.Damaged && !v.acceptTail {
 				all = false
 				continue
 			}

@@ -114,7 +114,9 @@ func (c *Core) command(ev Command) {
 	case StopScrub:
 		c.stopScrub(ev.Volume)
 	case AcceptUnverified:
-		c.acceptTail = true
+		if ev.Volume >= 0 && ev.Volume < len(c.vols) {
+			c.vols[ev.Volume].acceptTail = true
+		}
 	case MoveRefused:
 		c.moveNever = true
 	case Abort:
@@ -316,6 +318,7 @@ func (c *Core) Health() Health {
 		}
 		vh.Rollback, vh.RollbackProgress = v.rec.Cfg.Rollback, v.roll.progress()
 		vh.Parent, vh.Flatten = v.rec.Cfg.Parent, v.flattenProgress()
+		vh.Doubts = v.doubts()
 		vh.Scrub, vh.Healing, vh.Lost = v.scrubHealth(), v.healing(), len(v.lost)
 		for _, m := range v.members {
 			_, out := v.rec.Own.Out[m.disk]

@@ -59,7 +59,7 @@ type Core struct {
 	lease      clock.Instant // told last
 	moveWanted bool
 	moveNever  bool // MoveRefused
-	acceptTail bool // AcceptUnverified
+	doubtTold  bool // see tellDoubt
 
 	wake bool // evaluate again before returning
 }

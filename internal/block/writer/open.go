@@ -18,6 +18,7 @@ func (m *member) linked() {
 		m.newRun = true
 	}
 	m.absent, m.other = !slices.Contains(m.node.disks, m.disk), false
+	m.unsure = m.absent
 	m.failed = m.absent && m.answered
 }
 
@@ -27,6 +28,10 @@ func (m *member) unlinked() {
 	m.open, m.resumed, m.trails, m.telling, m.releasing, m.flushSent = closed, false, false, false, false, false
 	m.dropPlaces()
 	c.forget(m, func(s slot) { m.v.lostSlot(m, s) })
+	if c.state <= Opening {
+		// Another process may answer next, with the right disk in its place.
+		m.absent, m.unsure, m.failed = false, false, false
+	}
 	if m.sync != nil {
 		m.sync.flushing = false
 	}
@@ -60,11 +65,13 @@ func (v *volume) lostSlot(m *member, s slot) {
 	}
 }
 
-// settleOpen sends OPEN to every member that is reachable and closed.
+// settleOpen sends OPEN to every member that is reachable and closed. One that HELLO
+// does not name is asked, too: the answer tells one that is being opened (Busy) from
+// one that its node does not have (DiskFailed).
 func (v *volume) settleOpen() {
 	c := v.c
 	for _, m := range v.members {
-		if m.open != closed || !m.node.up || m.absent || c.now < m.retryAt {
+		if m.open != closed || !m.node.up || m.absent && !m.unsure || c.now < m.retryAt {
 			continue
 		}
 		m.open = opening
@@ -120,7 +127,7 @@ func (c *Core) openAck(n *node, a *wire.OpenAck) {
 	case wire.OtherNonce:
 		c.stop("open volume " + m.v.id.String() + " on disk " + m.disk.String() + ": it promised another history of the same epoch")
 	case wire.DiskFailed:
-		m.failed, m.absent = true, true
+		m.failed, m.absent, m.unsure = !c.mut.AbsentIsLost, true, false
 	default:
 		m.retryAt = c.now.Add(c.t.OpenRetry)
 	}
@@ -134,6 +141,7 @@ func (m *member) opened(a *wire.OpenAck) {
 		return
 	}
 	m.open, m.handle, m.openedAt, m.ack = opened, a.Handle, c.now, *a
+	m.absent, m.unsure = false, false
 	m.cold = a.Cold && !c.mut.IgnoreCold
 	m.telling = false
 	m.node.beatAt = c.now
@@ -168,7 +176,7 @@ func (v *volume) imports(m *member) bool {
 // foreign: m has a copy of a generation that was given up. It is left as it is,
 // and not asked again on this connection.
 func (m *member) foreign(by repl.Promise) {
-	m.absent, m.other = true, true
+	m.absent, m.unsure, m.other = true, false, true
 	m.v.c.report(ReportForeign, m.v.id, m.disk, fmt.Sprintf("it has a copy of generation %d, up to epoch %d, which was given up; it is left alone", by.Generation.Volume, by.Epoch))
 }
 

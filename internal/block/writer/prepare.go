@@ -177,7 +177,7 @@ func (m *member) triedOK() bool {
 		return false
 	}
 	switch m.tryAck.Status {
-	case wire.DiskFailed, wire.BadRequest, wire.OtherGeneration, wire.Damaged:
+	case wire.DiskFailed, wire.BadRequest, wire.OtherGeneration, wire.Damaged, wire.Busy:
 		return false
 	}
 	return true

@@ -285,7 +285,7 @@ func (c *Core) windowReply(n *node, a *wire.Window) {
 // join compares.
 func (m *member) lostFlushed(e *wire.WindowEntry) {
 	v := m.v
-	if m.damaged || e.Mark.Epoch != v.rc.from.Epoch || v.c.acceptTail || v.c.mut.TrustLostTail {
+	if m.damaged || e.Mark.Epoch != v.rc.from.Epoch || v.acceptTail || v.c.mut.TrustLostTail {
 		return
 	}
 	m.damaged, m.ack.Damaged = true, true

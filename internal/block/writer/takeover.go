@@ -11,6 +11,7 @@ import (
 // beginOpening is step 2 of a takeover: OPEN to all members of all segments.
 func (c *Core) beginOpening() {
 	c.setState(Opening, "")
+	c.doubtTold = false
 	if c.snap != nil {
 		c.endSnapshot("the volumes were taken again")
 	}
@@ -29,7 +30,7 @@ func (c *Core) beginOpening() {
 		for _, m := range v.members {
 			learned, absent := m.learned, m.absent
 			c.forget(m, func(slot) {})
-			*m = member{v: v, index: m.index, disk: m.disk, node: m.node, learned: learned, absent: absent, counted: !v.isOut(m)}
+			*m = member{v: v, index: m.index, disk: m.disk, node: m.node, learned: learned, absent: absent, unsure: absent, counted: !v.isOut(m)}
 		}
 	}
 }
@@ -50,8 +51,9 @@ func (c *Core) settleOpening() {
 	}
 	for _, v := range c.vols {
 		for i := range v.segs {
-			switch v.judgeSegment(&v.segs[i]) {
+			switch v.judge(&v.segs[i], v.acceptTail) {
 			case openWait:
+				c.tellDoubt()
 				return
 			case openInvalid:
 				c.invalid(fmt.Sprintf("volume %s, segment %d: every copy lost power under the guest", v.id, i))
@@ -62,10 +64,7 @@ func (c *Core) settleOpening() {
 	for _, v := range c.vols {
 		for _, m := range v.members {
 			if m.counted && m.open != opened {
-				m.leaving = repl.OutMissing
-				if m.failed {
-					m.leaving = repl.OutDiskFailed
-				}
+				m.leaving = m.whyMissing()
 			} else if m.damaged = m.counted && m.ack.Damaged; m.suspect() {
 				m.leaving = repl.OutDamaged
 			} else {
@@ -77,7 +76,19 @@ func (c *Core) settleOpening() {
 	c.setState(Reconciling, "")
 }
 
-func (v *volume) judgeSegment(s *segment) openVerdict {
+// whyMissing says why a copy is put out that did not answer OPEN. Its storage process
+// said that it does not have the disk: a failed disk, which the sick-link rule does
+// not wait for. Else its node may be behind a cable of ours.
+func (m *member) whyMissing() repl.OutReason {
+	if m.failed {
+		return repl.OutDiskFailed
+	}
+	return repl.OutMissing
+}
+
+// judge is the verdict on a segment; accept: an operator said that tails and damage of
+// which nobody can tell what they cost are to be gone on with.
+func (v *volume) judge(s *segment, accept bool) openVerdict {
 	c := v.c
 	warm, cold, tail, maybe, others := 0, 0, 0, 0, 0
 	waited := c.now.Sub(c.since)
@@ -87,9 +98,9 @@ func (v *volume) judgeSegment(s *segment) openVerdict {
 		}
 		others++
 		switch {
-		case m.open == opened && m.ack.Damaged && !c.acceptTail && !c.mut.TrustDamaged:
+		case m.open == opened && m.ack.Damaged && !accept && !c.mut.TrustDamaged:
 			// It lost what nobody can name: it can be neither source nor witness.
-		case m.open == opened && m.ack.Unverified > 0 && !c.acceptTail:
+		case m.open == opened && m.ack.Unverified > 0 && !accept:
 			tail++
 			fallthrough
 		case m.open == opened:
@@ -98,7 +109,7 @@ func (v *volume) judgeSegment(s *segment) openVerdict {
 			} else {
 				warm++
 			}
-		case !m.absent:
+		case !m.absent || m.unsure:
 			maybe++
 			if c.mayCome(m) && (waited < c.t.MemberWait || c.reopen.same && c.reopen.unwritten) {
 				return openWait

@@ -38,7 +38,8 @@ type member struct {
 	retryAt  clock.Instant // open again then; zero = as soon as there is a connection
 	ack      wire.OpenAck  // of the last successful OPEN
 	answered bool          // an OPEN of this epoch succeeded
-	absent   bool          // its node answers and does not have it, or it failed: not waited for
+	absent   bool          // HELLO does not name it, or it failed: nothing is asked of it
+	unsure   bool          // absent, and its node has not said yet that it is not merely being opened
 	cold     bool
 	other    bool // its copy is of a generation that was given up: see foreign
 
@@ -110,6 +111,8 @@ type volume struct {
 	flush     flushState
 	drainWant uint64 // newest wseq when a drain began its flush
 	released  bool
+
+	acceptTail bool // AcceptUnverified
 
 	config  configState
 	change  *change

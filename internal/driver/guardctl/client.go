@@ -108,3 +108,9 @@ func (c *Client) Scrub(ctx context.Context, r volumectl.ScrubRequest) (volumectl
 func (c *Client) Console(ctx context.Context) (io.ReadWriteCloser, error) {
 	return c.sock.Upgrade(ctx, "/console", "roseau-console")
 }
+
+// Tail tells what a volume waits to be allowed, and with Accept allows it.
+func (c *Client) Tail(ctx context.Context, r volumectl.TailRequest) (volumectl.Tail, error) {
+	var t volumectl.Tail
+	return t, c.sock.Call(ctx, http.MethodPost, "/accept-tail", r, &t)
+}

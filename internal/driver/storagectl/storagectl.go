@@ -115,6 +115,8 @@ type ClaimRequest struct {
 type WipeRequest struct {
 	Path    string `json:"path"`
 	Confirm string `json:"confirm"`
+	// Keep names disks of the cluster that are not to be wiped, wherever they stand.
+	Keep []ids.ID `json:"keep,omitempty"`
 }
 
 // DiskRequest is the body of POST /release and POST /retry.
@@ -170,9 +172,10 @@ func (c *Client) Claim(ctx context.Context, r ClaimRequest) (Device, error) {
 	return d, c.sock.Call(ctx, http.MethodPost, "/claim", r, &d)
 }
 
-// Wipe destroys what is on a disk that is neither claimed nor in use.
-func (c *Client) Wipe(ctx context.Context, path string) error {
-	return c.sock.Call(ctx, http.MethodPost, "/wipe", WipeRequest{path, path}, nil)
+// Wipe destroys what is on a disk that is not in use, and not claimed, or failed. The
+// disks named keep are not wiped.
+func (c *Client) Wipe(ctx context.Context, path string, keep ...ids.ID) error {
+	return c.sock.Call(ctx, http.MethodPost, "/wipe", WipeRequest{path, path, keep}, nil)
 }
 
 // Release gives a claimed disk back for good: it is closed, forgotten and wiped

@@ -131,6 +131,29 @@ type ScrubStatus struct {
 	Healing  int  `json:"healing,omitempty"`  // blocks still to be rewritten, of all findings
 }
 
+// TailRequest is the body of POST /accept-tail, of a volume's writer and of a guard.
+type TailRequest struct {
+	Volume ids.ID `json:"volume,omitzero"` // of a guard's: which one
+	Accept bool   `json:"accept,omitempty"`
+}
+
+// Tail lists the copies that a volume waits to be allowed to go on with, as they were
+// before they were accepted.
+type Tail struct {
+	Doubts []Doubt `json:"doubts"`
+}
+
+// Doubt is a copy that may lack what was acknowledged, while nobody answers who could
+// tell.
+type Doubt struct {
+	Disk       ids.ID   `json:"disk"`
+	Node       ids.ID   `json:"node"`
+	Unverified uint32   `json:"unverified,omitempty"` // records at the end of its log that nothing proves whole
+	Damaged    bool     `json:"damaged,omitempty"`    // a durable part of its log is lost
+	Missing    []ids.ID `json:"missing,omitempty"`    // disks of in-sync copies that do not answer, or are damaged too
+	Segments   int      `json:"segments"`             // that wait for this
+}
+
 // DiskStatus is one copy.
 type DiskStatus struct {
 	Disk      ids.ID        `json:"disk"`
@@ -269,4 +292,10 @@ func (c *Client) ReplaceDisk(ctx context.Context, r Replace) error {
 func (c *Client) Scrub(ctx context.Context, a ScrubAction) (ScrubStatus, error) {
 	var s ScrubStatus
 	return s, c.sock.Call(ctx, http.MethodPost, "/scrub", ScrubRequest{Action: a}, &s)
+}
+
+// Tail tells what the writer waits to be allowed, and with accept allows it.
+func (c *Client) Tail(ctx context.Context, accept bool) (Tail, error) {
+	var t Tail
+	return t, c.sock.Call(ctx, http.MethodPost, "/accept-tail", TailRequest{Accept: accept}, &t)
 }

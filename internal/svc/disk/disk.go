@@ -25,6 +25,7 @@ import (
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
 	"roseau/internal/base/size"
+	"roseau/internal/core/repl"
 	"roseau/internal/model"
 	"roseau/internal/store"
 	"roseau/internal/svc"
@@ -59,8 +60,9 @@ type Storage interface {
 	// Claim formats a blank disk for the cluster and opens it. Conflict if it is
 	// not blank; claiming a disk that is claimed already returns it.
 	Claim(ctx context.Context, path string) (Device, error)
-	// Wipe destroys what is on a disk that is not claimed and not in use.
-	Wipe(ctx context.Context, path string) error
+	// Wipe destroys what is on a disk that is not in use, and not claimed, or failed.
+	// Conflict if it is one of keep.
+	Wipe(ctx context.Context, path string, keep []ids.ID) error
 	// Forget releases a claimed disk for good.
 	Forget(ctx context.Context, disk ids.ID) error
 }
@@ -196,15 +198,21 @@ func (s *Service) devices(ctx context.Context, n *model.Node) ([]Device, error) 
 
 // find resolves a path or the last part of it ("d1") to a device of this node.
 func find(devs []Device, path string) (Device, error) {
-	for _, d := range devs {
-		if d.Path == path {
-			return d, nil
+	for _, is := range []func(Device) bool{
+		func(d Device) bool { return d.Path == path },
+		func(d Device) bool {
+			return strings.HasSuffix(d.Path, "/"+path) || strings.HasSuffix(d.Path, "/"+path+".img")
+		},
+	} {
+		i := slices.IndexFunc(devs, is)
+		if i < 0 {
+			continue
 		}
-	}
-	for _, d := range devs {
-		if strings.HasSuffix(d.Path, "/"+path) || strings.HasSuffix(d.Path, "/"+path+".img") {
-			return d, nil
+		// A claimed disk that is gone is listed where it was: what is there now counts.
+		if j := slices.IndexFunc(devs, func(d Device) bool { return d.Path == devs[i].Path && d.ID.IsZero() }); j >= 0 {
+			i = j
 		}
+		return devs[i], nil
 	}
 	return Device{}, errs.New(errs.NotFound, "find disk %s: this node has no such disk", path).WithHint("`roseau disk list` shows the paths")
 }
@@ -249,6 +257,7 @@ func (s *Service) check(ctx context.Context, verb string, paths []string) ([]Dev
 		}
 		switch {
 		case d.State == model.DiskFree, verb == "wipe" && d.State == model.DiskInUse:
+		case verb == "wipe" && d.State == model.DiskFailed: // see mayWipe
 		case verb == "claim" && d.State == model.DiskActive: // a claim asked for twice
 		case d.State == model.DiskInUse:
 			return nil, errs.New(errs.Conflict, "%s disk %s/%s: it holds %s", verb, s.env.NodeName, d.Path, cmp.Or(d.Content, "something")).
@@ -301,7 +310,11 @@ func (s *Service) Wipe(ctx context.Context, paths []string) (*model.Task, error)
 	return s.env.Tasks.Start(ctx, action, func(ctx context.Context, h *task.Handle) (string, error) {
 		for _, d := range devs {
 			h.Phase("wipes %s", d.Path)
-			if err := s.storage.Wipe(ctx, d.Path); err != nil {
+			keep, err := s.mayWipe(ctx, d)
+			if err != nil {
+				return "", err
+			}
+			if err := s.storage.Wipe(ctx, d.Path, keep); err != nil {
 				return "", fmt.Errorf("wipe disk %s/%s: %w", s.env.NodeName, d.Path, err)
 			}
 			h.Logf("%s is blank; it held %s", d.Path, cmp.Or(d.Content, "nothing"))
@@ -309,6 +322,45 @@ func (s *Service) Wipe(ctx context.Context, paths []string) (*model.Task, error)
 		}
 		return fmt.Sprintf("%d disks of %s wiped", len(devs), s.env.NodeName), nil
 	})
+}
+
+// mayWipe returns the disks that the cluster counts on, which no wipe may meet under
+// whatever path. One that failed is not among them, but where a volume has its last
+// in-sync copy on it: then it is refused.
+func (s *Service) mayWipe(ctx context.Context, d Device) (keep []ids.ID, err error) {
+	all, err := store.List[model.Disk](ctx, s.env.Store)
+	if err != nil {
+		return nil, err
+	}
+	for _, o := range all {
+		if o.ID != d.ID {
+			keep = append(keep, o.ID)
+		}
+	}
+	if d.ID.IsZero() {
+		return keep, nil
+	}
+	vols, err := records.Volumes(ctx, s.env.Store)
+	if err != nil {
+		return nil, err
+	}
+	if v := lastOn(vols, d.ID); !v.IsZero() {
+		return nil, errs.New(errs.Conflict, "wipe disk %s/%s: it has the last in-sync copy of volume %s", s.env.NodeName, d.Path, v).
+			WithHint("start it elsewhere if it can still be read; `roseau volume force %s --dry-run` says what going on without it loses", v)
+	}
+	return keep, nil
+}
+
+// lastOn returns a volume with a segment whose in-sync set is d alone, or zero.
+func lastOn(vols map[ids.ID]*repl.VolumeRecord, d ids.ID) ids.ID {
+	for id, v := range vols {
+		for i := range v.Seg.Map {
+			if isr := v.ISR(i); len(isr) == 1 && isr[0] == d {
+				return id
+			}
+		}
+	}
+	return ids.ID{}
 }
 
 // adopt makes the object and the record of a claimed disk, if they are not
@@ -454,7 +506,7 @@ func (s *Service) report(ctx context.Context) error {
 			all = errors.Join(all, err)
 			continue
 		}
-		all = errors.Join(all, s.update(ctx, o, status(d), s.rests(d)))
+		all = errors.Join(all, s.update(ctx, o, status(d), s.rests(d)), s.stands(ctx, o, d))
 	}
 	for _, o := range byID { // claimed once, and the storage process knows nothing of it
 		st := o.Status
@@ -462,6 +514,18 @@ func (s *Service) report(ctx context.Context) error {
 		all = errors.Join(all, s.update(ctx, o, st, false))
 	}
 	return all
+}
+
+// stands notes where a disk serves now, if it was found at another path.
+func (s *Service) stands(ctx context.Context, o *model.Disk, d Device) error {
+	if d.State != model.DiskActive || d.Path == o.Spec.Path {
+		return nil
+	}
+	_, err := store.Update(ctx, s.env.Store, o.ID, func(o *model.Disk) error { o.Spec.Path = d.Path; return nil })
+	if err == nil {
+		s.env.Events.Emit("info", "disk "+o.Name, "it is at "+d.Path+" now; it was at "+o.Spec.Path)
+	}
+	return err
 }
 
 // missingFor is how long a disk must be missing before it is reported: a storage

@@ -6,7 +6,9 @@ import (
 	"testing"
 
 	"roseau/internal/base/errs"
+	"roseau/internal/base/ids"
 	"roseau/internal/base/size"
+	"roseau/internal/core/repl"
 	"roseau/internal/model"
 	"roseau/internal/svc"
 )
@@ -94,3 +96,40 @@ type held struct {
 }
 
 func (h *held) Devices(context.Context) ([]Device, error) { return h.devs, nil }
+
+// What is at a path now is meant, not the claimed disk that was there.
+func TestFindPrefersWhatIsThere(t *testing.T) {
+	devs := []Device{
+		{Path: "/dev/sdb", ID: ids.New(), State: model.DiskFailed},
+		{Path: "/dev/sda", ID: ids.New(), State: model.DiskActive},
+		{Path: "/dev/sdb", State: model.DiskFree},
+	}
+	for _, c := range []struct {
+		path string
+		want int
+	}{{"/dev/sdb", 2}, {"sdb", 2}, {"sda", 1}} {
+		if d, err := find(devs, c.path); err != nil || d != devs[c.want] {
+			t.Errorf("%s: %+v, %v", c.path, d, err)
+		}
+	}
+	if _, err := find(devs, "sdc"); errs.Kind(err) != errs.NotFound {
+		t.Errorf("no such disk: %v", err)
+	}
+}
+
+// A failed disk may be wiped, unless a volume would lose its last in-sync copy.
+func TestLastCopyIsNotWiped(t *testing.T) {
+	a, b, vol := ids.New(), ids.New(), ids.New()
+	rec := &repl.VolumeRecord{ID: vol, Seg: repl.Segments{Disks: []ids.ID{a, b}, Map: [][]uint16{{0, 1}, {1, 0}}}}
+	vols := map[ids.ID]*repl.VolumeRecord{vol: rec}
+	if got := lastOn(vols, a); !got.IsZero() {
+		t.Errorf("two copies are in sync: got %s", got)
+	}
+	rec.Own.Out = map[ids.ID]repl.Out{b: {}}
+	if got := lastOn(vols, a); got != vol {
+		t.Errorf("the other copy is out: got %s, want %s", got, vol)
+	}
+	if got := lastOn(vols, b); !got.IsZero() {
+		t.Errorf("a copy that is out is nobody's last: got %s", got)
+	}
+}

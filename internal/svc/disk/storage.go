@@ -63,7 +63,9 @@ func (p process) Claim(ctx context.Context, path string) (Device, error) {
 	return deviceOf(d), nil
 }
 
-func (p process) Wipe(ctx context.Context, path string) error { return p.c.Wipe(ctx, path) }
+func (p process) Wipe(ctx context.Context, path string, keep []ids.ID) error {
+	return p.c.Wipe(ctx, path, keep...)
+}
 
 func (p process) Forget(ctx context.Context, disk ids.ID) error { return p.c.Release(ctx, disk) }
 

@@ -56,6 +56,7 @@ type Control interface {
 	ReplaceDisk(ctx context.Context, r guardctl.ReplaceDiskRequest) error
 	Snapshot(ctx context.Context, o repl.SnapshotOrder) error
 	Scrub(ctx context.Context, r volumectl.ScrubRequest) (volumectl.ScrubStatus, error)
+	Tail(ctx context.Context, r volumectl.TailRequest) (volumectl.Tail, error)
 }
 
 // unitGuards runs guards as units.

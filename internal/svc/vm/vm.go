@@ -259,6 +259,16 @@ func (s *Service) nodeRoutes(r *api.Router) {
 		}
 		return api.OK(s.guards.Control(vm).Scrub(ctx, in.Body))
 	})
+	huma.Register(r, on("accept-guest-tail", "POST", "/accept-tail", "Tell what a VM's volume waits to be allowed, or allow it"), func(ctx context.Context, in *struct {
+		GuardRef
+		Body volumectl.TailRequest
+	}) (*api.Body[volumectl.Tail], error) {
+		vm, err := ids.Parse(in.VM)
+		if err != nil {
+			return nil, err
+		}
+		return api.OK(s.guards.Control(vm).Tail(ctx, in.Body))
+	})
 	huma.Register(r, on("pause-guest", "POST", "/pause", "Stop the processors of a VM"), do(func(ctx context.Context, c Control) error { return c.Pause(ctx) }))
 	huma.Register(r, on("resume-guest", "POST", "/resume", "Let a paused VM go on"), do(func(ctx context.Context, c Control) error { return c.Resume(ctx) }))
 	huma.Register(r, on("replace-guest-disk", "POST", "/replace-disk", "Rebuild copies of a VM's volumes onto another disk"), func(ctx context.Context, in *struct {

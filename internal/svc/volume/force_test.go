@@ -49,3 +49,19 @@ func TestGivenUpCopyIsRebuiltElsewhere(t *testing.T) {
 		t.Errorf("no place for it: %+v", got)
 	}
 }
+
+// What going on with a torn or a damaged copy may cost is said with names.
+func TestDoubtLines(t *testing.T) {
+	view, _, _ := testWorld()
+	got := doubtLines([]volumectl.Doubt{
+		{Disk: tid(11), Unverified: 3, Segments: 2, Missing: []ids.ID{tid(21), tid(31)}},
+		{Disk: tid(21), Damaged: true, Segments: 1},
+	}, view.Names)
+	want := []string{
+		"2 segments of 1 GiB: n1-d1 on n1: up to 3 of its last records are torn: those of them that were acknowledged are lost; the copies that could tell: n2-d1 on n2, n3-d1 on n3",
+		"1 segment of 1 GiB: n2-d1 on n2: a durable part of its log is lost: writes may be missing that were acknowledged and flushed, and nobody can name them",
+	}
+	if strings.Join(got, "\n") != strings.Join(want, "\n") {
+		t.Errorf("got\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+}

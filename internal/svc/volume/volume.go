@@ -111,6 +111,12 @@ func (s *Service) Routes(r *api.Router) {
 	}) (*api.AcceptTask, error) {
 		return api.Accepted(s.StartForce(ctx, in.Ref.Ref, in.Body, in.DryRun))
 	})
+	huma.Register(r, api.Op("accept-tail", "POST", "/v1/volumes/{ref}/accept-tail", "Go on with a copy that may lack what was acknowledged, where nobody answers who could tell"), func(ctx context.Context, in *struct {
+		api.Ref
+		DryRun bool `query:"dry_run" doc:"say what may be lost, change nothing"`
+	}) (*api.AcceptTask, error) {
+		return api.Accepted(s.StartAcceptTail(ctx, in.Ref.Ref, in.DryRun))
+	})
 	s.writerRoutes(r)
 	s.snapshotRoutes(r)
 }

@@ -38,6 +38,8 @@ type Writers interface {
 	Snapshot(ctx context.Context, vol ids.ID, o repl.SnapshotOrder) error
 	// Scrub starts, stops or shows the comparison of the copies.
 	Scrub(ctx context.Context, vol ids.ID, a volumectl.ScrubAction) (volumectl.ScrubStatus, error)
+	// Tail tells what the writer waits to be allowed, and with accept allows it.
+	Tail(ctx context.Context, vol ids.ID, accept bool) (volumectl.Tail, error)
 	// Ended reports whether no process of the writer runs or will run.
 	Ended(ctx context.Context, vol ids.ID) bool
 }
@@ -100,6 +102,10 @@ func (w unitWriters) Snapshot(ctx context.Context, vol ids.ID, o repl.SnapshotOr
 
 func (w unitWriters) Scrub(ctx context.Context, vol ids.ID, a volumectl.ScrubAction) (volumectl.ScrubStatus, error) {
 	return volumectl.Dial(vol).Scrub(ctx, a)
+}
+
+func (w unitWriters) Tail(ctx context.Context, vol ids.ID, accept bool) (volumectl.Tail, error) {
+	return volumectl.Dial(vol).Tail(ctx, accept)
 }
 
 func (w unitWriters) Ended(ctx context.Context, vol ids.ID) bool {
@@ -190,6 +196,16 @@ func (s *Service) writerRoutes(r *api.Router) {
 			return nil, err
 		}
 		return api.OK(s.writers.Scrub(ctx, id, in.Body.Action))
+	})
+	huma.Register(r, on(api.Op("accept-writer-tail", "POST", path+"/accept-tail", "Tell what an open volume waits to be allowed, or allow it")), func(ctx context.Context, in *struct {
+		WriterRef
+		Body volumectl.TailRequest
+	}) (*api.Body[volumectl.Tail], error) {
+		id, err := s.idOf(ctx, in.Volume)
+		if err != nil {
+			return nil, err
+		}
+		return api.OK(s.writers.Tail(ctx, id, in.Body.Accept))
 	})
 	huma.Register(r, api.Op("unserve-volume", "DELETE", "/v1/volumes/{ref}/writer", "Release a volume that is served, wherever"), func(ctx context.Context, in *api.Ref) (*struct{}, error) {
 		id, err := s.idOf(ctx, in.Ref)
