@@ -22,16 +22,17 @@ func (g *guard) mayRun() bool {
 // onlyOneRuns: no two guests of the VM at a time (I20), and none again whose VM
 // was started anew since [S1]. A successor on the same
 // node adopts the guest of its run.
-func (w *world) onlyOneRuns(g *guard) {
+func (t *tenant) onlyOneRuns(g *guard) {
+	w := t.w
 	if g.parent || !g.mayRun() {
 		return
 	}
-	if g.booted && w.guest.run != g.run {
+	if g.booted && t.guest.run != g.run {
 		w.failf("a guest of a past run runs again: %s has the lease, and its VM was started elsewhere since", g.name())
 		return
 	}
 	for _, o := range w.guards {
-		if o != g && !o.parent && o.mayRun() && (o.run != g.run || o.node != g.node) {
+		if o.t == t && o != g && !o.parent && o.mayRun() && (o.run != g.run || o.node != g.node) {
 			w.failf("two guests run: %s holds the lease while %s may run its own for %s yet", g.name(), o.name(), o.deadline.Sub(w.now))
 			return
 		}
@@ -66,8 +67,8 @@ func (w *world) damagedByFaults(n *node) bool {
 
 // scrubCopy reads every block of an extent that a copy holds a tag of, and
 // compares it with the tag.
-func (w *world) scrubCopy(n *node, d ids.ID, extent uint64, snap uint32, tags []wire.Tag) {
-	for first := 0; first < len(tags) && w.err == nil; {
+func (t *tenant) scrubCopy(n *node, d ids.ID, extent uint64, snap uint32, tags []wire.Tag) {
+	for first := 0; first < len(tags) && t.w.err == nil; {
 		if tags[first].Stamp == 0 {
 			first++
 			continue
@@ -78,18 +79,18 @@ func (w *world) scrubCopy(n *node, d ids.ID, extent uint64, snap uint32, tags []
 		}
 		buf := make([]byte, (end-first)*repl.BlockBytes)
 		c, err := n.ask(d, func(eng *disk.Core, token uint64) {
-			eng.Read(token, disk.ReadRequest{Volume: w.volume, Extent: extent, Object: snap, Block: first, Count: end - first, Buf: buf})
+			eng.Read(token, disk.ReadRequest{Volume: t.volume, Extent: extent, Object: snap, Block: first, Count: end - first, Buf: buf})
 		})
 		if err == nil {
 			err = statusError(c.Status)
 		}
 		for i := first; err == nil && i < end; i++ {
 			if b := buf[(i-first)*repl.BlockBytes:][:repl.BlockBytes]; c.Data != nil && crc32.Checksum(b, castagnoli) != tags[i].CRC {
-				w.failf("extent %d block %d on %s is not what its tag says", extent, i, n.name())
+				t.w.failf("extent %d block %d on %s is not what its tag says", extent, i, n.name())
 			}
 		}
-		if err != nil && !w.damagedByFaults(n) {
-			w.failf("extent %d blocks %d to %d on %s: %v, and no fault has touched the disk", extent, first, end-1, n.name(), err)
+		if err != nil && !t.w.damagedByFaults(n) {
+			t.w.failf("extent %d blocks %d to %d on %s: %v, and no fault has touched the disk", extent, first, end-1, n.name(), err)
 		}
 		first = end
 	}

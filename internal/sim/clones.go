@@ -121,7 +121,7 @@ func (c *clones) serves() bool {
 // start begins a writer of the parent.
 func (c *clones) start(n *node) {
 	w := c.w
-	g := &guard{w: w, node: n, id: c.newID(), run: c.newID(), lastBoot: n.boot, idle: true, parent: true}
+	g := &guard{w: w, t: w.tenant, node: n, id: c.newID(), run: c.newID(), lastBoot: n.boot, idle: true, parent: true}
 	g.core = writer.New(writer.Config{
 		Node: n.id, Run: g.run, Purpose: repl.PurposeMaintenance, Nonce: c.newID(), Volumes: []ids.ID{c.parent},
 		SegmentBytes: segmentBytes, Mutations: w.opt.Mutations.Writer,

@@ -86,8 +86,8 @@ func (w *world) sleeper(rng *rand.Rand) {
 				return
 			}
 			n := w.nodes[rng.IntN(len(w.nodes))]
-			if rng.IntN(2) == 0 && w.manager.active != nil {
-				n = w.manager.active.node
+			if rng.IntN(2) == 0 && w.tenants[0].manager.active != nil {
+				n = w.tenants[0].manager.active.node
 			}
 			d := 100*time.Millisecond + time.Duration(rng.Int64N(int64(8*time.Second)))
 			if n.powered && !n.asleep && w.poweredNodes() > 1 {
@@ -171,7 +171,7 @@ func (n *node) resume() {
 	}
 	for _, g := range guards {
 		if !g.ended() {
-			w.onlyOneRuns(g)
+			g.t.onlyOneRuns(g)
 			g.unfreeze()
 		}
 	}

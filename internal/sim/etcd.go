@@ -20,6 +20,7 @@ type etcdModel struct {
 	free   bool   // mutation NoOwnCompare
 	next   string // what happens to the next transaction: lost, unanswered, late
 	backup map[string]etcdValue
+	tombs  map[ids.ID]bool // volumes that were deleted
 }
 
 func cloneKeys(m map[string]etcdValue) map[string]etcdValue { return maps.Clone(m) }
@@ -29,7 +30,9 @@ type etcdValue struct {
 	json []byte
 }
 
-func newEtcd() *etcdModel { return &etcdModel{keys: map[string]etcdValue{}, up: true} }
+func newEtcd() *etcdModel {
+	return &etcdModel{keys: map[string]etcdValue{}, tombs: map[ids.ID]bool{}, up: true}
+}
 
 func (e *etcdModel) put(path string, v any) {
 	b, err := json.Marshal(v)

@@ -4,7 +4,6 @@ import (
 	"slices"
 	"time"
 
-	"roseau/internal/base/ids"
 	"roseau/internal/block/disk"
 	"roseau/internal/block/wire"
 	"roseau/internal/block/writer"
@@ -164,7 +163,9 @@ func (w *world) chaos() {
 	if !w.clones.prepare() {
 		return
 	}
-	w.manager.tick()
+	for _, t := range w.tenants {
+		t.manager.tick()
+	}
 	w.janitor.tick()
 	w.scheduleFault()
 	limit := w.now.Add(10 * time.Minute)
@@ -180,7 +181,7 @@ func (w *world) scheduleFault() {
 			f := w.profile.faults[w.rng.IntN(len(w.profile.faults))]
 			f.do(w)
 		}
-		w.manager.replaceDisks()
+		w.replaceDisks()
 		w.scheduleFault()
 	})
 }
@@ -211,8 +212,11 @@ func (w *world) faultPowerBlip() {
 // atRest reports whether no guest is served: most faults that stop everything
 // then prove nothing and only use the seed up.
 func (w *world) atRest() bool {
-	g := w.manager.active
-	return (g == nil || g.ended() || !g.leaseHeld()) && !w.chance(0.3)
+	served := func(t *tenant) bool {
+		g := t.manager.active
+		return g != nil && !g.ended() && g.leaseHeld()
+	}
+	return !slices.ContainsFunc(w.tenants, served) && !w.chance(0.3)
 }
 
 func (w *world) faultPowerCutAll() {
@@ -231,7 +235,7 @@ func (w *world) faultPowerCutAll() {
 // faultPowerCutCopies: every node reboots but the one of the guest, whose own
 // copy is kept out by a dead or slow disk now and then.
 func (w *world) faultPowerCutCopies() {
-	g := w.manager.active
+	g := w.some().manager.active
 	if g == nil || g.ended() {
 		return
 	}
@@ -247,7 +251,7 @@ func (w *world) faultPowerCutCopies() {
 // faultLocalDiskHang: the disks of the guest's node answer nothing for so long
 // that they are put out.
 func (w *world) faultLocalDiskHang() {
-	g := w.manager.active
+	g := w.some().manager.active
 	if g == nil || g.ended() || !g.node.serving() {
 		return
 	}
@@ -278,18 +282,19 @@ func (w *world) faultStorageKill() {
 }
 
 func (w *world) faultGuardKill() {
-	g := w.manager.active
+	t := w.some()
+	g := t.manager.active
 	if g == nil || g.ended() {
 		return
 	}
 	w.note("guard_kill")
 	w.tracef("kill guard %s", g.name())
 	g.kill()
-	w.manager.guardKilled(g, w.between(20*time.Millisecond, 2*time.Second))
+	t.manager.guardKilled(g, w.between(20*time.Millisecond, 2*time.Second))
 }
 
 func (w *world) faultGuardFreeze() {
-	g := w.manager.active
+	g := w.some().manager.active
 	if g == nil || g.ended() || g.frozen {
 		return
 	}
@@ -326,8 +331,9 @@ func (w *world) isolated(n *node) {
 // processes of all others restart and forget what they granted, and the manager
 // wants the VM elsewhere at once.
 func (w *world) faultForgetful() {
-	g := w.manager.active
-	if g == nil || g.ended() || !g.leaseHeld() || w.manager.challenger != nil {
+	t := w.some()
+	g := t.manager.active
+	if g == nil || g.ended() || !g.leaseHeld() || t.manager.challenger != nil {
 		return
 	}
 	w.note("forgetful")
@@ -346,8 +352,8 @@ func (w *world) faultForgetful() {
 	w.isolated(g.node)
 	n := g.node
 	w.after(w.between(100*time.Millisecond, 600*time.Millisecond), func() {
-		if to := w.manager.pick(n); to != nil && to != n && !w.calm {
-			w.manager.challenge(to, w.newID(), 0)
+		if to := t.manager.pick(n); to != nil && to != n && !w.calm {
+			t.manager.challenge(to, t.drawID(), 0)
 		}
 	})
 	w.after(w.between(4*time.Second, 10*time.Second), func() { w.heal(n) })
@@ -356,13 +362,14 @@ func (w *world) faultForgetful() {
 // faultLateSuccessor: a supervisor starts a successor for a guard whose run is
 // history, on the node where the VM runs now.
 func (w *world) faultLateSuccessor() {
-	now := w.manager.active
-	if now == nil || now.ended() || w.guest.run != now.run {
+	t := w.some()
+	now := t.manager.active
+	if now == nil || now.ended() || t.guest.run != now.run {
 		return
 	}
 	var old *guard
 	for _, o := range w.guards {
-		if o.run != now.run && o.claimed && !o.parent && o.lastOwn.Epoch > 0 {
+		if o.t == t && o.run != now.run && o.claimed && !o.parent && o.lastOwn.Epoch > 0 {
 			old = o
 		}
 	}
@@ -375,7 +382,7 @@ func (w *world) faultLateSuccessor() {
 
 // haunt starts a guard for the QEMU that an earlier run left behind.
 func (w *world) haunt(n *node, old *guard) {
-	g := newGuard(w, n, old.run, w.manager.attempt, true)
+	g := newGuard(old.t, n, old.run, old.t.manager.attempt, true)
 	g.ghost = true
 	w.tracef("%s: a late successor of %s", g.name(), old.name())
 	g.onState = func(s writer.State) {
@@ -426,7 +433,7 @@ func (w *world) faultOneWay() {
 }
 
 func (w *world) faultLinkReset() {
-	g := w.manager.active
+	g := w.some().manager.active
 	if g == nil || g.ended() {
 		return
 	}
@@ -447,13 +454,14 @@ func (w *world) faultEtcdDown() {
 
 // faultFalseAlarm: the manager believes that a healthy VM is lost.
 func (w *world) faultFalseAlarm() {
-	g := w.manager.active
+	t := w.some()
+	g := t.manager.active
 	if g == nil || g.ended() {
 		return
 	}
-	if n := w.manager.pick(g.node); n != nil && n != g.node {
+	if n := t.manager.pick(g.node); n != nil && n != g.node {
 		w.note("false_alarm")
-		w.manager.challenge(n, w.newID(), 0)
+		t.manager.challenge(n, t.drawID(), 0)
 	}
 }
 
@@ -482,10 +490,12 @@ func (w *world) faultDiskDead() {
 func (w *world) killDisk(n *node, d *simDisk) {
 	w.tracef("disk %s of %s dies", d.id.Short(), n.name())
 	d.die()
-	r := w.etcd.records(w.vm, idsOf(w.volume), w.diskIdx)
-	w.oracle.lose(n.index, w.isrByBlock(), func(block int) bool {
-		return slices.Contains(r.Volumes[0].Seg.Row(block*repl.BlockBytes/segmentBytes), d.id)
-	})
+	for _, t := range w.living() {
+		v := t.record()
+		t.oracle.lose(n.index, t.isrByBlock(), func(block int) bool {
+			return slices.Contains(v.Seg.Row(block*repl.BlockBytes/segmentBytes), d.id)
+		})
+	}
 }
 
 // faultBitRot flips bits at rest, on one node only: the atlas of good copies.
@@ -585,111 +595,4 @@ func (w *world) faultSplitFlush() {
 			w.faultPowerCutAll()
 		}
 	})
-}
-
-// settle ends all faults and demands that everything comes right: the writer
-// serves, every copy is in sync, every block reads as one of its legal values,
-// and all copies are equal.
-func (w *world) settle() {
-	w.calm, w.manager.calmAt = true, w.now
-	w.etcd.up = true
-	w.filler.end()
-	for _, n := range w.nodes {
-		n.resume()
-	}
-	for _, n := range w.nodes {
-		w.heal(n)
-		n.restore()
-		n.startStorage()
-		for _, d := range n.disks {
-			d.wake(w)
-			d.tellTruth()
-		}
-	}
-	for _, g := range w.guards {
-		if g.frozen {
-			g.thaw()
-		}
-		if g.ghost && w.opt.Scenario == nil {
-			g.layDown() // a fault is over with the others
-		}
-	}
-	w.repeatReplace()
-	limit := w.now.Add(10 * time.Minute)
-	if !w.run(limit, func() bool { return w.ops >= w.opt.Ops && w.whole() && w.filler.gone() }) {
-		if w.err == nil && w.onlyDeadCopies() {
-			w.note("waits_for_dead_copy") // and serves nothing older instead
-			return
-		}
-		if w.err == nil && w.onlyRottenCopies() {
-			w.note("waits_for_rotten_copy") // as above: the last good copy of something is gone
-			return
-		}
-		w.failf("not whole %s after the last fault: %s", 10*time.Minute, w.describe())
-		return
-	}
-	if w.healGivenUp() && w.scrubAll() {
-		w.verifyAll(w.now.Add(10 * time.Minute))
-	}
-}
-
-// onlyDeadCopies reports whether every in-sync copy of a segment is on a dead
-// disk: more than the contract promises to survive.
-func (w *world) onlyDeadCopies() bool {
-	r := w.etcd.records(w.vm, idsOf(w.volume), w.diskIdx)
-	for s := range r.Volumes[0].Seg.Map {
-		isr := r.Volumes[0].ISR(s)
-		if !slices.ContainsFunc(isr, func(d ids.ID) bool { return !w.nodeOfDisk(d).diskByID(d).dead }) {
-			return true
-		}
-	}
-	return false
-}
-
-// onlyRottenCopies reports whether all that is left in sync of a segment, dead
-// disks aside, is on the node whose disks rot, or has a log tail that only such a
-// copy could judge.
-func (w *world) onlyRottenCopies() bool {
-	if !w.lied() {
-		return false
-	}
-	r := w.etcd.records(w.vm, idsOf(w.volume), w.diskIdx)
-	for s := range r.Volumes[0].Seg.Map {
-		sound := func(d ids.ID) bool {
-			n := w.nodeOfDisk(d)
-			if n.index == w.profile.rotNode || n.diskByID(d).dead || n.engines[d] == nil {
-				return false
-			}
-			info, _ := n.engines[d].Volume(w.volume)
-			return info.Unverified == 0 || w.manager.challenger == nil
-		}
-		if !slices.ContainsFunc(r.Volumes[0].ISR(s), sound) {
-			return true
-		}
-	}
-	return false
-}
-
-func (w *world) repeatReplace() {
-	w.manager.replaceDisks()
-	w.after(time.Second, w.repeatReplace)
-}
-
-// whole: the active guard serves, holds the lease, and every disk is in.
-func (w *world) whole() bool {
-	g := w.manager.active
-	if g == nil || g.ended() || g.state.String() != "serving" || !g.leaseHeld() || w.manager.challenger != nil || len(w.guest.pending) > 0 {
-		return false
-	}
-	return w.copies() == storageNodes && !w.moving()
-}
-
-// copies is how many nodes are in sync for the segment that has the fewest.
-func (w *world) copies() int {
-	r := w.etcd.records(w.vm, idsOf(w.volume), w.diskIdx)
-	fewest := storageNodes
-	for s := range segmentCount {
-		fewest = min(fewest, len(w.isrNodes(&r.Volumes[0], s)))
-	}
-	return fewest
 }

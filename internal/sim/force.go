@@ -11,10 +11,10 @@ import (
 // without power: older ones become the truth. From then on a block may hold
 // whatever it ever held, until it is read.
 func (p *player) force(_ []string) error {
-	w := p.w
-	w.stopByForce()
+	w, t := p.w, p.t
+	t.stopByForce()
 	p.endChallenge()
-	r := w.etcd.records(w.vm, []ids.ID{w.volume}, w.diskIdx)
+	r := w.etcd.records(t.vm, []ids.ID{t.volume}, w.diskIdx)
 	losses, err := repl.Losses(r.Volumes[0], func(d ids.ID) bool { return w.nodeOfDisk(d).powered }, nil)
 	if err != nil {
 		return err
@@ -28,20 +28,20 @@ func (p *player) force(_ []string) error {
 	}
 	w.tracef("operator: %d segments go on without their in-sync copies", len(losses))
 	w.note("forced")
-	w.oracle.accept(true)
+	t.oracle.accept(true)
 	return nil
 }
 
 // foreign nX: a copy there still belongs to the generation that was given up.
 func (p *player) foreign(n *node) func() bool {
 	return func() bool {
-		r := p.w.etcd.records(p.w.vm, idsOf(p.w.volume), p.w.diskIdx)
+		own := p.t.record().Own
 		for _, d := range n.disks {
 			eng := n.engines[d.id]
 			if eng == nil {
 				return false
 			}
-			if info, ok := eng.Volume(p.w.volume); ok && info.Promise.Generation == r.Volumes[0].Own.Generation {
+			if info, ok := eng.Volume(p.t.volume); ok && info.Promise.Generation == own.Generation {
 				return false
 			}
 		}

@@ -68,7 +68,7 @@ func (f *filler) arm() {
 // act makes one disk, those of a node, or all of the pool full for a while.
 func (f *filler) act() {
 	w := f.w
-	if f.anyFull() || w.manager.active == nil { // a clone needs its parent first
+	if f.anyFull() || w.tenants[0].manager.active == nil { // a clone needs its parent first
 		return
 	}
 	n := w.nodes[f.rng.IntN(storageNodes)]
@@ -97,7 +97,7 @@ func (f *filler) act() {
 			d.room.limit = 1 // far below what is in use: the reserve grew
 		}
 	}
-	if m := w.guest; f.rng.IntN(2) == 0 && m.alive && !m.paused && !m.retired && m.guard != nil && !m.guard.ended() {
+	if m := w.tenants[0].guest; f.rng.IntN(2) == 0 && m.alive && !m.paused && !m.retired && m.guard != nil && !m.guard.ended() {
 		m.put(writer.OpDiscard, f.rng.IntN(extentCount)*repl.ExtentBlocks, repl.ExtentBlocks, false) // so that something new is written
 	}
 	w.after(100*time.Millisecond+time.Duration(f.rng.Int64N(int64(8*time.Second))), func() { f.giveBack(some) })

@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"fmt"
 	"time"
 
 	"roseau/internal/base/clock"
@@ -13,6 +14,7 @@ import (
 // guard is the shell of one writer core: what package volume is in production.
 type guard struct {
 	w      *world
+	t      *tenant
 	node   *node
 	id     ids.ID
 	run    ids.ID
@@ -54,11 +56,12 @@ type guard struct {
 func (g *guard) ended() bool { return g.killed || g.done }
 
 // newGuard starts a writer on a node.
-func newGuard(w *world, n *node, run ids.ID, attempt uint64, alive bool) *guard {
-	g := &guard{w: w, node: n, id: w.newID(), run: run, attempt: attempt, adopting: alive, lastBoot: n.boot}
+func newGuard(t *tenant, n *node, run ids.ID, attempt uint64, alive bool) *guard {
+	w := t.w
+	g := &guard{w: w, t: t, node: n, id: t.drawID(), run: run, attempt: attempt, adopting: alive, lastBoot: n.boot}
 	g.core = writer.New(writer.Config{
-		Node: n.id, Run: run, Purpose: repl.PurposeVM, VM: w.vm, Attempt: attempt, Nonce: w.newID(),
-		Volumes: []ids.ID{w.volume}, SegmentBytes: segmentBytes, GuestAlive: alive, Direct: w.direct, Timing: w.timing(), Mutations: w.opt.Mutations.Writer,
+		Node: n.id, Run: run, Purpose: repl.PurposeVM, VM: t.vm, Attempt: attempt, Nonce: t.drawID(),
+		Volumes: []ids.ID{t.volume}, SegmentBytes: segmentBytes, GuestAlive: alive, Direct: w.direct, Timing: w.timing(), Mutations: w.opt.Mutations.Writer,
 	})
 	w.guards = append(w.guards, g)
 	n.guards = append(n.guards, g)
@@ -112,7 +115,7 @@ func (g *guard) drainReady() {
 			if c.Request.Token >= snapToken {
 				g.w.snaps.completed(c)
 			} else {
-				g.w.guest.completed(g, c)
+				g.t.guest.completed(g, c)
 			}
 		}
 		if g.ended() {
@@ -165,7 +168,7 @@ func (g *guard) effect(e writer.Effect) {
 		if g.deadline = 0; e.Deadline != 0 {
 			g.deadline = g.node.world(e.Deadline)
 		}
-		w.onlyOneRuns(g)
+		g.t.onlyOneRuns(g)
 	case writer.StateChanged:
 		w.tracef("%s writer: %v %s", g.name(), e.State, e.Text)
 		g.state = e.State
@@ -208,14 +211,14 @@ func (g *guard) effect(e writer.Effect) {
 			g.later(writer.Command{Kind: writer.MoveRefused})
 		} else if !e.Over {
 			w.note("ask_move")
-			w.manager.askedToMove(g)
+			g.t.manager.askedToMove(g)
 		}
 	case writer.RecordsKnown:
 		g.known, g.hasKnown = e.Records, true
 		own := e.Records.Volumes[0].Own
 		g.lastOwn = own
 		if !g.ghost && !g.parent {
-			g.node.lastOwn, g.node.lastRecords = own, e.Records
+			g.t.last[g.node.index] = lastKnown{own, e.Records}
 		}
 	case writer.Report:
 		w.tracef("%s report %s: %s", g.name(), e.Kind, e.Text)
@@ -229,7 +232,12 @@ func (g *guard) effect(e writer.Effect) {
 	}
 }
 
-func (g *guard) name() string { return g.node.name() + "/" + g.id.Short() }
+func (g *guard) name() string {
+	if g.t.index > 0 {
+		return fmt.Sprintf("%s/vol%d/%s", g.node.name(), g.t.index+1, g.id.Short())
+	}
+	return g.node.name() + "/" + g.id.Short()
+}
 
 // finish: the core is at its end; its guest is killed.
 func (g *guard) finish(fenced, invalid bool) {
@@ -241,8 +249,8 @@ func (g *guard) finish(fenced, invalid bool) {
 	}
 	g.w.snaps.guardEnded(g)
 	g.dropLinks()
-	g.w.guest.guardEnded(g)
-	g.w.manager.guardEnded(g)
+	g.t.guest.guardEnded(g)
+	g.t.manager.guardEnded(g)
 }
 
 // kill is SIGKILL of the guard's process: no message more.
@@ -385,7 +393,9 @@ func (g *guard) leaseHeld() bool {
 }
 
 // hasCached: a predecessor on this node left the records as it knew them.
-func (g *guard) hasCached() bool { return g.adopting && len(g.node.lastRecords.Volumes) > 0 }
+func (g *guard) hasCached() bool {
+	return g.adopting && len(g.t.last[g.node.index].records.Volumes) > 0
+}
 
 // Times of the shell: how long a transaction is waited for, and how long
 // between two tries to reach the store.

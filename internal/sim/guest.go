@@ -5,6 +5,7 @@ import (
 	"hash/crc32"
 	"time"
 
+	"roseau/internal/base/clock"
 	"roseau/internal/base/ids"
 	"roseau/internal/block/writer"
 	"roseau/internal/core/repl"
@@ -17,6 +18,7 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // successor), and dies with its memory when its run ends.
 type guest struct {
 	w       *world
+	t       *tenant
 	run     ids.ID
 	guard   *guard // that serves it; nil while none does
 	alive   bool
@@ -26,6 +28,8 @@ type guest struct {
 	pending map[uint64]*request
 	served  ids.ID // newest run that got an answer
 	issuing bool
+	pace    time.Duration // a script's: at most one request of its own in so long
+	nextAt  clock.Instant
 	retired bool // the verifier has taken over: no request of its own any more
 }
 
@@ -42,17 +46,17 @@ type request struct {
 	alone  bool // the guard knew of one copy only when it was handed over
 }
 
-func newGuest(w *world) *guest {
-	return &guest{w: w, pending: map[uint64]*request{}, depth: 1 + w.rng.IntN(8)}
+func newGuest(t *tenant) *guest {
+	return &guest{w: t.w, t: t, pending: map[uint64]*request{}, depth: 1 + t.dice.IntN(8)}
 }
 
 // boot starts a new run, served by g once it serves.
 func (m *guest) boot(g *guard) {
-	m.w.onlyOneRuns(g)
+	m.t.onlyOneRuns(g)
 	m.die()
 	m.run, m.guard, m.alive, m.paused = g.run, g, true, false
 	g.booted = true
-	m.w.oracle.alive = true
+	m.t.oracle.alive = true
 	m.issue()
 }
 
@@ -72,15 +76,15 @@ func (m *guest) die() {
 		return
 	}
 	m.alive = false
-	defer m.w.oracle.guestDied()
+	defer m.t.oracle.guestDied()
 	for _, id := range sortedKeys(m.pending) {
 		switch r := m.pending[id]; r.op {
 		case writer.OpRead:
-			m.w.oracle.forgetRead(id)
+			m.t.oracle.forgetRead(id)
 		case writer.OpFlush:
-			m.w.oracle.forgetFlush(id)
+			m.t.oracle.forgetFlush(id)
 		default:
-			m.w.oracle.forgetWrites([]uint64{id})
+			m.t.oracle.forgetWrites([]uint64{id})
 			_ = r
 		}
 	}
@@ -90,7 +94,7 @@ func (m *guest) die() {
 
 // guardEnded: the guard was fenced, or says that the guest's memory is invalid.
 func (m *guest) guardEnded(g *guard) {
-	if m.guard == g && !m.w.manager.adoptable(g) {
+	if m.guard == g && !m.t.manager.adoptable(g) {
 		m.die()
 	}
 }
@@ -103,8 +107,12 @@ func (m *guest) issue() {
 	m.issuing = true
 	defer func() { m.issuing = false }()
 	for m.alive && !m.paused && m.guard != nil && !m.guard.ended() && len(m.pending) < m.depth {
-		if m.w.calm && m.w.ops >= m.w.opt.Ops {
+		if m.w.calm && m.w.ops >= m.w.opt.Ops || m.w.now < m.nextAt {
 			return
+		}
+		if m.pace > 0 {
+			m.nextAt = m.w.now.Add(m.pace)
+			m.w.after(m.pace, m.issue)
 		}
 		r := m.draw()
 		m.pending[r.id] = r
@@ -125,13 +133,13 @@ func (m *guest) put(op writer.Op, first, count int, fua bool) *request {
 }
 
 func (m *guest) draw() *request {
-	w := m.w
+	t := m.t
 	m.nextID++
-	r := &request{id: m.nextID, first: w.hot[w.rng.IntN(len(w.hot))], count: 1 + w.rng.IntN(4)}
+	r := &request{id: m.nextID, first: t.hot[t.dice.IntN(len(t.hot))], count: 1 + t.dice.IntN(4)}
 	r.count = min(r.count, volumeBlocks-r.first)
-	switch p := w.rng.IntN(100); {
+	switch p := t.dice.IntN(100); {
 	case p < 45:
-		r.op, r.fua = writer.OpWrite, w.chance(0.1)
+		r.op, r.fua = writer.OpWrite, t.dice.Float64() < 0.1
 	case p < 75:
 		r.op = writer.OpRead
 	case p < 90:
@@ -141,7 +149,7 @@ func (m *guest) draw() *request {
 	case p < 98:
 		r.op = writer.OpDiscard
 	default: // a whole extent
-		r.op, r.first, r.count = writer.OpDiscard, w.rng.IntN(extentCount)*repl.ExtentBlocks, repl.ExtentBlocks
+		r.op, r.first, r.count = writer.OpDiscard, t.dice.IntN(extentCount)*repl.ExtentBlocks, repl.ExtentBlocks
 	}
 	m.record(r)
 	return r
@@ -149,12 +157,12 @@ func (m *guest) draw() *request {
 
 // record tells the oracle of a request.
 func (m *guest) record(r *request) {
-	w := m.w
+	t := m.t
 	switch r.op {
 	case writer.OpRead:
-		w.oracle.issueRead(r.id, r.first, r.count)
+		t.oracle.issueRead(r.id, r.first, r.count)
 	case writer.OpFlush:
-		w.oracle.issueFlush(r.id)
+		t.oracle.issueFlush(r.id)
 	default:
 		for range r.count {
 			v := value(0)
@@ -163,7 +171,7 @@ func (m *guest) record(r *request) {
 			}
 			r.value = append(r.value, v)
 		}
-		w.oracle.issueWrite(r.id, r.first, r.value, r.fua)
+		t.oracle.issueWrite(r.id, r.first, r.value, r.fua)
 	}
 }
 
@@ -185,7 +193,7 @@ func (m *guest) hand(r *request) {
 		wr.Data = make([]byte, wr.Length)
 	}
 	r.handed, r.by, r.alone = wr, m.guard, m.guard.aloneFor(r)
-	m.w.tracef("guest: request %d op %d blocks %d+%d fua=%v", r.id, r.op, r.first, r.count, r.fua)
+	m.t.tell("guest: request %d op %d blocks %d+%d fua=%v", r.id, r.op, r.first, r.count, r.fua)
 	m.guard.step(wr)
 }
 
@@ -197,10 +205,10 @@ func (m *guest) completed(g *guard, c writer.Completion) {
 		return
 	}
 	delete(m.pending, r.id)
-	m.w.tracef("guest: request %d done, result %d", r.id, c.Result)
-	if c.Result == writer.IOError && r.op == writer.OpRead && m.w.rottenAlone(r) {
+	m.t.tell("guest: request %d done, result %d", r.id, c.Result)
+	if c.Result == writer.IOError && r.op == writer.OpRead && m.t.rottenAlone(r) {
 		m.w.note("io_error_of_last_copy")
-		m.w.oracle.forgetRead(r.id)
+		m.t.oracle.forgetRead(r.id)
 		m.w.after(0, m.issue)
 		return
 	}
@@ -217,24 +225,24 @@ func (m *guest) completed(g *guard, c writer.Completion) {
 	case writer.OpRead:
 		got, err := decodeValues(c.Request.Data, r.first, r.count)
 		if err == nil {
-			err = m.w.oracle.ackRead(r.id, got)
+			err = m.t.oracle.ackRead(r.id, got)
 		}
 		if err != nil {
 			m.w.failf("%s: %v", g.name(), err)
 			return
 		}
 	case writer.OpFlush:
-		m.w.oracle.ackFlush(r.id)
+		m.t.oracle.ackFlush(r.id)
 	default:
 		if r.alone && g.aloneFor(r) {
-			m.w.oracle.writes[r.id].fua = true // C7
+			m.t.oracle.writes[r.id].fua = true // C7
 		}
-		m.w.oracle.ackWrite(r.id)
+		m.t.oracle.ackWrite(r.id)
 		for b := r.first; b < r.first+r.count; b++ {
-			delete(m.w.givenUp, b)
+			delete(m.t.givenUp, b)
 		}
 	}
-	m.w.after(m.w.between(0, m.w.profile.think), m.issue)
+	m.w.after(m.t.pause(0, m.w.profile.think), m.issue)
 }
 
 // encodeValue fills a block so that each of its sectors names the value and the

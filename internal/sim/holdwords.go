@@ -26,7 +26,7 @@ func (t tapped) Merge() bool { return !t.n.mergesOff && t.Core.Merge() }
 
 // objects nX EXTENT COUNT [parent]: the copy there has so many objects of an extent.
 func (p *player) objects(n *node, a []string) (func() bool, error) {
-	volume := p.w.volume
+	volume := p.t.volume
 	if len(a) == 3 && a[2] == "parent" {
 		volume, a = p.w.clones.parent, a[:2]
 	}

@@ -15,10 +15,11 @@ func (p *player) maintain(a []string) error {
 	if err != nil || p.w.opt.Mutations.NoMaintenance {
 		return err
 	}
-	w, m := p.w, &p.w.manager
-	g := &guard{w: w, node: n, id: w.newID(), run: w.newID(), lastBoot: n.boot, idle: true}
+	w, t := p.w, p.t
+	m := &t.manager
+	g := &guard{w: w, t: t, node: n, id: t.drawID(), run: t.drawID(), lastBoot: n.boot, idle: true}
 	g.core = writer.New(writer.Config{
-		Node: n.id, Run: g.run, Purpose: repl.PurposeMaintenance, Nonce: w.newID(), Volumes: []ids.ID{w.volume},
+		Node: n.id, Run: g.run, Purpose: repl.PurposeMaintenance, Nonce: t.drawID(), Volumes: []ids.ID{t.volume},
 		SegmentBytes: segmentBytes, Mutations: w.opt.Mutations.Writer,
 	})
 	w.guards, n.guards = append(w.guards, g), append(n.guards, g)
@@ -30,13 +31,13 @@ func (p *player) maintain(a []string) error {
 }
 
 // livingCopies is copies on living disks: who put a dead disk out if no writer runs?
-func (w *world) livingCopies() int {
-	r := w.etcd.records(w.vm, idsOf(w.volume), w.diskIdx)
+func (t *tenant) livingCopies() int {
+	v := t.record()
 	fewest := storageNodes
 	for s := range segmentCount {
 		n := 0
-		for _, d := range r.Volumes[0].ISR(s) {
-			if !w.nodeOfDisk(d).diskByID(d).dead {
+		for _, d := range v.ISR(s) {
+			if !t.w.nodeOfDisk(d).diskByID(d).dead {
 				n++
 			}
 		}
@@ -47,7 +48,7 @@ func (w *world) livingCopies() int {
 
 // yield: a VM is to start, and the maintenance writer is told to release.
 func (p *player) yield(_ []string) error {
-	g := p.w.manager.active
+	g := p.t.manager.active
 	if p.w.opt.Mutations.NoYield || !g.idle {
 		return nil
 	}

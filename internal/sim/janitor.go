@@ -58,9 +58,18 @@ func (j *janitor) round() {
 	}
 }
 
-// judge reads the records and frees a copy that they do not name.
+// judge reads the records and frees a copy that they do not name, or of which a tomb
+// says that its volume was deleted.
 func (j *janitor) judge(n *node, d ids.ID, seen disk.VolumeInfo) {
 	w := j.w
+	if w.etcd.tombs[seen.Volume] {
+		w.tracef("%s frees what disk %s holds of a deleted volume", n.name(), d.Short())
+		w.note("volume_freed")
+		w.seq++
+		n.core.Drop(w.now, w.seq, d, seen.Volume)
+		n.pump()
+		return
+	}
 	if w.etcd.keys[repl.Key{Kind: repl.KeyOwn, ID: seen.Volume}.Path()].rev == 0 {
 		return // a parent whose records were taken away
 	}
@@ -95,11 +104,11 @@ func (p *player) move(a []string) error {
 	if err != nil || len(n.disks) != 2 || k < 0 || k > 1 {
 		return errors.New("want 0 or 1, of two disks")
 	}
-	v := p.w.record()
+	v := p.t.record()
 	from, to := n.disks[k].id, n.disks[1-k].id
-	p.w.manager.active.step(writer.Command{Kind: writer.ReplaceDisk, Replace: writer.Replace{Old: from, New: to, NewNode: n.id, Live: true, Segments: movable(&v, from, to)}})
+	p.t.manager.active.step(writer.Command{Kind: writer.ReplaceDisk, Replace: writer.Replace{Old: from, New: to, NewNode: n.id, Live: true, Segments: movable(&v, from, to)}})
 	if nowait {
 		return nil
 	}
-	return p.await("the move", time.Minute, func() bool { return !placed(p.w.record().Seg, from) && !p.w.moving() })
+	return p.await("the move", time.Minute, func() bool { v := p.t.record(); return !placed(v.Seg, from) && !moving(&v) })
 }

@@ -174,8 +174,8 @@ func (h *history) set(block int, b *blockState) {
 const linearBudget = 200 * time.Millisecond
 
 // checkLinear asks for an order of every block's operations.
-func (w *world) checkLinear() {
-	h := w.oracle.history
+func (t *tenant) checkLinear() {
+	w, h := t.w, t.oracle.history
 	if h.off {
 		w.note("linear_skipped")
 		return

@@ -63,8 +63,10 @@ func (d *simDisk) tellTruth() {
 func (w *world) lostByLie(n *node) {
 	if slices.ContainsFunc(n.disks, func(d *simDisk) bool { return d.syncLies && !d.dead }) {
 		w.note("lying_cut")
-		w.tainted[n.index] = true
-		w.oracle.history.off = true
+		for _, t := range w.living() {
+			t.tainted[n.index] = true
+			t.oracle.history.off = true
+		}
 		w.judgeTaint()
 	}
 }
@@ -73,24 +75,31 @@ func (w *world) lostByLie(n *node) {
 // other is left in sync of a segment, what it lacks is gone: one fault more than the
 // contract bears.
 func (w *world) judgeTaint() {
-	if len(w.tainted) == 0 {
-		return
+	for _, t := range w.living() {
+		if len(t.tainted) > 0 {
+			t.judgeTaint()
+		}
 	}
-	r := w.etcd.records(w.vm, idsOf(w.volume), w.diskIdx)
-	for s := range r.Volumes[0].Seg.Map {
-		isr := r.Volumes[0].ISR(s)
-		tainted := func(d ids.ID) bool { return w.tainted[w.nodeOfDisk(d).index] }
+}
+
+func (t *tenant) judgeTaint() {
+	w, v := t.w, t.record()
+	for s := range v.Seg.Map {
+		isr := v.ISR(s)
+		tainted := func(d ids.ID) bool { return t.tainted[w.nodeOfDisk(d).index] }
 		dirty := slices.ContainsFunc(isr, tainted)
 		for _, d := range isr {
-			if dirty && !slices.Contains(w.wasISR[s], d) && w.wasISR[s] != nil {
-				w.tainted[w.nodeOfDisk(d).index] = true
+			if dirty && !slices.Contains(t.wasISR[s], d) && t.wasISR[s] != nil {
+				t.tainted[w.nodeOfDisk(d).index] = true
 			}
 		}
-		w.wasISR[s] = isr
+		t.wasISR[s] = isr
 		if !slices.ContainsFunc(isr, func(d ids.ID) bool { return !tainted(d) }) {
 			w.note("lying_alone")
-			w.oracle.accept(true)
-			w.snaps.accept(true)
+			t.oracle.accept(true)
+			if t.first() {
+				w.snaps.accept(true)
+			}
 		}
 	}
 }

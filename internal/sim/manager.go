@@ -16,6 +16,7 @@ import (
 // and then does so wrongly, which PREPARE must withstand.
 type manager struct {
 	w          *world
+	t          *tenant
 	active     *guard
 	challenger *guard
 	attempt    uint64
@@ -27,11 +28,12 @@ type manager struct {
 
 const managerStep = 250 * time.Millisecond
 
-func newManager(w *world) manager { return manager{w: w} }
-
 func (m *manager) tick() {
 	m.w.after(managerStep, m.tick)
-	if m.off {
+	if m.t.deleteAt > 0 && m.w.ops >= m.t.deleteAt && !m.w.calm {
+		m.t.delete()
+	}
+	if m.off || m.t.deleted {
 		return
 	}
 	if m.challenger != nil && m.challenger.ended() {
@@ -40,13 +42,13 @@ func (m *manager) tick() {
 	m.operator()
 	switch g := m.active; {
 	case g == nil || g.ended():
-		m.challenge(m.pick(nil), m.w.newID(), 0)
+		m.challenge(m.pick(nil), m.t.drawID(), 0)
 	case g.state == writer.Serving && g.leaseHeld() && !g.frozen:
 		m.stuckSince = 0
 	case m.stuckSince == 0:
 		m.stuckSince = m.w.now
 	case m.w.now.Sub(m.stuckSince) > m.w.profile.patience:
-		m.challenge(m.pick(g.node), m.w.newID(), 0)
+		m.challenge(m.pick(g.node), m.t.drawID(), 0)
 	}
 }
 
@@ -60,7 +62,7 @@ func (m *manager) operator() {
 	}
 	m.accepted = g
 	m.w.note("tail_accepted")
-	m.w.tracef("the operator tells %s to go on without the dead copy", g.name())
+	m.t.tell("the operator tells %s to go on without the dead copy", g.name())
 	m.accept(g)
 }
 
@@ -70,8 +72,10 @@ func (m *manager) accept(g *guard) {
 	if m.w.lied() {
 		m.w.note("accepted_loss")
 	}
-	m.w.oracle.accept(m.w.lied())
-	m.w.snaps.accept(m.w.lied())
+	m.t.oracle.accept(m.w.lied())
+	if m.t.first() {
+		m.w.snaps.accept(m.w.lied())
+	}
 	g.step(writer.Command{Kind: writer.AcceptUnverified})
 }
 
@@ -86,7 +90,7 @@ func (w *world) anyDiskDead() bool {
 
 // pick chooses a node that could take the VM, another one than not.
 func (m *manager) pick(not *node) *node {
-	start := m.w.rng.IntN(len(m.w.nodes))
+	start := m.t.dice.IntN(len(m.w.nodes))
 	var last *node
 	for i := range m.w.nodes {
 		n := m.w.nodes[(start+i)%len(m.w.nodes)]
@@ -107,19 +111,19 @@ func (m *manager) challenge(n *node, run ids.ID, delay time.Duration) {
 	}
 	m.attempt++
 	m.w.etcd.rev++
-	m.w.etcd.put(repl.Key{Kind: repl.KeyPlacement, ID: m.w.vm}.Path(), repl.Placement{Node: n.id, Attempt: m.attempt, State: "starting", Run: run})
-	g := newGuard(m.w, n, run, m.attempt, false)
-	m.w.tracef("manager: %s starts the VM (attempt %d)", g.name(), m.attempt)
+	m.w.etcd.put(repl.Key{Kind: repl.KeyPlacement, ID: m.t.vm}.Path(), repl.Placement{Node: n.id, Attempt: m.attempt, State: "starting", Run: run})
+	g := newGuard(m.t, n, run, m.attempt, false)
+	m.t.tell("manager: %s starts the VM (attempt %d)", g.name(), m.attempt)
 	m.w.note("takeover")
 	m.challenger = g
 	m.follow(g, func() {
 		m.becomeActive(g)
-		m.w.guest.boot(g)
+		m.t.guest.boot(g)
 	})
 	g.step(writer.Command{Kind: writer.Prepare})
-	m.w.after(delay+m.w.between(8*time.Second, 20*time.Second), func() {
+	m.w.after(delay+m.t.pause(8*time.Second, 20*time.Second), func() {
 		if m.challenger == g && !g.claimed {
-			m.w.tracef("manager: %s gives up", g.name())
+			m.t.tell("manager: %s gives up", g.name())
 			g.step(writer.Command{Kind: writer.Stop})
 			g.done = true
 			g.dropLinks()
@@ -160,30 +164,30 @@ func (m *manager) becomeActive(g *guard) {
 		m.challenger = nil
 	}
 	m.active, m.stuckSince = g, 0
-	m.w.tracef("manager: %s serves", g.name())
+	m.t.tell("manager: %s serves", g.name())
 }
 
 // guardKilled: the supervisor of the guard's node starts a successor, which
 // adopts the living guest.
 func (m *manager) guardKilled(old *guard, delay time.Duration) {
-	n, own := old.node, old.node.lastOwn
-	if m.active != old || !m.w.guest.alive || m.w.guest.guard != old {
+	n, own := old.node, m.t.last[old.node.index].own
+	if m.active != old || !m.t.guest.alive || m.t.guest.guard != old {
 		return
 	}
-	m.w.guest.paused = true
+	m.t.guest.paused = true
 	m.w.after(delay, func() {
-		if m.active != old || !n.powered || !m.w.guest.alive || m.w.guest.guard != old {
+		if m.active != old || !n.powered || !m.t.guest.alive || m.t.guest.guard != old {
 			return
 		}
 		m.w.note("guard_restart")
-		g := newGuard(m.w, n, old.run, m.placementAttempt(old), true)
+		g := newGuard(m.t, n, old.run, m.placementAttempt(old), true)
 		m.active, m.stuckSince = g, 0
-		m.w.guest.guard = nil
+		m.t.guest.guard = nil
 		old.done = true
 		m.follow(g, func() {
-			if m.active == g && m.w.guest.alive && m.w.guest.run == g.run {
+			if m.active == g && m.t.guest.alive && m.t.guest.run == g.run {
 				m.becomeActive(g)
-				m.w.guest.attach(g)
+				m.t.guest.attach(g)
 			}
 		})
 		inner := g.onState
@@ -223,7 +227,7 @@ func (m *manager) askedToMove(g *guard) {
 	if m.challenger == g {
 		// A takeover that reaches one copy only. Another node may do better, else this
 		// one goes on.
-		if n := m.pick(g.node); n != nil && n != g.node && m.w.rng.IntN(2) == 0 {
+		if n := m.pick(g.node); n != nil && n != g.node && m.t.dice.IntN(2) == 0 {
 			m.w.after(time.Millisecond, func() {
 				if m.challenger != g || g.ended() {
 					return
@@ -232,7 +236,7 @@ func (m *manager) askedToMove(g *guard) {
 				g.done = true
 				g.dropLinks()
 				m.challenger = nil
-				m.challenge(n, m.w.newID(), 0)
+				m.challenge(n, m.t.drawID(), 0)
 			})
 			return
 		}
@@ -244,10 +248,17 @@ func (m *manager) askedToMove(g *guard) {
 		return
 	}
 	if n := m.pick(g.node); n != nil && n != g.node {
-		m.challenge(n, m.w.newID(), 0)
+		m.challenge(n, m.t.drawID(), 0)
 		return
 	}
 	m.w.after(time.Millisecond, func() { g.step(writer.Command{Kind: writer.MoveRefused}) })
+}
+
+// replaceDisks lets every VM's guard replace what stands on dead disks.
+func (w *world) replaceDisks() {
+	for _, t := range w.living() {
+		t.manager.replaceDisks()
+	}
 }
 
 // replaceDisks asks the writer to rebuild what stands on dead disks, as long as
@@ -263,20 +274,20 @@ func (m *manager) replaceDisks() {
 }
 
 func (m *manager) replaceDisksOf(n *node) {
-	r := m.w.etcd.records(m.w.vm, []ids.ID{m.w.volume}, m.w.diskIdx)
+	v := m.t.record()
 	for i, d := range n.disks {
 		if len(n.disks) < 2 {
 			return
 		}
-		if v := &r.Volumes[0]; d.dead && len(v.Spare(d.id)) > 0 { // what was to come here stays where it is
+		if d.dead && len(v.Spare(d.id)) > 0 { // what was to come here stays where it is
 			m.active.step(writer.Command{Kind: writer.ReplaceDisk, Replace: writer.Replace{Old: d.id}})
 			continue
 		}
 		spare := n.disks[1-i]
-		if !d.dead || spare.dead || !n.serving() || !placed(r.Volumes[0].Seg, d.id) {
+		if !d.dead || spare.dead || !n.serving() || !placed(v.Seg, d.id) {
 			continue
 		}
-		segments := movable(&r.Volumes[0], d.id, spare.id)
+		segments := movable(&v, d.id, spare.id)
 		if len(segments) == 0 {
 			continue // the spare is being given them already
 		}

@@ -47,7 +47,8 @@ func (m *mover) arm() {
 
 // act gives the guard that serves one order.
 func (m *mover) act() {
-	g := m.w.manager.active
+	t := m.w.some()
+	g := t.manager.active
 	if g == nil || g.ended() || g.frozen || g.state != writer.Serving {
 		return
 	}
@@ -57,7 +58,7 @@ func (m *mover) act() {
 	}
 	from := m.rng.IntN(2)
 	r := writer.Replace{Old: n.disks[from].id, New: n.disks[1-from].id, NewNode: n.id, Live: true}
-	v := m.w.record()
+	v := t.record()
 	if len(v.Spare(r.New)) > 0 {
 		r.Old, r.New = r.New, r.Old
 	}
@@ -93,15 +94,10 @@ func movable(v *repl.VolumeRecord, from, to ids.ID) []uint32 {
 	return out
 }
 
-// record is the volume's records as the store has them.
-func (w *world) record() repl.VolumeRecord {
-	return w.etcd.records(w.vm, idsOf(w.volume), w.diskIdx).Volumes[0]
-}
-
 // moving reports whether a segment has a copy more than it should: one is to take
 // the place of another.
-func (w *world) moving() bool {
-	return slices.ContainsFunc(w.record().Seg.Map, func(row []uint16) bool { return len(row) > storageNodes })
+func moving(v *repl.VolumeRecord) bool {
+	return slices.ContainsFunc(v.Seg.Map, func(row []uint16) bool { return len(row) > storageNodes })
 }
 
 // noteMoves counts what a transaction does to the rows.

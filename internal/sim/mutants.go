@@ -138,6 +138,14 @@ var Mutants = []Mutant{
 	{Name: "direct-untouched", Rule: "a block that was written since its map is not read past the storage process", Set: func(m *Mutations) { m.Writer.DirectUntouched = true }},
 	{Name: "forget-holes", Rule: "a tombstone above older objects is kept until an image has its holes", Set: func(m *Mutations) { m.Disk.ForgetHoles = true }, Scenario: "discard-above-snapshot"},
 
+	{Name: "window-pins-tail", Rule: "a volume without a writer does not stop the log's tail (I17)", Set: func(m *Mutations) { m.Disk.WindowPinsTail = true }, Scenario: "dead-volume"},
+	{Name: "relist-once", Rule: "what only the flush mark holds is re-appended each time the log goes round (I7)", Set: func(m *Mutations) { m.Disk.RelistOnce = true }, Scenario: "dead-volume"},
+	{Name: "tail-before-notes", Rule: "the tail moves when what was re-appended is durable (I7)", Set: func(m *Mutations) { m.Disk.TailBeforeNotes = true }, Scenario: "dead-volume"},
+	{Name: "flush-mark-of-all", Rule: "a flush mark is one volume's", Set: func(m *Mutations) { m.Disk.FlushMarkOfAll = true }, Scenario: "dead-volume"},
+	{Name: "free-slot-early", Rule: "a slot is used again when a checkpoint has freed it durably (I8)", Set: func(m *Mutations) { m.Disk.FreeSlotEarly = true }, Scenario: "slot-reused"},
+	{Name: "open-stops-all", Rule: "OPEN of one volume ends no renewal of another (I17)", Set: func(m *Mutations) { m.Replica.OpenStopsAll = true }, Scenario: "takeover-beside"},
+	{Name: "heartbeat-grants-all", Rule: "a guard's heartbeat grants the leases of its own volumes alone", Set: func(m *Mutations) { m.Replica.HeartbeatGrantsAll = true }, Scenario: "takeover-beside"},
+
 	{Name: "port-without-timer", Rule: "a port is open to the lease's end less 0.5 s, by the kernel's timer [S2]", Set: func(m *Mutations) { m.Machines.Guard.PortWithoutTimer = true }, Scenario: "dead-guard"},
 	{Name: "stop-before-port", Rule: "the port is shut before QEMU is asked to stop, and nobody waits for its answer [S2]", Set: func(m *Mutations) {
 		m.Machines.Guard.StopBeforePort, m.Machines.Guard.PortWithoutTimer = true, true

@@ -26,19 +26,17 @@ type node struct {
 	powered bool
 	boot    ids.ID // boot identity, new at each power-on
 
-	process     int // number of the storage process; a new one forgets
-	core        *replica.Core
-	opening     map[ids.ID]*disk.Core // disks whose recovery runs
-	engines     map[ids.ID]*disk.Core
-	links       map[replica.Conn]*link
-	timer       clock.Instant
-	patient     bool // it listens although a disk is not open yet
-	guards      []*guard
-	seenAlive   bool // session in etcd, or beats, as everybody sees it
-	broken      bool // its daemon says that the storage process does not answer
-	mergesOff   bool // a script keeps it from merging objects
-	lastOwn     repl.Own
-	lastRecords repl.Records
+	process   int // number of the storage process; a new one forgets
+	core      *replica.Core
+	opening   map[ids.ID]*disk.Core // disks whose recovery runs
+	engines   map[ids.ID]*disk.Core
+	links     map[replica.Conn]*link
+	timer     clock.Instant
+	patient   bool // it listens although a disk is not open yet
+	guards    []*guard
+	seenAlive bool // session in etcd, or beats, as everybody sees it
+	broken    bool // its daemon says that the storage process does not answer
+	mergesOff bool // a script keeps it from merging objects
 	clockFace
 	onTags     map[uint64]func(disk.Completion)
 	onPlaces   map[uint64]func(*place.Map)
@@ -155,21 +153,25 @@ func (n *node) powerCut() {
 	for _, g := range n.guards {
 		if !g.killed {
 			g.kill()
-			if n.w.guest.guard == g {
-				n.w.guest.die()
+			if g.t.guest.guard == g {
+				g.t.guest.die()
 			}
 		}
 	}
-	if g := n.w.guest.guard; n.w.guest.alive && g == nil && n.w.manager.active != nil && n.w.manager.active.node == n {
-		n.w.guest.die() // it waited for a successor of its guard
+	for _, t := range n.w.tenants {
+		if t.guest.alive && t.guest.guard == nil && t.manager.active != nil && t.manager.active.node == n {
+			t.guest.die() // it waited for a successor of its guard
+		}
+		t.last[n.index] = lastKnown{}
 	}
 	n.guards = nil
-	n.lastRecords, n.lastOwn = repl.Records{}, repl.Own{}
 	n.w.lostByLie(n)
 	for _, d := range n.disks {
 		d.losePower(n.w, n.w.survival(n))
 	}
-	n.w.oracle.losePower(n.index, n.w.isrByBlock())
+	for _, t := range n.w.living() {
+		t.oracle.losePower(n.index, t.isrByBlock())
+	}
 	process := n.process
 	// Beats stop for 1.5 s, the session for 2 s, before others see the loss.
 	n.w.after(n.w.between(1500e6, 2500e6), func() {

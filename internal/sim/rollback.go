@@ -52,20 +52,20 @@ func (s *snapshots) rollback(number uint32, unseen bool) bool {
 
 // stopByForce ends the VM in whatever state its guard is, and says in etcd that it
 // is stopped.
-func (w *world) stopByForce() {
-	if g := w.manager.active; g != nil {
+func (t *tenant) stopByForce() {
+	if g := t.manager.active; g != nil {
 		g.kill()
 	}
-	w.guest.die()
-	w.placeNowhere()
+	t.guest.die()
+	t.placeNowhere()
 }
 
 // placeNowhere says in etcd that the VM is stopped.
-func (w *world) placeNowhere() {
-	m := &w.manager
+func (t *tenant) placeNowhere() {
+	m := &t.manager
 	m.attempt++
-	w.etcd.rev++
-	w.etcd.put(repl.Key{Kind: repl.KeyPlacement, ID: w.vm}.Path(), repl.Placement{Attempt: m.attempt, State: "stopped"})
+	t.w.etcd.rev++
+	t.w.etcd.put(repl.Key{Kind: repl.KeyPlacement, ID: t.vm}.Path(), repl.Placement{Attempt: m.attempt, State: "stopped"})
 }
 
 // rots reports whether blocks of a snapshot may be unreadable on every copy: then

@@ -101,6 +101,7 @@ func (e *scriptError) Unwrap() error { return e.cause }
 // player follows a script in a world.
 type player struct {
 	w    *world
+	t    *tenant         // whose word it is
 	over bool            // the script ends here: nothing comes right any more, and must not
 	keep map[int]float64 // by node: how likely a sector survives its next power cut
 }
@@ -126,16 +127,20 @@ func scripted(p *profile, s *Scenario) {
 
 // play runs the script, then lets the faults end and verifies.
 func (w *world) play(s *Scenario) {
-	p := &player{w: w, keep: map[int]float64{}}
+	p := &player{w: w, t: w.tenant, keep: map[int]float64{}}
 	w.player = p
-	w.guest.retired, w.manager.off = true, true
+	for _, t := range w.tenants {
+		t.guest.retired, t.manager.off = true, true
+	}
 	for _, n := range w.nodes {
 		n.start()
 	}
 	if !w.clones.prepare() {
 		return
 	}
-	w.manager.tick()
+	for _, t := range w.tenants {
+		t.manager.tick()
+	}
 	words := map[string]func([]string) error{}
 	for name, do := range scriptWords {
 		words[name] = func(args []string) error { return do(p, args) }
@@ -143,12 +148,15 @@ func (w *world) play(s *Scenario) {
 	if w.follow(s, words, func() bool { return p.over }); w.err != nil || p.over {
 		return
 	}
-	if c := w.manager.challenger; c != nil && !c.claimed {
-		p.endChallenge()
+	for _, t := range w.tenants {
+		if c := t.manager.challenger; c != nil && !c.claimed {
+			p.t = t
+			p.endChallenge()
+		}
+		t.manager.off = false
 	}
 	w.player = nil
 	w.opt.Ops = w.ops
-	w.manager.off = false
 	w.settle()
 }
 
@@ -249,7 +257,7 @@ func (p *player) block(word string) (int, error) {
 // on picks the guard that stands for a word: the newest that runs on the node.
 func (p *player) guardOn(n *node) *guard {
 	for _, g := range slices.Backward(p.w.guards) {
-		if g.node == n && !g.parent {
+		if g.t == p.t && g.node == n && !g.parent {
 			return g
 		}
 	}

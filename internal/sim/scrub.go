@@ -195,8 +195,10 @@ func (w *world) startScrub(duty int) {
 			n.pump()
 		}
 	}
-	if g := w.manager.active; g != nil && !g.ended() {
-		g.step(writer.Command{Kind: writer.Scrub})
+	for _, t := range w.living() {
+		if g := t.manager.active; g != nil && !g.ended() {
+			g.step(writer.Command{Kind: writer.Scrub})
+		}
 	}
 }
 
@@ -222,10 +224,10 @@ func (w *world) scrubAll() bool {
 			return false
 		}
 		w.janitor.round()
-		before := w.scrubRuns()
+		before := w.scrubsRun()
 		w.startScrub(100)
 		limit := w.now.Add(10 * time.Minute)
-		if !w.run(limit, func() bool { return w.whole() && w.scrubIdle() && w.scrubRuns() != before }) {
+		if !w.run(limit, func() bool { return w.all((*tenant).whole) && w.scrubIdle() && w.scrubbedSince(before) }) {
 			if w.err == nil {
 				w.failf("a scrub does not end: %s", w.describe())
 			}
@@ -236,8 +238,10 @@ func (w *world) scrubAll() bool {
 		}
 	}
 	w.note("scrubbed")
-	clear(w.tainted) // the copies were compared
-	w.demandClean()
+	for _, t := range w.asked() {
+		clear(t.tainted) // the copies were compared
+		t.demandClean()
+	}
 	return w.err == nil
 }
 
@@ -245,17 +249,23 @@ func (w *world) scrubAll() bool {
 // has left its segment, on a disk that has other segments yet: it is kept there for
 // the snapshots that it shows. A disk that no segment names must have been freed.
 func (w *world) onlyMovedDamage() bool {
-	r := w.record()
-	for _, n := range w.nodes {
-		for _, d := range n.disks {
-			named := placed(r.Seg, d.id)
-			for e := range uint64(extentCount) {
-				if d.dead || n.engines[d.id] == nil || named && !slices.Contains(r.Seg.Row(int(e)*repl.ExtentBytes/segmentBytes), d.id) {
-					continue
-				}
-				for _, snap := range append(w.snaps.numbers(), 0) {
-					if _, bad := n.readExtent(d.id, w.volume, e, snap); len(bad) > 0 {
-						return false
+	for _, t := range w.living() {
+		v := t.record()
+		snaps := []uint32{0}
+		if t.first() {
+			snaps = append(w.snaps.numbers(), 0)
+		}
+		for _, n := range w.nodes {
+			for _, d := range n.disks {
+				named := placed(v.Seg, d.id)
+				for e := range uint64(extentCount) {
+					if d.dead || n.engines[d.id] == nil || named && !slices.Contains(v.Seg.Row(int(e)*repl.ExtentBytes/segmentBytes), d.id) {
+						continue
+					}
+					for _, snap := range snaps {
+						if _, bad := n.readExtent(d.id, t.volume, e, snap); len(bad) > 0 {
+							return false
+						}
 					}
 				}
 			}
@@ -264,15 +274,29 @@ func (w *world) onlyMovedDamage() bool {
 	return w.err == nil
 }
 
-// scrubRuns names the guard and counts its comparisons.
-func (w *world) scrubRuns() (r struct {
+// scrubRuns names a guard and counts its comparisons.
+type scrubRuns struct {
 	guard ids.ID
 	runs  int
-}) {
-	if g := w.manager.active; g != nil {
+}
+
+func (t *tenant) scrubRuns() (r scrubRuns) {
+	if g := t.manager.active; g != nil {
 		r.guard, r.runs = g.id, g.core.Health().Volumes[0].Scrub.Runs
 	}
 	return r
+}
+
+func (w *world) scrubsRun() (list []scrubRuns) {
+	for _, t := range w.tenants {
+		list = append(list, t.scrubRuns())
+	}
+	return list
+}
+
+// scrubbedSince: every volume's copies were compared since.
+func (w *world) scrubbedSince(before []scrubRuns) bool {
+	return w.all(func(t *tenant) bool { return t.scrubRuns() != before[t.index] })
 }
 
 func (w *world) scrubIdle() bool {
@@ -283,8 +307,10 @@ func (w *world) scrubIdle() bool {
 			}
 		}
 	}
-	h := w.manager.active.core.Health().Volumes[0]
-	return !h.Scrub.Running && h.Healing == 0
+	return w.all(func(t *tenant) bool {
+		h := t.manager.active.core.Health().Volumes[0]
+		return !h.Scrub.Running && h.Healing == 0
+	})
 }
 
 // scrubClean reports whether the last round found nothing.
@@ -294,45 +320,52 @@ func (w *world) scrubClean() bool {
 			if d.dead {
 				continue // what its last pass found stands there for ever
 			}
-			st := n.core.Scrub(d.id)
-			if st.BadBlocks+st.BadMetadata > 0 || len(n.core.DamageOf(d.id)) > 0 {
+			st, damage := n.core.Scrub(d.id), n.core.DamageOf(d.id)
+			if len(w.asked()) < len(w.living()) {
+				// A volume that waits for its last copies keeps its damage.
+				st.BadBlocks, st.BadMetadata = 0, 0
+				damage = slices.DeleteFunc(damage, func(x replica.Damage) bool { t := w.tenantOf(x.Volume); return t != nil && t.waits })
+			}
+			if st.BadBlocks+st.BadMetadata > 0 || len(damage) > 0 {
 				w.note("scrub_found")
-				w.tracef("%s disk %s: %+v, damage %v", n.name(), d.id.Short(), st, n.core.DamageOf(d.id))
+				w.tracef("%s disk %s: %+v, damage %v", n.name(), d.id.Short(), st, damage)
 				return false
 			}
 		}
 	}
-	h := w.manager.active.core.Health().Volumes[0].Scrub
-	if h.Differ+h.Repaired > 0 {
-		w.note("scrub_repaired")
-		w.tracef("comparison: %+v", h)
-		return false
+	for _, t := range w.asked() {
+		h := t.manager.active.core.Health().Volumes[0].Scrub
+		if h.Differ+h.Repaired > 0 {
+			w.note("scrub_repaired")
+			t.tell("comparison: %+v", h)
+			return false
+		}
 	}
 	return true
 }
 
 // demandClean reads every block of every in-sync copy from its disk, as the head
 // and as each snapshot shows it.
-func (w *world) demandClean() {
-	w.demandCleanReader(0)
-	if w.counts["block_given_up"] > 0 {
+func (t *tenant) demandClean() {
+	t.demandCleanReader(0)
+	if t.w.counts["block_given_up"] > 0 {
 		return // a write heals the head, nothing heals a snapshot
 	}
-	for _, snap := range w.snaps.numbers() {
-		w.demandCleanReader(snap)
+	for _, snap := range t.snapshots() {
+		t.demandCleanReader(snap)
 	}
 }
 
-func (w *world) demandCleanReader(snap uint32) {
-	r := w.etcd.records(w.vm, idsOf(w.volume), w.diskIdx)
+func (t *tenant) demandCleanReader(snap uint32) {
+	w, v := t.w, t.record()
 	for e := range uint64(extentCount) {
 		var want []wire.Tag
-		for _, d := range r.Volumes[0].ISR(int(e) * repl.ExtentBytes / segmentBytes) {
+		for _, d := range v.ISR(int(e) * repl.ExtentBytes / segmentBytes) {
 			n := w.nodeOfDisk(d)
 			if n.diskByID(d).dead || n.engines[d] == nil {
 				continue
 			}
-			got, bad := n.readExtent(d, w.volume, e, snap)
+			got, bad := n.readExtent(d, t.volume, e, snap)
 			if len(bad) > 0 {
 				w.failf("extent %d of snapshot %d on %s is not readable after a scrub: blocks %v", e, snap, n.name(), bad)
 				return

@@ -10,23 +10,23 @@ import (
 // reached from its node.
 func (w *world) readRecords(g *guard) {
 	w.after(w.between(w.profile.etcdLo, w.profile.etcdHi), func() {
-		if g.ended() {
+		if g.ended() || g.t.deleted {
 			return
 		}
 		if !w.etcdReachable(g.node) {
 			if g.hasCached() && !g.usedCache {
 				g.usedCache = true
 				w.note("cached_records")
-				g.step(writer.RecordsRead{Records: g.node.lastRecords, Cached: true})
+				g.step(writer.RecordsRead{Records: g.t.last[g.node.index].records, Cached: true})
 			}
 			w.after(etcdRetry, func() { w.readRecords(g) })
 			return
 		}
-		vm := w.vm
+		vm := g.t.vm
 		if g.idle {
 			vm = ids.ID{}
 		}
-		vol := w.volume
+		vol := g.t.volume
 		if g.parent {
 			vol = w.clones.parent
 		}
@@ -82,51 +82,64 @@ func (w *world) commit(g *guard, id uint64, t repl.Txn) {
 	})
 }
 
-// apply commits to the store and lets the oracle see a smaller in-sync set.
+// apply commits to the store and lets the oracles see a smaller in-sync set.
 func (w *world) apply(t repl.Txn) (repl.Outcome, int64) {
-	before := w.record()
-	was := before.Own
+	var before []repl.VolumeRecord
+	for _, o := range w.tenants {
+		before = append(before, o.record())
+	}
 	out, rev := w.etcd.commit(t)
-	if out == repl.OutcomeCommitted {
-		for _, p := range t.Puts {
-			if w.clones.on && p.Key.ID == w.clones.parent {
-				if p.Cfg != nil {
-					w.clones.committed(p.Cfg)
-				}
-				continue
-			}
-			if p.Own != nil {
-				if p.Own.Epoch != was.Epoch {
-					w.note("claim_made")
-				}
-				w.tracef("etcd: own epoch %d inc %d cfg %d out %d", p.Own.Epoch, p.Own.Inc, p.Own.CfgVersion, len(p.Own.Out))
-				w.noteISR()
-				w.judgeOut(was, *p.Own)
-			}
-			if p.Seg != nil {
-				w.noteMoves(before.Seg, *p.Seg)
-			}
+	if out != repl.OutcomeCommitted {
+		return out, rev
+	}
+	for _, p := range t.Puts {
+		if w.clones.on && p.Key.ID == w.clones.parent {
 			if p.Cfg != nil {
-				w.snaps.committed(p.Cfg)
-				if w.clones.on && p.Cfg.Parent.IsZero() {
-					w.note("independent")
-				}
+				w.clones.committed(p.Cfg)
 			}
+			continue
 		}
-		w.judgeTaint()
-		w.oracle.losePower(-1, w.isrByBlock())
+		if o := w.tenantOf(p.Key.ID); o != nil {
+			o.committed(p, before[o.index])
+		}
+	}
+	w.judgeTaint()
+	for _, o := range w.living() {
+		o.oracle.losePower(-1, o.isrByBlock())
 	}
 	return out, rev
 }
 
+// committed looks at what a transaction put.
+func (t *tenant) committed(p repl.Put, before repl.VolumeRecord) {
+	w := t.w
+	if p.Own != nil {
+		if p.Own.Epoch != before.Own.Epoch {
+			w.note("claim_made")
+		}
+		t.tell("etcd: own epoch %d inc %d cfg %d out %d", p.Own.Epoch, p.Own.Inc, p.Own.CfgVersion, len(p.Own.Out))
+		t.noteISR()
+		w.judgeOut(before.Own, *p.Own)
+	}
+	if p.Seg != nil {
+		w.noteMoves(before.Seg, *p.Seg)
+	}
+	if p.Cfg != nil && t.first() {
+		w.snaps.committed(p.Cfg)
+		if w.clones.on && p.Cfg.Parent.IsZero() {
+			w.note("independent")
+		}
+	}
+}
+
 // noteSent counts what transactions ask for.
 func (w *world) noteSent(t repl.Txn) {
-	r := w.etcd.records(w.vm, []ids.ID{w.volume}, w.diskIdx)
 	for _, p := range t.Puts {
-		if p.Own == nil || p.Key.ID != w.volume {
+		o := w.tenantOf(p.Key.ID)
+		if p.Own == nil || o == nil {
 			continue
 		}
-		switch was := r.Volumes[0].Own; {
+		switch was := o.record().Own; {
 		case p.Own.Epoch != was.Epoch:
 			w.note("claim_sent")
 		case len(p.Own.Out) > len(was.Out):
@@ -137,11 +150,11 @@ func (w *world) noteSent(t repl.Txn) {
 	}
 }
 
-func (w *world) noteISR() {
-	r := w.etcd.records(w.vm, []ids.ID{w.volume}, w.diskIdx)
-	for s := range r.Volumes[0].Seg.Map {
-		if len(r.Volumes[0].ISR(s)) == 1 {
-			w.note("isr_of_one")
+func (t *tenant) noteISR() {
+	v := t.record()
+	for s := range v.Seg.Map {
+		if len(v.ISR(s)) == 1 {
+			t.w.note("isr_of_one")
 			return
 		}
 	}

@@ -15,28 +15,33 @@ import (
 
 // verifyAll reads every block that was ever used through the writer, flushes,
 // and compares the copies with each other.
-func (w *world) verifyAll(limit clock.Instant) {
-	m := w.guest
+func (t *tenant) verifyAll(limit clock.Instant) {
+	w, m := t.w, t.guest
 	m.retired = true
-	w.readAll()
+	t.readAll()
 	m.nextID++
 	f := &request{id: m.nextID, op: writer.OpFlush}
-	w.oracle.issueFlush(f.id)
+	t.oracle.issueFlush(f.id)
 	m.pending[f.id] = f
 	m.hand(f)
-	if !w.run(limit, func() bool { return w.snaps.busy == nil || w.snaps.busy.ended() }) {
+	if t.first() && !w.run(limit, func() bool { return w.snaps.busy == nil || w.snaps.busy.ended() }) {
 		w.failf("an order of a snapshot is never answered; %s", w.describe())
 		return
 	}
-	w.snaps.verify(m.guard)
-	if !w.run(limit, func() bool { return len(m.pending) == 0 && len(w.snaps.reads) == 0 && w.whole() }) {
+	if t.first() {
+		w.snaps.verify(m.guard)
+	}
+	if !w.run(limit, func() bool { return len(m.pending) == 0 && len(w.snaps.reads) == 0 && t.whole() }) {
 		w.failf("the final read did not end: %d requests open, %d of snapshots; %s", len(m.pending), len(w.snaps.reads), w.describe())
 		return
 	}
-	if !w.clones.on { // else flattening may be under way
-		w.compareCopies()
+	if !w.clones.on || !t.first() { // else flattening may be under way
+		t.compareCopies()
 	}
-	if w.err != nil || !w.clones.flattened() {
+	if !t.first() && w.err == nil {
+		t.checkLinear()
+	}
+	if !t.first() || w.err != nil || !w.clones.flattened() {
 		return
 	}
 	// A block that cannot be read must be repaired before it can be merged, and what
@@ -49,26 +54,26 @@ func (w *world) verifyAll(limit clock.Instant) {
 		w.note("merge_waits_for_repair")
 	}
 	w.snaps.noteMerges()
-	w.compareCopies()
+	t.compareCopies()
 	if w.clones.on && w.err == nil {
-		w.readAll()
+		t.readAll()
 		w.snaps.verify(m.guard)
 		if !w.run(limit, func() bool { return len(m.pending) == 0 && len(w.snaps.reads) == 0 }) {
 			w.failf("the read of a clone without its parent did not end; %s", w.describe())
 		}
 	}
 	if w.err == nil {
-		w.checkLinear()
+		t.checkLinear()
 	}
 }
 
 // readAll reads every block through the writer.
-func (w *world) readAll() {
-	m := w.guest
+func (t *tenant) readAll() {
+	m := t.guest
 	for first := 0; first < volumeBlocks; first += 64 {
 		m.nextID++
 		r := &request{id: m.nextID, op: writer.OpRead, first: first, count: min(64, volumeBlocks-first)}
-		w.oracle.issueRead(r.id, r.first, r.count)
+		t.oracle.issueRead(r.id, r.first, r.count)
 		m.pending[r.id] = r
 		m.hand(r)
 	}
@@ -76,23 +81,23 @@ func (w *world) readAll() {
 
 // compareCopies demands equal tags at all members of each segment (I11), as each
 // reader sees them: what stands in which object may differ.
-func (w *world) compareCopies() {
-	for _, snap := range append([]uint32{0}, w.snaps.numbers()...) {
-		w.compareReader(snap)
+func (t *tenant) compareCopies() {
+	for _, snap := range append([]uint32{0}, t.snapshots()...) {
+		t.compareReader(snap)
 	}
 }
 
-func (w *world) compareReader(snap uint32) {
-	r := w.etcd.records(w.vm, idsOf(w.volume), w.diskIdx)
+func (t *tenant) compareReader(snap uint32) {
+	w, v := t.w, t.record()
 	for e := range uint64(extentCount) {
 		var want []wire.Tag
 		from := ""
-		for _, d := range r.Volumes[0].ISR(int(e) * repl.ExtentBytes / segmentBytes) {
+		for _, d := range v.ISR(int(e) * repl.ExtentBytes / segmentBytes) {
 			n := w.nodeOfDisk(d)
 			if n.diskByID(d).dead {
 				continue // it died since
 			}
-			got, err := n.readTags(d, w.volume, e, snap)
+			got, err := n.readTags(d, t.volume, e, snap)
 			if err != nil {
 				w.failf("read the tags of extent %d on %s: %v", e, n.name(), err)
 				return
@@ -100,7 +105,7 @@ func (w *world) compareReader(snap uint32) {
 			if got == nil {
 				got = make([]wire.Tag, repl.ExtentBlocks)
 			}
-			if w.scrubCopy(n, d, e, snap, got); w.err != nil {
+			if t.scrubCopy(n, d, e, snap, got); w.err != nil {
 				return
 			}
 			if want == nil {
@@ -132,20 +137,36 @@ func sameContent(a, b wire.Tag) bool {
 	return zero(a) && zero(b)
 }
 
+// describe says how the nodes and the volumes are, but those of which nothing more is
+// asked.
 func (w *world) describe() string {
 	var b strings.Builder
 	for _, n := range w.nodes {
 		fmt.Fprintf(&b, "%s powered=%v serving=%v; ", n.name(), n.powered, n.serving())
 	}
-	g := w.manager.active
+	for i, t := range w.asked() {
+		if i > 0 {
+			b.WriteString("; ")
+		}
+		b.WriteString(t.describeGuard())
+	}
+	return b.String()
+}
+
+func (t *tenant) describeGuard() string {
+	var b strings.Builder
+	if t.index > 0 {
+		fmt.Fprintf(&b, "vol%d: ", t.index+1)
+	}
+	g := t.manager.active
 	if g == nil {
 		return b.String() + "no active guard"
 	}
 	h := g.core.Health()
-	fmt.Fprintf(&b, "active %s %v lease=%v ended=%v pending=%d", g.name(), h.State, g.leaseHeld(), g.ended(), len(w.guest.pending))
+	fmt.Fprintf(&b, "active %s %v lease=%v ended=%v pending=%d", g.name(), h.State, g.leaseHeld(), g.ended(), len(t.guest.pending))
 	for _, v := range h.Volumes {
 		for _, m := range v.Members {
-			fmt.Fprintf(&b, "; member %s in=%v conn=%v reason=%s syncing=%v %d/%d", w.nodeByID(m.Node).name(), m.InSync, m.Connected, m.Reason, m.Syncing, m.SyncDone, m.SyncTotal)
+			fmt.Fprintf(&b, "; member %s in=%v conn=%v reason=%s syncing=%v %d/%d", t.w.nodeByID(m.Node).name(), m.InSync, m.Connected, m.Reason, m.Syncing, m.SyncDone, m.SyncTotal)
 		}
 	}
 	return b.String()
@@ -157,7 +178,7 @@ func (l *link) observeSend(m wire.Message) {
 	at := int64(-1)
 	switch m := m.(type) {
 	case *wire.SyncWrite:
-		l.g.w.observeLost(l, m)
+		l.g.observeLost(m)
 		if l.syncing == nil {
 			l.syncing = map[uint64]uint64{}
 		}
@@ -177,28 +198,29 @@ func (l *link) observeSend(m wire.Message) {
 
 // observeLost notes blocks that a join gives up, which it may only if the one node
 // whose disks rot has the last copies.
-func (w *world) observeLost(l *link, m *wire.SyncWrite) {
+func (g *guard) observeLost(m *wire.SyncWrite) {
+	w, t := g.w, g.t
 	for _, b := range m.Blocks {
 		if b.Tag != wire.Lost {
 			continue
 		}
 		block := int(m.Extent)*repl.ExtentBlocks + int(b.Block)
-		set := w.isr(block)[0]
-		if known := w.knownISR(l.g, block); known != nil {
+		set := t.isr(block)[0]
+		if known := t.knownISR(g, block); known != nil {
 			set = known // a grow whose answer is under way is not known yet
 		}
-		if w.boundToRot(set) {
+		if t.first() && w.boundToRot(set) {
 			w.note("given_up_bound")
-			w.lostIn[[2]int{int(m.Object), block}] = true
+			t.lostIn[[2]int{int(m.Object), block}] = true
 			continue
 		}
 		for _, i := range set {
-			if (i != w.profile.rotNode || !w.lied()) && !w.givenUp[block] && !w.lostIn[[2]int{int(m.Object), block}] {
+			if (i != w.profile.rotNode || !w.lied()) && !t.givenUp[block] && !t.lostIn[[2]int{int(m.Object), block}] {
 				w.failf("block %d is given up although %s is in sync", block, w.nodes[i].name())
 			}
 		}
 		w.note("block_given_up")
-		w.givenUp[block], w.lostIn[[2]int{int(m.Object), block}] = true, true
+		t.givenUp[block], t.lostIn[[2]int{int(m.Object), block}] = true, true
 	}
 }
 
@@ -213,13 +235,15 @@ func (w *world) boundToRot(set []int) bool {
 
 // healGivenUp writes the blocks that were given up: they must be whole again.
 func (w *world) healGivenUp() bool {
-	for _, b := range slices.Sorted(maps.Keys(w.givenUp)) {
-		if w.guest.alive {
-			w.guest.put(writer.OpWrite, b, 1, false)
-		}
-		if !w.run(w.now.Add(time.Minute), w.whole) {
-			w.failf("block %d, which was given up, cannot be written; %s", b, w.describe())
-			return false
+	for _, t := range w.asked() {
+		for _, b := range slices.Sorted(maps.Keys(t.givenUp)) {
+			if t.guest.alive {
+				t.guest.put(writer.OpWrite, b, 1, false)
+			}
+			if !w.run(w.now.Add(time.Minute), t.whole) {
+				w.failf("block %d, which was given up, cannot be written; %s", b, w.describe())
+				return false
+			}
 		}
 	}
 	return true

@@ -20,58 +20,64 @@ var scriptWords map[string]func(p *player, args []string) error
 
 func init() {
 	scriptWords = map[string]func(p *player, args []string) error{
-		"slow-disks": func(*player, []string) error { return nil }, // see scripted
-		"promise":    (*player).promise,
-		"reset":      (*player).reset,
-		"lag":        (*player).lag,
-		"end":        func(p *player, _ []string) error { p.over = true; return nil },
-		"one-disk":   func(*player, []string) error { return nil },
-		"min-isr-2":  func(*player, []string) error { return nil },
-		"start":      (*player).start,
-		"stop-vm":    (*player).stopVM,
-		"write":      func(p *player, a []string) error { return p.request(writer.OpWrite, a) },
-		"read":       func(p *player, a []string) error { return p.request(writer.OpRead, a) },
-		"zero":       func(p *player, a []string) error { return p.request(writer.OpZero, a) },
-		"discard":    func(p *player, a []string) error { return p.request(writer.OpDiscard, a) },
-		"flush":      func(p *player, a []string) error { return p.request(writer.OpFlush, append([]string{"0.0"}, a...)) },
-		"answered":   (*player).answered,
-		"load":       (*player).load,
-		"wait":       (*player).wait,
-		"until":      (*player).until,
-		"power":      (*player).power,
-		"keep":       (*player).setKeep,
-		"storage":    (*player).storage,
-		"guard":      (*player).guardWord,
-		"ghost":      (*player).ghost,
-		"partition":  (*player).partition,
-		"cut":        (*player).cut,
-		"heal":       (*player).heal,
-		"etcd":       (*player).etcd,
-		"hang":       (*player).hang,
-		"unhang":     (*player).unhang,
-		"disk":       (*player).diskWord,
-		"rot-log":    (*player).rotLog,
-		"rot":        (*player).rot,
-		"lost":       (*player).lost,
-		"snapshot":   (*player).snapshot,
-		"scrub":      (*player).scrub,
-		"rollback":   (*player).rollback,
-		"force":      (*player).force,
-		"bmc":        (*player).bmc,
-		"lie-sync":   (*player).lieSync,
-		"maintain":   (*player).maintain,
-		"clone":      func(*player, []string) error { return nil }, // see newClones
-		"parent":     (*player).parent,
-		"yield":      (*player).yield,
-		"merges":     (*player).merges,
-		"move":       (*player).move,
-		"sweep":      (*player).sweep,
-		"full":       (*player).full,
-		"space":      (*player).space,
-		"clock":      (*player).clockWord,
-		"suspend":    (*player).suspend,
-		"resume":     (*player).resume,
-		"swap":       (*player).swap,
+		"slow-disks":  func(*player, []string) error { return nil }, // see scripted
+		"promise":     (*player).promise,
+		"reset":       (*player).reset,
+		"lag":         (*player).lag,
+		"end":         func(p *player, _ []string) error { p.over = true; return nil },
+		"one-disk":    func(*player, []string) error { return nil },
+		"min-isr-2":   func(*player, []string) error { return nil },
+		"start":       (*player).start,
+		"stop-vm":     (*player).stopVM,
+		"write":       func(p *player, a []string) error { return p.request(writer.OpWrite, a) },
+		"read":        func(p *player, a []string) error { return p.request(writer.OpRead, a) },
+		"zero":        func(p *player, a []string) error { return p.request(writer.OpZero, a) },
+		"discard":     func(p *player, a []string) error { return p.request(writer.OpDiscard, a) },
+		"flush":       func(p *player, a []string) error { return p.request(writer.OpFlush, append([]string{"0.0"}, a...)) },
+		"answered":    (*player).answered,
+		"load":        (*player).load,
+		"wait":        (*player).wait,
+		"until":       (*player).until,
+		"power":       (*player).power,
+		"keep":        (*player).setKeep,
+		"storage":     (*player).storage,
+		"guard":       (*player).guardWord,
+		"ghost":       (*player).ghost,
+		"partition":   (*player).partition,
+		"cut":         (*player).cut,
+		"heal":        (*player).heal,
+		"etcd":        (*player).etcd,
+		"hang":        (*player).hang,
+		"unhang":      (*player).unhang,
+		"disk":        (*player).diskWord,
+		"rot-log":     (*player).rotLog,
+		"rot":         (*player).rot,
+		"lost":        (*player).lost,
+		"snapshot":    (*player).snapshot,
+		"scrub":       (*player).scrub,
+		"rollback":    (*player).rollback,
+		"force":       (*player).force,
+		"bmc":         (*player).bmc,
+		"lie-sync":    (*player).lieSync,
+		"maintain":    (*player).maintain,
+		"clone":       func(*player, []string) error { return nil }, // see newClones
+		"parent":      (*player).parent,
+		"yield":       (*player).yield,
+		"merges":      (*player).merges,
+		"move":        (*player).move,
+		"sweep":       (*player).sweep,
+		"full":        (*player).full,
+		"space":       (*player).space,
+		"clock":       (*player).clockWord,
+		"suspend":     (*player).suspend,
+		"resume":      (*player).resume,
+		"swap":        (*player).swap,
+		"pace":        (*player).pace,
+		"two-volumes": func(*player, []string) error { return nil }, // see tenantsWanted
+		"vol2":        (*player).vol2,
+		"wrap":        (*player).wrap,
+		"steady":      (*player).steady,
+		"delete":      (*player).deleteVolume,
 	}
 }
 
@@ -81,12 +87,12 @@ func (p *player) start(a []string) error {
 	if err != nil {
 		return err
 	}
-	m := &p.w.manager
+	m := &p.t.manager
 	p.endChallenge()
 	if err := p.await("etcd", time.Minute, func() bool { return p.w.etcdReachable(n) && n.serving() }); err != nil {
 		return err
 	}
-	m.challenge(n, p.w.newID(), time.Hour)
+	m.challenge(n, p.t.drawID(), time.Hour)
 	g := m.challenger
 	if len(a) > 1 && a[1] == "nowait" {
 		return nil
@@ -94,16 +100,16 @@ func (p *player) start(a []string) error {
 	return p.await("service on "+n.name(), 2*time.Minute, func() bool {
 		if g.ended() { // somebody else changed the records first: once more
 			m.challenger = nil
-			m.challenge(n, p.w.newID(), time.Hour)
+			m.challenge(n, p.t.drawID(), time.Hour)
 			g = m.challenger
 		}
-		return m.active == g && p.w.guest.guard == g
+		return m.active == g && p.t.guest.guard == g
 	})
 }
 
 // endChallenge takes back a start that has not come to anything.
 func (p *player) endChallenge() {
-	m := &p.w.manager
+	m := &p.t.manager
 	if c := m.challenger; c != nil && !c.ended() {
 		c.step(writer.Command{Kind: writer.Stop})
 		c.done = true
@@ -114,10 +120,10 @@ func (p *player) endChallenge() {
 
 // stop-vm: the guest shuts down and the guard releases the volume.
 func (p *player) stopVM(_ []string) error {
-	g := p.w.manager.active
+	g := p.t.manager.active
 	g.step(writer.Command{Kind: writer.Release})
 	err := p.await("the release", time.Minute, func() bool { return g.core.State() == writer.ReleasedState })
-	p.w.guest.die()
+	p.t.guest.die()
 	g.buried = true
 	return err
 }
@@ -147,7 +153,7 @@ func (p *player) request(op writer.Op, a []string) error {
 			}
 		}
 	}
-	m := p.w.guest
+	m := p.t.guest
 	if m.guard == nil || !m.alive {
 		if must {
 			return errors.New("no guest runs")
@@ -165,13 +171,13 @@ func (p *player) request(op writer.Op, a []string) error {
 
 // answered: every request of the guest has its answer.
 func (p *player) answered(_ []string) error {
-	return p.await("every answer", 2*time.Minute, func() bool { return len(p.w.guest.pending) == 0 })
+	return p.await("every answer", 2*time.Minute, func() bool { return len(p.t.guest.pending) == 0 })
 }
 
 // load on|off: the guest issues random requests of its own.
 func (p *player) load(a []string) error {
-	p.w.guest.retired = a[0] == "off"
-	p.w.guest.issue()
+	p.t.guest.retired = a[0] == "off"
+	p.t.guest.issue()
 	return nil
 }
 
@@ -237,27 +243,29 @@ func (p *player) reset(a []string) error {
 	if err != nil {
 		return err
 	}
-	if l := p.w.manager.active.links[n.index]; l != nil && l.open {
+	if l := p.t.manager.active.links[n.index]; l != nil && l.open {
 		l.reset(false)
 	}
 	return nil
 }
 
 func (p *player) condition(a []string) (func() bool, error) {
-	w := p.w
+	w, t := p.w, p.t
 	switch a[0] {
 	case "whole":
-		return w.whole, nil
+		return t.whole, nil
 	case "copies":
 		want, err := strconv.Atoi(a[1])
-		return func() bool { return w.copies() >= want }, err
+		return func() bool { return t.copies() >= want }, err
 	case "living": // copies on disks that are not dead
 		want, err := strconv.Atoi(a[1])
-		return func() bool { return w.livingCopies() >= want }, err
+		return func() bool { return t.livingCopies() >= want }, err
 	case "answered":
-		return func() bool { return len(w.guest.pending) == 0 }, nil
+		return func() bool { return len(t.guest.pending) == 0 }, nil
 	case "merged":
-		return func() bool { return w.copies() == storageNodes && !w.snaps.mergesLeft() }, nil
+		return func() bool { return t.copies() == storageNodes && !w.snaps.mergesLeft() }, nil
+	case "freed":
+		return w.freed, nil
 	case "unmerged":
 		return w.snaps.mergesLeft, nil
 	case "moved":
@@ -274,11 +282,15 @@ func (p *player) condition(a []string) (func() bool, error) {
 	if err != nil {
 		return nil, err
 	}
-	volume := w.volume
+	volume := t.volume
 	if len(a) == 3 && a[2] == "parent" {
 		volume = w.clones.parent
 	}
 	switch a[0] {
+	case "window":
+		return p.heldWindow(n, a[2:])
+	case "tail":
+		return p.tailMoved(n), nil
 	case "foreign":
 		return p.foreign(n), nil
 	case "objects":
@@ -293,11 +305,11 @@ func (p *player) condition(a []string) (func() bool, error) {
 		return func() bool { return p.outDisks(volume, n) == 0 }, nil
 	case "merging":
 		return func() bool {
-			return slices.ContainsFunc(n.disks, func(d *simDisk) bool { e := n.engines[d.id]; return e != nil && e.Merging(w.volume) })
+			return slices.ContainsFunc(n.disks, func(d *simDisk) bool { e := n.engines[d.id]; return e != nil && e.Merging(t.volume) })
 		}, nil
 	case "joining":
 		return func() bool {
-			g := w.manager.active
+			g := t.manager.active
 			for _, v := range g.core.Health().Volumes {
 				for _, m := range v.Members {
 					if m.Node == n.id && m.Syncing {
@@ -309,18 +321,18 @@ func (p *player) condition(a []string) (func() bool, error) {
 		}, nil
 	case "served":
 		return func() bool {
-			g := w.manager.active
-			return g != nil && g.node == n && !g.ended() && w.guest.guard == g
+			g := t.manager.active
+			return g != nil && g.node == n && !g.ended() && t.guest.guard == g
 		}, nil
 	}
 	return nil, fmt.Errorf("%q is no condition", a[0])
 }
 
 func (p *player) outDisks(volume ids.ID, n *node) int {
-	r := p.w.etcd.records(p.w.vm, idsOf(volume), p.w.diskIdx)
+	v := p.w.etcd.records(p.t.vm, idsOf(volume), p.w.diskIdx).Volumes[0]
 	out := 0
 	for _, d := range n.disks {
-		if _, is := r.Volumes[0].Own.Out[d.id]; is {
+		if _, is := v.Own.Out[d.id]; is {
 			out++
 		}
 	}
@@ -395,15 +407,15 @@ func (p *player) storage(a []string) error {
 
 // guard kill | adopt | freeze nX | thaw nX | replace nX | accept.
 func (p *player) guardWord(a []string) error {
-	w := p.w
-	g := w.manager.active
+	t := p.t
+	g := t.manager.active
 	if len(a) > 1 {
 		n, err := p.node(a[1])
 		if err != nil {
 			return err
 		}
 		if a[0] == "replace" {
-			w.manager.replaceDisksOf(n)
+			t.manager.replaceDisksOf(n)
 			return nil
 		}
 		if g = p.guardOn(n); g == nil {
@@ -413,15 +425,15 @@ func (p *player) guardWord(a []string) error {
 	switch a[0] {
 	case "kill":
 		g.kill()
-		w.guest.paused = true
+		t.guest.paused = true
 	case "adopt":
-		w.manager.guardKilled(g, 0)
+		t.manager.guardKilled(g, 0)
 	case "freeze":
 		g.freeze()
 	case "thaw":
 		g.thaw()
 	case "accept":
-		w.manager.accept(w.manager.challenger)
+		t.manager.accept(t.manager.challenger)
 	default:
 		return fmt.Errorf("%q is nothing that a guard does", a[0])
 	}
@@ -439,10 +451,10 @@ func (p *player) ghost(a []string) error {
 	if old == nil {
 		return fmt.Errorf("no guard ran on %s", n.name())
 	}
-	m := &p.w.manager
+	m := &p.t.manager
 	m.attempt++
 	p.w.etcd.rev++
-	p.w.etcd.put(repl.Key{Kind: repl.KeyPlacement, ID: p.w.vm}.Path(), repl.Placement{Node: n.id, Attempt: m.attempt, State: "starting", Run: p.w.newID()})
+	p.w.etcd.put(repl.Key{Kind: repl.KeyPlacement, ID: p.t.vm}.Path(), repl.Placement{Node: n.id, Attempt: m.attempt, State: "starting", Run: p.t.drawID()})
 	p.w.haunt(n, old)
 	return nil
 }
@@ -631,8 +643,8 @@ func (p *player) lost(a []string) error {
 		return err
 	}
 	before := p.w.counts["io_error_of_last_copy"]
-	r := p.w.guest.put(writer.OpRead, block, 1, false)
-	if err := p.await("the answer", 2*time.Minute, func() bool { return p.w.guest.pending[r.id] == nil }); err != nil {
+	r := p.t.guest.put(writer.OpRead, block, 1, false)
+	if err := p.await("the answer", 2*time.Minute, func() bool { return p.t.guest.pending[r.id] == nil }); err != nil {
 		return err
 	}
 	if p.w.counts["io_error_of_last_copy"] == before {
@@ -645,7 +657,7 @@ func (p *player) lost(a []string) error {
 // the end of one, and does not wait for it; or he reads a block of one, and it must
 // succeed.
 func (p *player) snapshot(a []string) error {
-	s, g := p.w.snaps, p.w.manager.active
+	s, g := p.w.snaps, p.t.manager.active
 	if g == nil || g.ended() || g.state != writer.Serving {
 		return errors.New("no guard serves")
 	}

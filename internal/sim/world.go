@@ -1,6 +1,7 @@
 package sim
 
 import (
+	"math/rand/v2"
 	"slices"
 	"time"
 
@@ -14,7 +15,7 @@ import (
 // Options choose a run.
 type Options struct {
 	Seed      uint64
-	Ops       int // guest operations at least; default 200
+	Ops       int // guest operations at least, for each volume; default 200
 	Mutations Mutations
 	Bias      *Bias             // nil: a random profile
 	Scenario  *Scenario         // nil: random faults and requests
@@ -70,17 +71,15 @@ const (
 type world struct {
 	timeline
 
+	*tenant   // the first
+	tenants   []*tenant
+	tenantRng *rand.Rand // picks one for a fault; of one there is no choice
+
 	cluster ids.ID
-	vm      ids.ID
-	volume  ids.ID
 	etcd    *etcdModel
 	nodes   []*node
 	diskIdx []repl.DiskNode
 	guards  []*guard // every guard that ever was; dead ones stay for their late messages
-	guest   *guest
-	oracle  *oracle
-	hot     []int
-	manager manager
 	snaps   *snapshots
 	clones  *clones
 	mover   *mover
@@ -91,18 +90,9 @@ type world struct {
 	codec   *codec
 	player  *player // while a scenario's script runs
 
-	// givenUp are blocks that a join gave up, and that were not written since.
-	givenUp map[int]bool
-	// lostIn are (object, block) that a join gave up: what is written later goes into
-	// a newer object, and the older one has it as lost for whoever copies it.
-	lostIn map[[2]int]bool
-	// tainted are nodes whose copies may lack what a lying cache lost; wasISR is the
-	// in-sync set of each segment when it was last looked at. See lostByLie.
-	tainted map[int]bool
-	wasISR  [segmentCount][]ids.ID
-	ops     int
-	direct  bool // guards read disks of their nodes by themselves
-	calm    bool // faults have ended
+	ops    int
+	direct bool // guards read disks of their nodes by themselves
+	calm   bool // faults have ended
 }
 
 // Run runs one seed.
@@ -128,10 +118,9 @@ func Run(opt Options) Result {
 }
 
 func newWorld(opt Options) *world {
-	w := &world{timeline: newTimeline(opt), givenUp: map[int]bool{}, lostIn: map[[2]int]bool{}, tainted: map[int]bool{}, etcd: newEtcd(), codec: newCodec()}
-	w.cluster, w.vm, w.volume = w.newID(), w.newID(), w.newID()
-	w.oracle = newOracle(volumeBlocks)
-	w.oracle.mayBeStale = func() bool { return len(w.tainted) > 0 }
+	w := &world{timeline: newTimeline(opt), etcd: newEtcd(), codec: newCodec(), tenantRng: rand.New(rand.NewPCG(opt.Seed, 0x736f6d65))}
+	w.cluster = w.timeline.newID()
+	w.tenant = newTenant(w)
 	w.etcd.free = opt.Mutations.NoOwnCompare
 	w.profile = drawProfile(w)
 	w.clones = newClones(w)
@@ -141,10 +130,15 @@ func newWorld(opt Options) *world {
 		w.nodes = append(w.nodes, newNode(w, i))
 	}
 	slices.SortFunc(w.diskIdx, func(a, b repl.DiskNode) int { return a.Disk.Compare(b.Disk) })
-	w.createVolume()
-	w.hot = drawHotBlocks(w)
-	w.guest = newGuest(w)
-	w.manager = newManager(w)
+	w.tenant.furnish()
+	wanted := tenantsWanted(opt)
+	w.opt.Ops *= wanted
+	for len(w.tenants) < wanted {
+		newTenant(w).furnish()
+	}
+	if len(w.tenants) > 1 {
+		w.note("more_volumes")
+	}
 	w.snaps = newSnapshots(w)
 	w.mover = newMover(w)
 	w.filler = newFiller(w)
@@ -154,7 +148,8 @@ func newWorld(opt Options) *world {
 }
 
 // createVolume writes the records that the volume service writes.
-func (w *world) createVolume() {
+func (t *tenant) createVolume() {
+	w := t.w
 	seg := repl.Segments{}
 	for _, n := range w.nodes {
 		for _, d := range n.disks {
@@ -164,27 +159,27 @@ func (w *world) createVolume() {
 	for s := range segmentCount {
 		row := []uint16{}
 		for n := range storageNodes {
-			row = append(row, uint16(n*w.profile.disks+(s+n)%w.profile.disks))
+			row = append(row, uint16(n*w.profile.disks+(s+n+t.index/2)%w.profile.disks))
 		}
 		seg.Map = append(seg.Map, row)
 	}
 	w.etcd.rev++
-	w.etcd.put(repl.Key{Kind: repl.KeyCfg, ID: w.volume}.Path(), repl.Cfg{SizeBytes: volumeBytes, Copies: 3, MinISR: max(1, w.profile.minISR), State: repl.VolumeLive, VM: w.vm})
-	w.etcd.put(repl.Key{Kind: repl.KeySeg, ID: w.volume}.Path(), seg)
-	w.etcd.put(repl.Key{Kind: repl.KeyOwn, ID: w.volume}.Path(), repl.Own{})
-	w.etcd.put(repl.Key{Kind: repl.KeyPlacement, ID: w.vm}.Path(), repl.Placement{})
+	w.etcd.put(repl.Key{Kind: repl.KeyCfg, ID: t.volume}.Path(), repl.Cfg{SizeBytes: volumeBytes, Copies: 3, MinISR: max(1, w.profile.minISR), State: repl.VolumeLive, VM: t.vm})
+	w.etcd.put(repl.Key{Kind: repl.KeySeg, ID: t.volume}.Path(), seg)
+	w.etcd.put(repl.Key{Kind: repl.KeyOwn, ID: t.volume}.Path(), repl.Own{})
+	w.etcd.put(repl.Key{Kind: repl.KeyPlacement, ID: t.vm}.Path(), repl.Placement{})
 }
 
 // isr returns the nodes of the in-sync set of a block's segment, as committed.
-func (w *world) isr(block int) [][]int {
-	r := w.etcd.records(w.vm, []ids.ID{w.volume}, w.diskIdx)
-	return [][]int{w.isrNodes(&r.Volumes[0], block*repl.BlockBytes/segmentBytes)}
+func (t *tenant) isr(block int) [][]int {
+	r := t.w.etcd.records(t.vm, []ids.ID{t.volume}, t.w.diskIdx)
+	return [][]int{t.isrNodes(&r.Volumes[0], block*repl.BlockBytes/segmentBytes)}
 }
 
-func (w *world) isrNodes(v *repl.VolumeRecord, segment int) []int {
+func (t *tenant) isrNodes(v *repl.VolumeRecord, segment int) []int {
 	var out []int
 	for _, d := range v.ISR(segment) {
-		if n := w.nodeOfDisk(d); n != nil && !slices.Contains(out, n.index) {
+		if n := t.w.nodeOfDisk(d); n != nil && !slices.Contains(out, n.index) {
 			out = append(out, n.index)
 		}
 	}
@@ -192,11 +187,11 @@ func (w *world) isrNodes(v *repl.VolumeRecord, segment int) []int {
 }
 
 // isrByBlock is isr for all blocks, reading the records once.
-func (w *world) isrByBlock() func(block int) [][]int {
-	r := w.etcd.records(w.vm, []ids.ID{w.volume}, w.diskIdx)
+func (t *tenant) isrByBlock() func(block int) [][]int {
+	r := t.w.etcd.records(t.vm, []ids.ID{t.volume}, t.w.diskIdx)
 	var sets [][][]int
 	for s := range len(r.Volumes[0].Seg.Map) {
-		sets = append(sets, [][]int{w.isrNodes(&r.Volumes[0], s)})
+		sets = append(sets, [][]int{t.isrNodes(&r.Volumes[0], s)})
 	}
 	return func(block int) [][]int { return sets[block*repl.BlockBytes/segmentBytes] }
 }
@@ -212,11 +207,11 @@ func (w *world) nodeOfDisk(d ids.ID) *node {
 	return nil
 }
 
-func drawHotBlocks(w *world) []int {
+func drawHotBlocks(t *tenant) []int {
 	var out []int
 	for len(out) < hotBlockCount {
-		e := w.rng.IntN(extentCount) * repl.ExtentBlocks
-		b := e + []int{0, 1, 2, repl.ExtentBlocks - 1, repl.ExtentBlocks - 2, w.rng.IntN(repl.ExtentBlocks)}[w.rng.IntN(6)]
+		e := t.dice.IntN(extentCount) * repl.ExtentBlocks
+		b := e + []int{0, 1, 2, repl.ExtentBlocks - 1, repl.ExtentBlocks - 2, t.dice.IntN(repl.ExtentBlocks)}[t.dice.IntN(6)]
 		out = append(out, b)
 	}
 	return out

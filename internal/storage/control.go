@@ -210,7 +210,6 @@ func (p *process) byPath(path string) *device {
 }
 
 // byPathLocked returns the claimed disk that stands at path, as far as is known.
-
 func (p *process) byPathLocked(path string) *device {
 	for _, d := range p.disks {
 		if !d.away && realPath(d.cfg.Path) == realPath(path) {

@@ -78,6 +78,11 @@ type Mutations struct {
 	NoLimit              bool // writes of guests use the reserve, too
 	FullForAll           bool // above the limit nothing is taken that is no repair, also what needs no slot
 	PassRefused          bool // writes pass one of their extent that was refused for lack of space
+	WindowPinsTail       bool // the log's tail waits for the flush mark of every volume
+	RelistOnce           bool // what was re-appended once is not re-appended again
+	TailBeforeNotes      bool // the tail moves before what was re-appended is durable
+	FlushMarkOfAll       bool // the flush mark of one volume counts for all
+	FreeSlotEarly        bool // a slot is free before a checkpoint has said so durably
 	ForgetHoles          bool // a tombstone above older objects is not kept when a block is written over it
 }
 

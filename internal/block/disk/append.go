@@ -383,6 +383,11 @@ func (c *Core) SetFlushMark(volume ids.ID, m repl.Mark) {
 	v.marksDirty = true
 	v.mergeScan = true
 	c.pruneWindow(v)
+	if c.o.Mutations.FlushMarkOfAll {
+		for _, id := range c.Volumes() {
+			c.SetFlushMark(id, m)
+		}
+	}
 }
 
 func (c *Core) pruneWindow(v *volume) {

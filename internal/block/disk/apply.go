@@ -98,6 +98,9 @@ func (c *Core) chooseCut() position {
 	l := &c.log
 	room := c.sb.WALBytes - c.sb.WALBytes/16 - int64(l.head.lsn-l.tail) - 2*BlockBytes
 	cut := l.durable
+	if c.o.Mutations.WindowPinsTail && c.notesBytes(cut.lsn) > 0 {
+		return position{c.sb.CheckpointLSN, c.sb.CheckpointChain, c.sb.CheckpointSess, l.tailSeq}
+	}
 	for i := len(l.steps); ; i-- {
 		if cut.lsn <= l.durable.lsn && c.notesBytes(cut.lsn)*9/8 <= room || i == 0 {
 			return cut
@@ -359,7 +362,11 @@ func (a *apply) write(c *Core) {
 // freeExtent writes the image that says that the slot is free.
 func (c *Core) freeExtent(a *apply) {
 	e := a.e
-	c.ck.freed = append(c.ck.freed, e.slot)
+	if c.o.Mutations.FreeSlotEarly {
+		c.freeSlot(e.slot)
+	} else {
+		c.ck.freed = append(c.ck.freed, e.slot)
+	}
 	c.writeFreeImage(a)
 	// From here on a write to the extent takes another slot.
 	e.slot, e.imgSeq, e.durSeq, e.imgMark = -1, 0, 0, repl.Mark{}
@@ -526,7 +533,8 @@ func (c *Core) applySynced() {
 			continue
 		}
 		for i, r := range v.window {
-			if r.seq != 0 && r.lsn < k.cut.lsn && !c.o.Mutations.TailIgnoresFlushMark {
+			skip := c.o.Mutations.TailIgnoresFlushMark || c.o.Mutations.RelistOnce && r.OrigLSN != 0
+			if r.seq != 0 && r.lsn < k.cut.lsn && !skip {
 				last = c.relist(v, i)
 			}
 		}
@@ -536,7 +544,7 @@ func (c *Core) applySynced() {
 			}
 		}
 	}
-	if last == nil {
+	if last == nil || c.o.Mutations.TailBeforeNotes {
 		c.afterSync(k.need, c.moveTail)
 		return
 	}

@@ -240,6 +240,13 @@ func (c *Core) heartbeat(now clock.Instant, cn *conn, m *wire.Heartbeat) {
 			continue
 		}
 		s.granted = now
+		if c.o.Mutations.HeartbeatGrantsAll {
+			for _, o := range s.disk.slots { // order does not show
+				if o.granted != 0 && o != s {
+					o.granted = now
+				}
+			}
+		}
 	}
 	for _, d := range c.disks {
 		hl := wire.DiskHealth{Disk: d.id, Failed: d.dead, ProbeAge: max(now.Sub(d.probedAt), 0)}

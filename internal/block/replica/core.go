@@ -60,6 +60,9 @@ type Mutations struct {
 	ShowDuringSync   bool // a copy that is being synced shows its snapshots to clones
 	ShowToOldReaders bool // a copy shows a snapshot to who chose it by an older record
 
+	OpenStopsAll       bool // OPEN of a volume stops the renewals of all others on the disk, too
+	HeartbeatGrantsAll bool // the heartbeat of a guard that has a handle grants the leases of all other volumes, too
+
 	DeadEndsLease     bool // nobody waits for the lease of a writer
 	FreeOpenStrays    bool // a copy that lies elsewhere is freed although a writer still counts on it
 	ScrubOutlivesDisk bool // the pass over a disk that dies between two steps goes on for ever

@@ -101,6 +101,13 @@ func (c *Core) open(now clock.Instant, cn *conn, m *wire.Open) {
 		c.send(cn.id, ack)
 		return
 	}
+	if c.o.Mutations.OpenStopsAll {
+		for _, o := range d.slots { // order does not show
+			if o != s {
+				o.reservedUntil = now.Add(c.grantBinds())
+			}
+		}
+	}
 	if lower(s.wanted, m.Promise) || s.wanted.Generation != m.Promise.Generation {
 		s.wanted = m.Promise
 	} else if lower(m.Promise, s.wanted) {

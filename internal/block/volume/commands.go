@@ -412,7 +412,7 @@ func (s *Set) acceptTail(vol ids.ID, accept bool) (volumectl.Tail, error) {
 	switch {
 	case len(t.Doubts) == 0:
 		return t, errs.New(errs.Conflict, "accept the tail of volume %s: it waits for no such word", vol).
-			WithHint("it is served, or waits for copies that must answer: `roseau volume show %s`, `roseau event list`", vol)
+			WithHint("it is served, or waits for copies that must answer: `roseau volume show`, `roseau events`")
 	case accept:
 		s.step(writer.Command{Kind: writer.AcceptUnverified, Volume: i})
 	}

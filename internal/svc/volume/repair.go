@@ -44,7 +44,7 @@ func (s *Service) Run(ctx context.Context) error {
 	defer stop()
 	go func() {
 		done <- s.env.Store.Elect(rctx, "repair", s.env.Node, func(ctx context.Context) error {
-			p := &planner{s: s, dead: map[ids.ID]clock.Instant{}, down: map[ids.ID]clock.Instant{}, asked: map[string]clock.Instant{}, level: map[ids.ID]place.Level{}}
+			p := &planner{s: s, dead: map[ids.ID]clock.Instant{}, down: map[ids.ID]clock.Instant{}, asked: map[string]clock.Instant{}, level: map[ids.ID]place.Level{}, alone: map[ids.ID]string{}}
 			return s.env.Loop(ctx, "repair", repairInterval, nil, p.round)
 		})
 	}()
@@ -92,6 +92,7 @@ type planner struct {
 	asked map[string]clock.Instant
 	told  map[string]bool // alarms given
 	level map[ids.ID]place.Level
+	alone map[ids.ID]string // volumes with one in-sync copy left somewhere, and where
 }
 
 func (p *planner) round(ctx context.Context) error {
@@ -116,6 +117,7 @@ func (p *planner) round(ctx context.Context) error {
 	list := plan(w)
 	p.alarm(ctx, list)
 	p.watermarks(view)
+	p.lastCopies(ctx, view)
 	rebuilds, moves := running(view)
 	started, flattening := maintained(view, alive)
 	var all error
@@ -237,6 +239,41 @@ func (p *planner) watermarks(view *pool.View) {
 		p.s.env.Events.Emit(level, "pool "+x.Name, fmt.Sprintf("is %d %% full (%s): %s of %s used, the fullest disk at %d %% of what guests may use; at 100 %% machines are paused until there is space",
 			c.Percent(), now, c.Used, c.Usable, c.Fullest))
 	}
+}
+
+// lastCopies tells when the last in-sync copy of a part of a volume is alone, and when
+// it is no more. A new holder of the office tells of those that are.
+func (p *planner) lastCopies(ctx context.Context, view *pool.View) {
+	now := alone(view)
+	for _, id := range sortedKeys(now) {
+		if _, told := p.alone[id]; !told {
+			p.s.env.Events.Emit("error", "volume "+p.s.nameOf(ctx, id), "has one in-sync copy left, "+now[id]+": every write is on its disk before it is answered; the next fault there stops the volume")
+		}
+	}
+	for _, id := range sortedKeys(p.alone) {
+		if _, still := now[id]; !still && view.Volumes[id] != nil {
+			p.s.env.Events.Emit("info", "volume "+p.s.nameOf(ctx, id), "has more than one in-sync copy again")
+		}
+	}
+	p.alone = now
+}
+
+// alone lists the volumes of several copies of which a segment has one in-sync copy,
+// and where that is.
+func alone(view *pool.View) map[ids.ID]string {
+	out := map[ids.ID]string{}
+	for id, v := range view.Volumes {
+		if v.Cfg.Copies < 2 || v.Cfg.State != repl.VolumeLive {
+			continue
+		}
+		for k := range v.Seg.Map {
+			if isr := v.ISR(k); len(isr) == 1 {
+				out[id] = fmt.Sprintf("on %s of %s", view.Names.DiskName(isr[0]), view.Names.NodeName(view.Names.DiskNode[isr[0]]))
+				break
+			}
+		}
+	}
+	return out
 }
 
 // maintained counts the maintenance writers that are at work: those that repair, and

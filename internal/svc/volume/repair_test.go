@@ -237,3 +237,20 @@ func TestIdleVolumesAreOpened(t *testing.T) {
 		t.Errorf("opened for merges: %v", got)
 	}
 }
+
+// A volume down to its last copy is named with where that is; one of one copy never is.
+func TestLastCopiesAreNamed(t *testing.T) {
+	view, _, _ := testWorld()
+	two, last, single, gone := volumeOn(201, 1, 11, 21, 31), volumeOn(202, 1, 11, 21, 31), volumeOn(203, 1, 11), volumeOn(204, 1, 11, 21)
+	two.Own.Out[tid(11)] = repl.Out{}
+	last.Own.Out[tid(11)], last.Own.Out[tid(31)] = repl.Out{}, repl.Out{}
+	single.Cfg.Copies = 1
+	gone.Own.Out[tid(11)], gone.Cfg.State = repl.Out{}, repl.VolumeDeleting
+	for _, v := range []*repl.VolumeRecord{two, last, single, gone} {
+		view.Volumes[v.ID] = v
+	}
+	got := alone(view)
+	if len(got) != 1 || got[last.ID] != "on n2-d1 of n2" {
+		t.Errorf("got %v", got)
+	}
+}
