@@ -187,6 +187,8 @@ func (l *link) observeSend(m wire.Message) {
 		at = m.Offset / repl.ExtentBytes
 	case *wire.Zero:
 		at = m.Offset / repl.ExtentBytes
+	case *wire.Repair:
+		l.g.w.note("repair_sent")
 	}
 	for _, e := range l.syncing {
 		if at >= 0 && e == uint64(at) {
