@@ -15,7 +15,7 @@ import (
 // A scrub pass reads everything that a disk holds, one small step after another,
 // and compares it with its checksums:
 //
-//	superblocks and table -> for each volume, each extent: both images, then
+//	superblocks and table -> for each volume, each extent: both images of the head, then
 //	the data in steps of 128 KiB -> a checkpoint, which writes again what was bad
 //
 // Of 100 ms it takes at most Duty; a quarter of that while others use the disk.
