@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -147,9 +149,9 @@ func (l *labApp) showStatus(cmd *cobra.Command, c *labclient.Client) error {
 }
 
 func labTable(st labclient.Status) *table {
-	t := newTable("NODE", "POWER", "API", "CLUSTER", "CUT CABLES", "DISKS", "SERVICES")
+	t := newTable("NODE", "POWER", "API", "CLUSTER", "SICK CABLES", "DISKS", "SERVICES")
 	for _, n := range st.Machines() {
-		t.row(n.Name, n.Power, n.API, n.Addresses["cluster"], strings.Join(n.CutLinks, ","), labDisks(n), labUnits(n))
+		t.row(n.Name, n.Power, n.API, n.Addresses["cluster"], labCables(n), labDisks(n), labUnits(n))
 	}
 	if st.Partition != nil {
 		var groups []string
@@ -159,6 +161,18 @@ func labTable(st labclient.Status) *table {
 		t.line("partition: %s", strings.Join(groups, "/"))
 	}
 	return t.line("lab %s in %s, up %s; daemon %d", st.Name, st.Dir, ago(time.Now(), st.Since), st.PID)
+}
+
+// labCables is "vm cut, storage loses 5%".
+func labCables(n labclient.Node) string {
+	var parts []string
+	for _, network := range n.CutLinks {
+		parts = append(parts, network+" cut")
+	}
+	for _, network := range slices.Sorted(maps.Keys(n.Losses)) {
+		parts = append(parts, fmt.Sprintf("%s loses %d%%", network, n.Losses[network]))
+	}
+	return strings.Join(parts, ", ")
 }
 
 // labDisks is "4 of 8GiB, d2 pulled".
@@ -258,6 +272,20 @@ func (l *labApp) node() *cobra.Command {
 					return c.CutNode(ctx, args[0])
 				})
 			}},
+		&cobra.Command{Use: "binary NODE [PATH]", Short: "Run another build of roseau from the next boot on (without PATH: the lab's own again)", Args: cobra.RangeArgs(1, 2),
+			RunE: func(cmd *cobra.Command, args []string) error {
+				path, done := "", args[0]+" boots with the lab's roseau"
+				if len(args) == 2 {
+					abs, err := filepath.Abs(args[1])
+					if err != nil {
+						return err
+					}
+					path, done = abs, args[0]+" boots with "+abs
+				}
+				return l.do(cmd, done, func(ctx context.Context, c *labclient.Client) (labclient.Answer, error) {
+					return plain(c.NodeBinary(ctx, args[0], path))
+				})
+			}},
 		verb("restore", "Give the power back", "boots", (*labclient.Client).RestoreNode),
 		verb("freeze", "Stop every process at once", "is frozen", (*labclient.Client).FreezeNode),
 		verb("thaw", "Let a frozen node go on", "goes on", (*labclient.Client).ThawNode),
@@ -287,6 +315,16 @@ func (l *labApp) link() *cobra.Command {
 		}
 		cmd.AddCommand(c)
 	}
+	network, percent := "", 5
+	lossy := &cobra.Command{Use: "lossy NODE", Short: "Let a node's cables lose frames, at random, in both directions", Args: cobra.ExactArgs(1)}
+	lossy.Flags().StringVar(&network, "network", "", "cluster, storage or vm (default: all)")
+	lossy.Flags().IntVar(&percent, "percent", percent, "of the frames, 0 to 100; 0 ends it")
+	lossy.RunE = func(cmd *cobra.Command, args []string) error {
+		return l.do(cmd, fmt.Sprintf("%s loses %d%% of its frames", args[0], percent), func(ctx context.Context, c *labclient.Client) (labclient.Answer, error) {
+			return plain(c.LinkLossy(ctx, args[0], network, percent))
+		})
+	}
+	cmd.AddCommand(lossy)
 	return cmd
 }
 
@@ -361,7 +399,7 @@ func (l *labApp) partition() *cobra.Command {
 }
 
 func (l *labApp) heal() *cobra.Command {
-	return &cobra.Command{Use: "heal", Short: "End the partition and plug in every cable", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
+	return &cobra.Command{Use: "heal", Short: "End the partition, plug in every cable, let none lose frames", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
 		return l.do(cmd, "healed", func(ctx context.Context, c *labclient.Client) (labclient.Answer, error) { return plain(c.Heal(ctx)) })
 	}}
 }

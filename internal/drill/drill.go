@@ -83,6 +83,7 @@ type VMRequest struct {
 	Memory   size.Bytes
 	DiskSize size.Bytes
 	More     []VMDisk
+	NoHA     bool // it is not started on another node
 }
 
 // Faults does to machines what the tests need.
@@ -166,7 +167,7 @@ type Test struct {
 
 // Tests returns all tests in the order in which they run.
 func Tests() []Test {
-	return []Test{liveMigration, busyMigration, nodeFailure, diskFailure, processKill, controlPlane, isolation, networkCut, doubleFailure, freeze, drainTest, nodeShutdown, rollingRestart, coldStart, nodeReplacement, sickLink, withoutEtcd, migrations, failovers}
+	return []Test{liveMigration, busyMigration, nodeFailure, diskFailure, processKill, controlPlane, isolation, networkCut, doubleFailure, freeze, drainTest, nodeShutdown, rollingRestart, coldStart, nodeReplacement, sickLink, withoutEtcd, packetLoss, copiesCut, migrations, failovers}
 }
 
 // essential are run when none is named: the three promises.
@@ -270,8 +271,13 @@ func Run(ctx context.Context, env Env, tests []Test) (*Report, error) {
 
 // withProbe starts a probe VM, runs f and takes the VM down again whatever
 // happens.
-func (e *Env) withProbe(ctx context.Context, disk size.Bytes, f func(ctx context.Context, p *probeVM) error) (err error) {
-	p, err := e.startProbe(ctx, disk)
+func (e *Env) withProbe(ctx context.Context, disk size.Bytes, f func(ctx context.Context, p *probeVM) error) error {
+	return e.withProbeOf(ctx, VMRequest{Memory: probeMemory, DiskSize: disk}, f)
+}
+
+// withProbeOf is withProbe for a VM of another shape.
+func (e *Env) withProbeOf(ctx context.Context, req VMRequest, f func(ctx context.Context, p *probeVM) error) (err error) {
+	p, err := e.startProbeWith(ctx, req)
 	if p != nil {
 		defer func() {
 			down, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Minute)

@@ -276,19 +276,29 @@ func rebooted(ctx context.Context, e *Env, since time.Time) (int, error) {
 type copyWatch struct {
 	cancel context.CancelFunc
 	done   chan struct{}
-	fewest int // read after done
+	fewest int            // read after done
+	outs   map[string]int // how often each disk was put out; read after done
 }
 
 func watchCopies(ctx context.Context, e *Env, volume string) *copyWatch {
 	ctx, cancel := context.WithCancel(ctx)
-	w := &copyWatch{cancel: cancel, done: make(chan struct{}), fewest: 3}
+	w := &copyWatch{cancel: cancel, done: make(chan struct{}), fewest: 3, outs: map[string]int{}}
 	go func() {
 		defer close(w.done)
 		tick := time.NewTicker(100 * time.Millisecond)
 		defer tick.Stop()
+		out := map[string]bool{}
 		for {
 			if v, err := e.Cluster.Volume(ctx, volume); err == nil {
 				w.fewest = min(w.fewest, v.Status.Copies)
+				was := out
+				out = map[string]bool{}
+				for _, text := range v.Status.Out {
+					disk, _, _ := strings.Cut(text, ":") // its reason may change
+					if out[disk] = true; !was[disk] {
+						w.outs[disk]++
+					}
+				}
 			}
 			select {
 			case <-ctx.Done():

@@ -32,6 +32,8 @@ var headline = map[string][]string{
 	"node-shutdown":    {"shutdown_ms", "failback_ms", "vm_restarts", "longest_stall_ms", "writes_acked", "writes_lost"},
 	"rolling-restart":  {"took_ms", "nodes_restarted", "fewest_copies", "vm_restarts", "longest_stall_ms", "writes_acked", "writes_lost"},
 	"cold-start":       {"restarted_ms", "service_back_ms", "writes_acked", "writes_lost", "vms_run_twice"},
+	"packet-loss":      {"other_longest_gap_ms", "other_times_put_out", "own_longest_gap_ms", "own_times_put_out", "writes_acked", "writes_lost"},
+	"copies-cut":       {"warm_away_ms", "warm_longest_write_ms", "warm_chunks_lost", "cold_service_back_ms", "writes_acked", "writes_lost"},
 	"disk-failure":     {"io_errors", "longest_stall_ms", "degraded_seen", "rebuilt_bytes", "rebuild_ms", "writes_acked", "writes_lost"},
 }
 

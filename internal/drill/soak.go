@@ -22,6 +22,9 @@ import (
 type RoughFaults interface {
 	FreezeNode(ctx context.Context, node string) error
 	ThawNode(ctx context.Context, node string) error
+	// LoseFrames lets a node's cable to a network lose percent of its frames in either
+	// direction, at random; 0 ends it.
+	LoseFrames(ctx context.Context, node, network string, percent int) error
 	// SlowDisk delays each action of the disk; 0 ends it.
 	SlowDisk(ctx context.Context, node, path string, latency time.Duration) error
 	// CorruptDisk flips bits of what is allocated from the given offset on, and
@@ -370,7 +373,7 @@ func (s *Soak) probeWhole(ctx context.Context, p *soakProbe) (bool, error) {
 // settled waits until no attempt to place the VM stands: one that was decided while
 // etcd had no majority may be written when it is back, and ends when the copies say
 // that the VM's writer lives.
-func (p *soakProbe) settled(ctx context.Context) (vm model.VM, err error) {
+func (p *probeVM) settled(ctx context.Context) (vm model.VM, err error) {
 	return vm, waitUntil(ctx, time.Minute, 100*time.Millisecond, "VM "+p.name+" running, no attempt under way", func() (bool, error) {
 		vm, err = p.vmNode(ctx)
 		return err == nil && vm.Status.State == model.VMRunning, err

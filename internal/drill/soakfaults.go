@@ -13,6 +13,9 @@ import (
 // slowBy is the delay of each action of a slowed disk.
 const slowBy = 50 * time.Millisecond
 
+// lossPercent of the frames are lost, in either direction.
+const lossPercent = 5
+
 // corruptFrom leaves a disk's superblocks, log and metadata alone: a soak wants
 // rot in data, again and again, and no dead disks.
 const (
@@ -48,6 +51,8 @@ func (s *Soak) do(ctx context.Context, f PlannedFault) (healer, error) {
 		return s.cutLinks(ctx, node, "storage")
 	case "control-link-cut":
 		return s.cutLinks(ctx, node, "cluster")
+	case "packet-loss":
+		return loseFrames(ctx, s.Rough, node)
 	case "etcd-stop":
 		return s.stopEtcd(ctx, node)
 	case "etcd-quorum-lost":
@@ -127,6 +132,14 @@ func (s *Soak) cutLinks(ctx context.Context, node string, networks ...string) (h
 		}
 	}
 	return heal, nil
+}
+
+// loseFrames lets a node lose frames of the networks between nodes.
+func loseFrames(ctx context.Context, r RoughFaults, node string) (healer, error) {
+	set := func(ctx context.Context, percent int) error {
+		return errors.Join(r.LoseFrames(ctx, node, "cluster", percent), r.LoseFrames(ctx, node, "storage", percent))
+	}
+	return func(ctx context.Context) error { return set(ctx, 0) }, set(ctx, lossPercent)
 }
 
 func (s *Soak) stopEtcd(ctx context.Context, nodes ...string) (healer, error) {

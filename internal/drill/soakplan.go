@@ -38,6 +38,7 @@ var FaultKinds = []FaultKind{
 	{Name: "node-cut", Shortest: 500 * time.Millisecond, Longest: 20 * time.Second},
 	{Name: "node-daemon-kill", Control: true},
 	{Name: "node-freeze", Shortest: time.Second, Longest: 15 * time.Second},
+	{Name: "packet-loss", Shortest: 5 * time.Second, Longest: 20 * time.Second},
 	{Name: "power-cut-all", Solo: true, Shortest: time.Second, Longest: 6 * time.Second},
 	{Name: "storage-kill"},
 	{Name: "storage-link-cut", Shortest: time.Second, Longest: 15 * time.Second},

@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"roseau/internal/base/clock"
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
@@ -221,6 +223,10 @@ func (g *guard) port(a vmguard.Port) {
 		d = a.Until.Sub(g.clock.Now())
 	}
 	err := g.net.Refresh(d)
+	if errors.Is(err, unix.EMFILE) { // the kernel is asked through a new socket each time
+		g.exit(brokenError{errs.New(errs.Exhausted, "renew the ports of vm %s: %w", g.cfg.VM, err)})
+		return
+	}
 	if err != nil && d > 0 && g.proc != nil {
 		g.log.Warn("the ports' table is gone: made again", "cause", err)
 		if err = g.setNetwork(); err == nil {

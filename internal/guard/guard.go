@@ -48,6 +48,12 @@ type deps struct {
 // tickEvery is the loop's own pace; deadlines of the core come in between.
 const tickEvery = 100 * time.Millisecond
 
+// brokenError ends a guard that cannot go on: its supervisor starts another one, which
+// adopts QEMU.
+type brokenError struct{ error }
+
+func (e brokenError) Unwrap() error { return e.error }
+
 // errExit ends the guard without touching its QEMU.
 var errExit = errors.New("a successor has the VM")
 
@@ -173,7 +179,11 @@ func run(ctx context.Context, cfg *guardctl.Config, d deps) error {
 		return err
 	}
 	g.loop(ctx)
-	g.shutdown(context.Cause(ctx))
+	cause := context.Cause(ctx)
+	g.shutdown(cause)
+	if broken := (brokenError{}); errors.As(cause, &broken) {
+		return broken
+	}
 	return nil
 }
 

@@ -3,12 +3,14 @@ package guard
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"strconv"
 	"time"
 
 	"roseau/internal/base/clock"
+	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
 	"roseau/internal/base/paths"
 	"roseau/internal/block/volume"
@@ -109,7 +111,8 @@ func (g *guard) serveDisks(set context.Context, h volume.Handle) error {
 		l.(*net.UnixListener).SetUnlinkOnClose(false)
 		g.async(func() {
 			if err := h.Serve(set, d.Volume, l); err != nil && set.Err() == nil {
-				g.log.Error("nbd server ended", "vol", d.Volume, "cause", err)
+				// QEMU would ask in vain for ever.
+				g.exit(brokenError{fmt.Errorf("serve volume %s to vm %s: %w", d.Volume, g.cfg.VM, err)})
 			}
 		})
 	}
@@ -187,6 +190,10 @@ func (g *guard) volumeEvent(ctx context.Context, e volume.Event) {
 		g.mu.Lock()
 		g.wantsMove = ""
 		g.mu.Unlock()
+	case volume.EventExhausted:
+		g.report("error", e.Text)
+		g.exit(brokenError{errs.New(errs.Exhausted, "keep vm %s: %s", g.cfg.VM, e.Text)})
+		return
 	case volume.EventNoSpace, volume.EventSpaceBack:
 		g.spaceWaits(e.Volume, e.Kind == volume.EventNoSpace)
 		return

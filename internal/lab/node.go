@@ -2,6 +2,7 @@ package lab
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -49,6 +50,7 @@ type node struct {
 	life      *life // nil without power
 	disks     []diskState
 	etcdDown  bool
+	binary    string // roseau at its next boot; "" = the lab's
 	boots     int
 }
 
@@ -213,7 +215,7 @@ func (n *node) boot(ctx context.Context, l *life, ready *os.File) (err error) {
 
 func (n *node) description() initd.Node {
 	d := initd.Node{
-		Name: n.name, StateDir: n.stateDir(), LogDir: n.logDir(), Binary: n.lab.spec.Binary,
+		Name: n.name, StateDir: n.stateDir(), LogDir: n.logDir(), Binary: cmp.Or(n.binary, n.lab.spec.Binary),
 		Units: n.lab.units(n), Env: n.lab.spec.Env,
 	}
 	if !n.lab.spec.RawDisks {
@@ -373,7 +375,7 @@ func (l *life) units() *unit.LabClient { return unit.NewLabClient(l.inside("/run
 
 // status describes the node.
 func (n *node) status(ctx context.Context) labclient.Node {
-	st := labclient.Node{Name: n.name, CutLinks: n.lab.board.Cut(n.name), Addresses: map[string]string{}}
+	st := labclient.Node{Name: n.name, CutLinks: n.lab.board.Cut(n.name), Losses: n.lab.board.Losses(n.name), Addresses: map[string]string{}}
 	if n.api != nil {
 		st.API = n.api.address()
 	}
@@ -389,6 +391,7 @@ func (n *node) status(ctx context.Context) labclient.Node {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	st.Power, st.EtcdDown, st.Boots = n.power, n.etcdDown, n.boots
+	st.Binary = n.binary
 	for _, s := range n.disks {
 		d := labclient.Disk{Name: s.name, Path: filepath.Join(paths.State, initd.DiskDir, s.name)}
 		var fi unix.Stat_t

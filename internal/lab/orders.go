@@ -32,8 +32,10 @@ func (l *Lab) handler() http.Handler {
 		"node-cut": l.nodeCut, "node-restore": l.nodeDo((*node).powerOn),
 		"node-freeze":   l.nodeDo(func(n *node, _ context.Context) error { return n.freeze() }),
 		"node-thaw":     l.nodeDo(func(n *node, _ context.Context) error { return n.thaw() }),
+		"node-binary":   l.nodeBinary,
 		"link-cut":      l.link(false),
 		"link-restore":  l.link(true),
+		"link-lossy":    l.linkLossy,
 		"partition":     l.partition,
 		"heal":          l.heal,
 		"disk-pull":     l.diskDo(func(s *diskState) { s.pulled = true }),
@@ -96,6 +98,25 @@ func (l *Lab) nodeCut(_ context.Context, req labclient.Request) (labclient.Answe
 	return labclient.Answer{At: at, Losses: losses}, err
 }
 
+// nodeBinary lets a node run another build of roseau from its next boot on.
+func (l *Lab) nodeBinary(_ context.Context, req labclient.Request) (labclient.Answer, error) {
+	a := labclient.Answer{At: clock.System{}.Wall()}
+	n, err := l.node(req.Node)
+	if err != nil {
+		return a, err
+	}
+	if req.Path != "" {
+		fi, err := os.Stat(req.Path)
+		if err != nil || !filepath.IsAbs(req.Path) || !fi.Mode().IsRegular() || fi.Mode().Perm()&0o100 == 0 {
+			return a, errs.New(errs.Invalid, "change binary of node %s: %q is not the absolute path of a program: %w", n.name, req.Path, err)
+		}
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.binary = req.Path
+	return a, nil
+}
+
 // powerCut takes the power from all nodes: all cables first, so that no node
 // sees another die. The witness stands elsewhere, on power of its own.
 func (l *Lab) powerCut(context.Context, labclient.Request) (labclient.Answer, error) {
@@ -146,6 +167,19 @@ func (l *Lab) link(up bool) order {
 	}
 }
 
+func (l *Lab) linkLossy(_ context.Context, req labclient.Request) (labclient.Answer, error) {
+	a := labclient.Answer{At: clock.System{}.Wall()}
+	n, err := l.node(req.Node)
+	if err != nil {
+		return a, err
+	}
+	networks, err := cable.ByName(req.Network)
+	if err != nil {
+		return a, err
+	}
+	return a, l.board.Lose(n.name, networks, req.Percent)
+}
+
 func (l *Lab) partition(_ context.Context, req labclient.Request) (labclient.Answer, error) {
 	a := labclient.Answer{At: clock.System{}.Wall()}
 	networks, err := cable.ByName(req.Network)
@@ -172,6 +206,7 @@ func (l *Lab) heal(context.Context, labclient.Request) (labclient.Answer, error)
 		for _, network := range l.board.Cut(n.name) {
 			err = errors.Join(err, l.board.SetLink(n.name, network, true))
 		}
+		err = errors.Join(err, l.board.Lose(n.name, cable.Networks, 0))
 	}
 	return a, err
 }

@@ -15,7 +15,7 @@ import (
 // until the lease that the guard had has lapsed.
 func (g *guard) mayRun() bool {
 	s := g.core.State()
-	return s >= writer.Serving && s <= writer.Releasing && g.node.powered && g.lastBoot == g.node.boot &&
+	return s >= writer.Serving && s <= writer.Releasing && g.node.powered && !g.node.asleep && g.lastBoot == g.node.boot &&
 		!g.fenced && !g.invalid && !g.buried && g.deadline > g.w.now && (!g.done || g.killed)
 }
 

@@ -127,6 +127,7 @@ func (c *clones) start(n *node) {
 		SegmentBytes: segmentBytes, Mutations: w.opt.Mutations.Writer,
 	})
 	w.guards, n.guards = append(w.guards, g), append(n.guards, g)
+	n.sleeps(g)
 	g.onClaim = func(o writer.ClaimOutcome) {
 		switch o {
 		case writer.Made:

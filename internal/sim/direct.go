@@ -36,13 +36,13 @@ func (g *guard) wantPlaces(e writer.WantPlaces) {
 		w.after(w.between(0, w.profile.diskLo), func() { g.step(writer.PlacesKnown{Serial: e.Serial, Extent: e.Extent, Map: m}) })
 	}
 	w.after(w.between(0, w.profile.diskLo), func() {
-		if n.core == nil {
+		if n.core == nil || n.asleep {
 			answer(nil)
 			return
 		}
 		n.lastPlaces++
 		n.onPlaces[n.lastPlaces] = answer
-		n.core.Places(w.now, n.lastPlaces, e.Disk, e.Volume, uint64(e.Extent))
+		n.core.Places(n.clock(), n.lastPlaces, e.Disk, e.Volume, uint64(e.Extent))
 		n.pump()
 	})
 }

@@ -33,6 +33,8 @@ type simDisk struct {
 	rottenSupers int // bits flipped where superblocks are
 	lies         lies
 	cells        cells
+	room         room
+	everHung     bool
 }
 
 type cached struct {
@@ -58,7 +60,10 @@ func newSimDisk(id ids.ID) *simDisk {
 
 func (d *simDisk) die() { d.dead = true }
 
-func (d *simDisk) hang(until clock.Instant) { d.hungTill = until }
+func (d *simDisk) hang(until clock.Instant) { d.hungTill, d.everHung = until, true }
+
+// hangSync is hang for fdatasync alone.
+func (d *simDisk) hangSync(until clock.Instant) { d.syncHungTill, d.everHung = until, true }
 
 // wake ends a hang.
 func (d *simDisk) wake(w *world) {

@@ -126,6 +126,8 @@ type Bias struct {
 	Rollbacks bool          // he takes the volume back to one now and then
 	// Moves: the mean time between moves of segments; 0 = none.
 	Moves time.Duration
+	Full  time.Duration // the mean time until disks are full; 0 = none ever is
+	Drift bool          // clocks run apart, and nodes are suspended
 }
 
 func (b *Bias) apply(p *profile) {
@@ -586,7 +588,7 @@ func (w *world) faultSplitFlush() {
 	}
 	w.note("split_flush")
 	for _, d := range n.disks {
-		d.syncHungTill = w.now.Add(2 * time.Second)
+		d.hangSync(w.now.Add(2 * time.Second))
 	}
 	w.after(w.between(50*time.Millisecond, 900*time.Millisecond), func() {
 		if !w.calm { // the verifier reads disks by then

@@ -65,6 +65,7 @@ func newGuard(t *tenant, n *node, run ids.ID, attempt uint64, alive bool) *guard
 	})
 	w.guards = append(w.guards, g)
 	n.guards = append(n.guards, g)
+	n.sleeps(g)
 	g.step(w.liveness())
 	return g
 }
@@ -79,7 +80,7 @@ func (g *guard) step(ev writer.Event) {
 		g.held = append(g.held, func() { g.step(ev) })
 		return
 	}
-	g.core.Step(g.w.now, ev)
+	g.core.Step(g.node.clock(), ev)
 	g.drainReady()
 }
 
@@ -127,11 +128,11 @@ func (g *guard) drainReady() {
 // arm sets the timer to the core's next deadline.
 func (g *guard) arm() {
 	at := g.core.NextDeadline()
-	if at == 0 || g.timer != 0 && g.timer <= at && g.timer >= g.w.now {
+	if at == 0 || g.timer != 0 && g.timer <= at && g.timer >= g.node.clock() {
 		return
 	}
 	g.timer = at
-	g.w.after(at.Sub(g.w.now), func() {
+	g.node.timerAt(at, func() {
 		if g.timer != at {
 			return
 		}
@@ -148,7 +149,7 @@ func (g *guard) tick() {
 		g.held = append(g.held, g.tick)
 		return
 	}
-	g.core.Tick(g.w.now)
+	g.core.Tick(g.node.clock())
 	g.drainReady()
 }
 
@@ -164,7 +165,9 @@ func (g *guard) effect(e writer.Effect) {
 	case writer.WantNodes:
 		g.wantNodes(e.Nodes)
 	case writer.LeaseChanged:
-		g.deadline = e.Deadline
+		if g.deadline = 0; e.Deadline != 0 {
+			g.deadline = g.node.world(e.Deadline)
+		}
 		g.t.onlyOneRuns(g)
 	case writer.StateChanged:
 		w.tracef("%s writer: %v %s", g.name(), e.State, e.Text)
@@ -366,13 +369,21 @@ func (g *guard) prepared(p writer.Prepared) {
 func (g *guard) freeze() { g.frozen = true }
 
 func (g *guard) thaw() {
+	if g.node.asleep {
+		g.node.sleeps(g)
+		return
+	}
+	g.unfreeze()
+	g.tick()
+}
+
+func (g *guard) unfreeze() {
 	g.frozen = false
 	held := g.held
 	g.held = nil
 	for _, f := range held {
 		f()
 	}
-	g.tick()
 }
 
 // leaseHeld reports whether the guest's ports are open: the lease, less the

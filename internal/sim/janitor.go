@@ -38,7 +38,7 @@ func (j *janitor) round() {
 		return
 	}
 	for _, n := range w.nodes {
-		if !n.serving() || !w.etcdReachable(n) {
+		if !n.serving() || n.asleep || !w.etcdReachable(n) {
 			continue
 		}
 		process := n.process
@@ -47,7 +47,7 @@ func (j *janitor) round() {
 				for _, id := range e.Volumes() {
 					if seen, ok := e.Volume(id); ok {
 						w.after(time.Millisecond+time.Duration(j.rng.Int64N(int64(20*time.Millisecond))), func() {
-							if n.process == process && w.etcdReachable(n) {
+							if n.process == process && !n.asleep && w.etcdReachable(n) {
 								j.judge(n, d.id, seen)
 							}
 						})
@@ -80,7 +80,7 @@ func (j *janitor) judge(n *node, d ids.ID, seen disk.VolumeInfo) {
 	w.note("stray")
 	w.tracef("%s frees what disk %s holds of a volume that lies elsewhere", n.name(), d.Short())
 	w.seq++
-	n.core.DropStray(w.now, w.seq, d, seen)
+	n.core.DropStray(n.clock(), w.seq, d, seen)
 	n.pump()
 }
 

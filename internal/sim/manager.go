@@ -94,7 +94,7 @@ func (m *manager) pick(not *node) *node {
 	var last *node
 	for i := range m.w.nodes {
 		n := m.w.nodes[(start+i)%len(m.w.nodes)]
-		if n.powered && n.serving() && m.w.etcdReachable(n) {
+		if n.powered && !n.asleep && n.serving() && m.w.etcdReachable(n) {
 			if n != not {
 				return n
 			}

@@ -78,10 +78,12 @@ func (l *link) send(m wire.Message) {
 	m = recode(l.g.w, m)
 	process := l.node.process
 	l.g.w.after(l.delay(&l.toNode), func() {
-		if l.broken || l.node.process != process || !l.node.serving() {
-			return
-		}
-		l.node.receive(l, m)
+		l.node.awake(func() {
+			if l.broken || l.node.process != process || !l.node.serving() {
+				return
+			}
+			l.node.receive(l, m)
+		})
 	})
 }
 
@@ -133,7 +135,7 @@ func (g *guard) connect(n *node) {
 		return
 	}
 	retry := func() { g.w.after(g.w.between(20*time.Millisecond, 100*time.Millisecond), func() { g.connect(n) }) }
-	if !g.w.net.both(g.node.index, n.index) || !n.powered {
+	if !g.w.net.both(g.node.index, n.index) || !n.powered || n.asleep {
 		g.connFailed(n, false)
 		retry()
 		return

@@ -26,17 +26,18 @@ type node struct {
 	powered bool
 	boot    ids.ID // boot identity, new at each power-on
 
-	process    int // number of the storage process; a new one forgets
-	core       *replica.Core
-	opening    map[ids.ID]*disk.Core // disks whose recovery runs
-	engines    map[ids.ID]*disk.Core
-	links      map[replica.Conn]*link
-	timer      clock.Instant
-	patient    bool // it listens although a disk is not open yet
-	guards     []*guard
-	seenAlive  bool // session in etcd, or beats, as everybody sees it
-	broken     bool // its daemon says that the storage process does not answer
-	mergesOff  bool // a script keeps it from merging objects
+	process   int // number of the storage process; a new one forgets
+	core      *replica.Core
+	opening   map[ids.ID]*disk.Core // disks whose recovery runs
+	engines   map[ids.ID]*disk.Core
+	links     map[replica.Conn]*link
+	timer     clock.Instant
+	patient   bool // it listens although a disk is not open yet
+	guards    []*guard
+	seenAlive bool // session in etcd, or beats, as everybody sees it
+	broken    bool // its daemon says that the storage process does not answer
+	mergesOff bool // a script keeps it from merging objects
+	clockFace
 	onTags     map[uint64]func(disk.Completion)
 	onPlaces   map[uint64]func(*place.Map)
 	lastPlaces uint64
@@ -147,6 +148,7 @@ func (n *node) setBroken(broken bool) {
 func (n *node) powerCut() {
 	n.w.tracef("%s power cut", n.name())
 	n.powered = false
+	n.asleep, n.held, n.slept = false, nil, nil
 	n.killStorage()
 	for _, g := range n.guards {
 		if !g.killed {
@@ -218,6 +220,10 @@ func (n *node) startStorage() {
 	if !n.powered || n.core != nil {
 		return
 	}
+	if n.asleep {
+		n.awake(n.startStorage)
+		return
+	}
 	if slices.ContainsFunc(n.disks, func(d *simDisk) bool { return len(d.flying) > 0 }) {
 		// A killed process ends, and lets go of its lock, when its last write has.
 		n.w.after(5*time.Millisecond, n.startStorage)
@@ -285,7 +291,7 @@ func (n *node) pumpOpening(d *simDisk) {
 	}
 	n.engines[d.id] = eng
 	delete(n.opening, d.id)
-	n.core.AddDisk(n.w.now, tapped{eng, n}, ids.ID{})
+	n.core.AddDisk(n.clock(), tapped{eng, n}, ids.ID{})
 	n.pump()
 	if n.patient { // guards connect again: HELLO names it now
 		for _, id := range sortedConns(n.links) {
@@ -308,15 +314,17 @@ func (n *node) perform(d *simDisk, io disk.IO, done func(error)) {
 		d.flying = append(d.flying, fly)
 	}
 	d.schedule(n.w, io.Op, func() {
-		if n.boot != boot || !n.powered {
-			return // see simDisk.losePower
-		}
-		d.landed(fly)
-		if n.process == process {
-			done(d.do(n.w, io))
-		} else if io.Op == disk.OpWrite {
-			d.do(n.w, fly.io)
-		}
+		n.awake(func() {
+			if n.boot != boot || !n.powered {
+				return // see simDisk.losePower
+			}
+			d.landed(fly)
+			if n.process == process {
+				done(d.do(n.w, io))
+			} else if io.Op == disk.OpWrite {
+				d.do(n.w, fly.io)
+			}
+		})
 	})
 }
 
@@ -327,7 +335,7 @@ func (n *node) pump() {
 	}
 	for range 10000 {
 		var r replica.Ready
-		n.core.Ready(n.w.now, &r)
+		n.core.Ready(n.clock(), &r)
 		if len(r.Sends) == 0 && len(r.Closes) == 0 && len(r.IO) == 0 && len(r.Events) == 0 {
 			n.arm()
 			return
@@ -373,19 +381,19 @@ func (n *node) diskByID(id ids.ID) *simDisk {
 }
 
 func (n *node) arm() {
-	at := n.core.Next()
-	if n.timer != 0 && n.timer <= at && n.timer >= n.w.now || at > n.w.now.Add(1e18) {
+	at, now := n.core.Next(), n.clock()
+	if n.timer != 0 && n.timer <= at && n.timer >= now || at > now.Add(1e18) {
 		return
 	}
 	n.timer = at
 	process := n.process
-	n.w.after(at.Sub(n.w.now), func() {
+	n.timerAt(at, func() {
 		if n.timer != at {
 			return
 		}
 		n.timer = 0
 		if n.process == process && n.core != nil {
-			n.core.Tick(n.w.now)
+			n.core.Tick(n.clock())
 			n.pump()
 		}
 	})
@@ -397,6 +405,10 @@ func (n *node) connOpened(l *link, peer ids.ID) {
 }
 
 func (n *node) connClosed(l *link) {
+	if n.asleep {
+		n.awake(func() { n.connClosed(l) })
+		return
+	}
 	if n.core == nil || n.links[replica.Conn(l.conn)] != l {
 		return
 	}
@@ -406,7 +418,7 @@ func (n *node) connClosed(l *link) {
 }
 
 func (n *node) receive(l *link, m wire.Message) {
-	n.core.Received(n.w.now, replica.Conn(l.conn), m)
+	n.core.Received(n.clock(), replica.Conn(l.conn), m)
 	n.pump()
 }
 

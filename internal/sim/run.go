@@ -23,6 +23,7 @@ var Sometimes = []string{
 	"link_reset", "etcd_down", "false_alarm", "disk_hang", "disk_dead", "bit_rot", "fenced", "forgetful", "late_successor", "power_cut_copies", "local_disk_hang",
 	"lost_write", "misdirected_write", "stale_read", "scrub", "scrub_found", "scrubbed",
 	"log_rot", "split_flush", "damaged_log", "rolled_back", "lying_cache", "lying_cut", "linear_block", "direct_read", "direct_miss",
+	"drift", "suspend", "disk_full", "node_full", "pool_full", "report_no-space", "report_space-back", "full_join",
 	"move_asked", "retire_asked", "move_cancelled", "segment_moved", "stray",
 	"more_volumes", "volume_deleted", "volume_freed",
 }

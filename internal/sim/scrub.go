@@ -188,9 +188,9 @@ func (w *world) faultScrub() {
 
 func (w *world) startScrub(duty int) {
 	for _, n := range w.nodes {
-		if n.serving() {
+		if n.serving() && !n.asleep {
 			for _, d := range n.disks {
-				n.core.StartScrub(w.now, d.id, replica.ScrubOptions{DutyPercent: duty})
+				n.core.StartScrub(n.clock(), d.id, replica.ScrubOptions{DutyPercent: duty})
 			}
 			n.pump()
 		}
@@ -215,6 +215,10 @@ func (w *world) scrubAll() bool {
 			w.note("snapshot_block_lost") // a write heals the head, nothing heals a snapshot
 			break
 		}
+		if try == 20 && w.onlyMovedDamage() {
+			w.note("damage_of_moved") // nobody repairs, or reads, what no segment names
+			break
+		}
 		if try == 20 {
 			w.failf("scrubs find damage again and again; %s", w.describe())
 			return false
@@ -237,6 +241,35 @@ func (w *world) scrubAll() bool {
 	for _, t := range w.asked() {
 		clear(t.tainted) // the copies were compared
 		t.demandClean()
+	}
+	return w.err == nil
+}
+
+// onlyMovedDamage reports whether every block that cannot be read is in a copy that
+// has left its segment, on a disk that has other segments yet: it is kept there for
+// the snapshots that it shows. A disk that no segment names must have been freed.
+func (w *world) onlyMovedDamage() bool {
+	for _, t := range w.living() {
+		v := t.record()
+		snaps := []uint32{0}
+		if t.first() {
+			snaps = append(w.snaps.numbers(), 0)
+		}
+		for _, n := range w.nodes {
+			for _, d := range n.disks {
+				named := placed(v.Seg, d.id)
+				for e := range uint64(extentCount) {
+					if d.dead || n.engines[d.id] == nil || named && !slices.Contains(v.Seg.Row(int(e)*repl.ExtentBytes/segmentBytes), d.id) {
+						continue
+					}
+					for _, snap := range snaps {
+						if _, bad := n.readExtent(d.id, t.volume, e, snap); len(bad) > 0 {
+							return false
+						}
+					}
+				}
+			}
+		}
 	}
 	return w.err == nil
 }

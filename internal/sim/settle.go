@@ -15,6 +15,10 @@ import (
 func (w *world) settle() {
 	w.calm = true
 	w.etcd.up = true
+	w.filler.end()
+	for _, n := range w.nodes {
+		n.resume()
+	}
 	for _, t := range w.tenants {
 		t.manager.calmAt = w.now
 	}
@@ -50,7 +54,7 @@ func (w *world) settle() {
 // good copies are gone waits for ever, and serves nothing older instead: that is
 // right, and stops no other volume (I17). It reports whether any is whole.
 func (w *world) comeWhole(limit clock.Instant) bool {
-	if w.run(limit, func() bool { return w.ops >= w.opt.Ops && w.all((*tenant).whole) }) {
+	if w.run(limit, func() bool { return w.ops >= w.opt.Ops && w.all((*tenant).whole) && w.filler.gone() }) {
 		return true
 	}
 	if w.err != nil {

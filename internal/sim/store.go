@@ -119,6 +119,7 @@ func (t *tenant) committed(p repl.Put, before repl.VolumeRecord) {
 		}
 		t.tell("etcd: own epoch %d inc %d cfg %d out %d", p.Own.Epoch, p.Own.Inc, p.Own.CfgVersion, len(p.Own.Out))
 		t.noteISR()
+		w.judgeOut(before.Own, *p.Own)
 	}
 	if p.Seg != nil {
 		w.noteMoves(before.Seg, *p.Seg)
@@ -164,7 +165,7 @@ func (w *world) etcdReachable(n *node) bool {
 	if !w.etcd.up {
 		return false
 	}
-	if w.etcd.cutOff == n {
+	if w.etcd.cutOff == n || n.asleep {
 		return false
 	}
 	if w.etcd.apart {
@@ -172,7 +173,7 @@ func (w *world) etcdReachable(n *node) bool {
 	}
 	reach := 0
 	for _, o := range w.nodes[:storageNodes] {
-		if o.powered && w.net.both(n.index, o.index) {
+		if o.powered && !o.asleep && w.net.both(n.index, o.index) {
 			reach++
 		}
 	}

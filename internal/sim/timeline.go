@@ -25,7 +25,7 @@ type timeline struct {
 }
 
 func newTimeline(opt Options) timeline {
-	return timeline{opt: opt, rng: rand.New(rand.NewPCG(opt.Seed, 0x526f73656175)), now: clock.Instant(time.Hour), counts: map[string]int{}}
+	return timeline{opt: opt, rng: rand.New(rand.NewPCG(opt.Seed, 0x526f73656175)), now: origin, counts: map[string]int{}}
 }
 
 // event is something that happens at a time.

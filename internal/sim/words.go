@@ -66,6 +66,11 @@ func init() {
 		"merges":      (*player).merges,
 		"move":        (*player).move,
 		"sweep":       (*player).sweep,
+		"full":        (*player).full,
+		"space":       (*player).space,
+		"clock":       (*player).clockWord,
+		"suspend":     (*player).suspend,
+		"resume":      (*player).resume,
 		"swap":        (*player).swap,
 		"pace":        (*player).pace,
 		"two-volumes": func(*player, []string) error { return nil }, // see tenantsWanted
@@ -534,7 +539,7 @@ func (p *player) hang(a []string) error {
 	}
 	for _, d := range n.disks {
 		if len(a) > 1 && a[1] == "sync" {
-			d.syncHungTill = p.w.now.Add(24 * time.Hour)
+			d.hangSync(p.w.now.Add(24 * time.Hour))
 		} else {
 			d.hang(p.w.now.Add(24 * time.Hour))
 		}

@@ -31,6 +31,9 @@ type Mutations struct {
 	NoOwnCompare bool
 	// KernelBootID: the boot identity is the kernel's, which lab nodes share [S23].
 	KernelBootID bool
+	// StoppedClock: the clock by which leases are kept stands still while a node is
+	// suspended.
+	StoppedClock bool
 	// NoMaintenance, NoYield: no writer repairs an idle volume, or it goes on when a
 	// VM is to start [S14].
 	NoMaintenance, NoYield bool
@@ -80,6 +83,7 @@ type world struct {
 	snaps   *snapshots
 	clones  *clones
 	mover   *mover
+	filler  *filler
 	janitor *janitor
 	net     network
 	profile profile
@@ -137,6 +141,8 @@ func newWorld(opt Options) *world {
 	}
 	w.snaps = newSnapshots(w)
 	w.mover = newMover(w)
+	w.filler = newFiller(w)
+	w.drawClocks()
 	w.janitor = newJanitor(w)
 	return w
 }

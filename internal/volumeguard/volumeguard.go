@@ -153,6 +153,7 @@ type proc struct {
 	set     volume.Handle
 	socket  string
 	release context.CancelFunc // POST /release
+	broken  chan error         // capacity 1: why this process cannot go on and must be started again
 
 	mu     sync.Mutex
 	phase  volumectl.Phase
@@ -162,7 +163,7 @@ type proc struct {
 func run(ctx context.Context, cfg *volumectl.Config, log *slog.Logger, notify *unit.Notifier, open volume.Opener, vc volume.Config) error {
 	work, release := context.WithCancel(ctx)
 	defer release()
-	p := &proc{cfg: cfg, log: log, release: release, phase: volumectl.PhasePreparing}
+	p := &proc{cfg: cfg, log: log, release: release, broken: make(chan error, 1), phase: volumectl.PhasePreparing}
 	set, err := open(work, vc)
 	if err != nil {
 		return err
@@ -198,8 +199,7 @@ func run(ctx context.Context, cfg *volumectl.Config, log *slog.Logger, notify *u
 				}
 			}
 			if err := serve(serving, cfg.Volume, l); err != nil {
-				log.Error("nbd server ended", "cause", err)
-				release()
+				p.breaks(fmt.Errorf("serve volume %s: %w", cfg.Volume, err))
 			}
 		})
 	}
@@ -214,8 +214,16 @@ func run(ctx context.Context, cfg *volumectl.Config, log *slog.Logger, notify *u
 		log.Warn("another writer has the volume", "cause", err)
 		return nil
 	}
+	if broken := (brokenError{}); errors.As(err, &broken) {
+		return err // a release would wait for whom it cannot reach
+	}
 	return p.finish(ctx, notify, err)
 }
+
+// brokenError ends a process that cannot go on: its supervisor starts it again.
+type brokenError struct{ error }
+
+func (e brokenError) Unwrap() error { return e.error }
 
 // work takes the volume and stays until ctx ends, maintenance is done, or the
 // volume is lost.
@@ -236,6 +244,9 @@ func (p *proc) work(ctx context.Context) error {
 		lingers = mergeLinger
 	}
 	for pause(ctx) {
+		if err := p.isBroken(); err != nil {
+			return err
+		}
 		st := p.set.Status()
 		switch st.Phase {
 		case volume.PhaseFenced, volume.PhaseInvalid, volume.PhaseStopped:
@@ -305,6 +316,9 @@ func (p *proc) take(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
+		if err == nil {
+			err = p.isBroken()
+		}
 		if err != nil {
 			return err
 		}
@@ -359,8 +373,29 @@ func (p *proc) watchdog(ctx context.Context, notify *unit.Notifier) {
 	}
 }
 
+// breaks ends the process with an error, so that its supervisor starts it again.
+func (p *proc) breaks(err error) {
+	select {
+	case p.broken <- brokenError{err}:
+	default: // it ends already
+	}
+}
+
+// isBroken returns why the process must end with an error, or nil.
+func (p *proc) isBroken() error {
+	select {
+	case err := <-p.broken:
+		return err
+	default:
+		return nil
+	}
+}
+
 func (p *proc) logEvents() {
 	for e := range p.set.Events() {
+		if e.Kind == volume.EventExhausted {
+			p.breaks(errs.New(errs.Exhausted, "write volume %s: %s", p.cfg.Volume, e.Text))
+		}
 		if e.Kind == volume.EventFenced {
 			p.log.Warn("fenced", "node", e.By.Node, "run", e.By.Run, "epoch", e.By.Epoch)
 		}

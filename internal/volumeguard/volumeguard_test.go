@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -271,6 +272,21 @@ func TestSignal(t *testing.T) {
 }
 
 // Another writer is right: no release, no error, no restart.
+// A process that may open no further descriptor ends with an error, so that it is
+// started again, and does not wait for a release that it cannot ask for.
+func TestOutOfDescriptors(t *testing.T) {
+	f := &fakeSet{healthy: true}
+	c, _, done := start(t, f, repl.PurposeServe)
+	until(t, c, volumectl.PhaseServing)
+	f.events <- volume.Event{Kind: volume.EventExhausted, Text: "too many open files"}
+	if err := wait(t, done); errs.Kind(err) != errs.Exhausted {
+		t.Errorf("the process ends with %v", err)
+	}
+	if calls := f.calls; slices.Contains(calls, "release") {
+		t.Errorf("calls %v", calls)
+	}
+}
+
 func TestFenced(t *testing.T) {
 	f := &fakeSet{healthy: true}
 	c, _, done := start(t, f, repl.PurposeServe)

@@ -83,7 +83,7 @@ func TestDrills(t *testing.T) {
 // Drills that are run by `make e2e` alone.
 func TestLongDrills(t *testing.T) {
 	long(t)
-	for _, name := range []string{"sick-link", "without-etcd"} {
+	for _, name := range []string{"sick-link", "without-etcd", "packet-loss"} {
 		t.Run(name, func(t *testing.T) {
 			if rep := drill(t, 15*time.Minute, name); !rep.Tests[0].Passed {
 				t.Errorf("missed: %v", rep.Tests[0].Failed)

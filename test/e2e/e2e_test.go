@@ -20,9 +20,19 @@ import (
 // labName keeps the test's lab apart from one that a person has up.
 const labName = "e2e"
 
-var roseau string
+var (
+	roseau string
+	goHome []string // where go keeps what it built, for tests that build: $HOME is another one here
+)
 
 func TestMain(m *testing.M) {
+	if os.Getenv(takerEnv) != "" {
+		if err := takerMain(os.Stdin, os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	if os.Getenv("ROSEAU_E2E") == "" {
 		fmt.Println("e2e: skipped: it needs root and a lab; `make e2e` runs it")
 		os.Exit(0)
@@ -37,6 +47,11 @@ func run(m *testing.M) int {
 		return 1
 	}
 	roseau = filepath.Join(root, "bin", "roseau")
+	for _, name := range []string{"GOCACHE", "GOMODCACHE"} {
+		if dir, err := exec.Command("go", "env", name).Output(); err == nil {
+			goHome = append(goHome, name+"="+strings.TrimSpace(string(dir)))
+		}
+	}
 	home, err := os.MkdirTemp("", "roseau-e2e-")
 	if err != nil {
 		fmt.Println(err)

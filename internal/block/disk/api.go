@@ -75,6 +75,9 @@ type Mutations struct {
 	FreshOverPresent     bool // a write goes in place although its blocks are not absent
 	FreedUnseen          bool // a slot that is freed keeps its version
 	PlacePending         bool // a map of places has blocks whose newest version is in the log
+	NoLimit              bool // writes of guests use the reserve, too
+	FullForAll           bool // above the limit nothing is taken that is no repair, also what needs no slot
+	PassRefused          bool // writes pass one of their extent that was refused for lack of space
 	WindowPinsTail       bool // the log's tail waits for the flush mark of every volume
 	RelistOnce           bool // what was re-appended once is not re-appended again
 	TailBeforeNotes      bool // the tail moves before what was re-appended is durable

@@ -53,7 +53,7 @@ func (c *Core) Append(token uint64, in Record) {
 	}
 	e := r.vol.addObject(r.Extent, r.Object)
 	live := in.Kind != KindSync && in.Kind != KindSyncTombstone
-	if live && e.nospc != (repl.Mark{}) {
+	if live && e.nospc != (repl.Mark{}) && !c.o.Mutations.PassRefused {
 		if e.nospc.Less(r.Mark) {
 			c.refuse(r, wire.NoSpace)
 			return
@@ -166,10 +166,14 @@ func (c *Core) SetLimit(slots int) { c.limit = slots }
 
 // needSlot takes a slot if the record brings something and the object has none.
 func (c *Core) needSlot(r *rec, e *ext, limited bool) bool {
+	full := c.limit > 0 && len(c.slots)-c.free >= c.limit
+	if full && c.o.Mutations.FullForAll && r.isWrite() {
+		return false
+	}
 	if e.slot >= 0 || !r.fills(e) {
 		return true
 	}
-	if limited && c.limit > 0 && len(c.slots)-c.free >= c.limit {
+	if limited && full && !c.o.Mutations.NoLimit {
 		return false
 	}
 	if e.slot = c.allocSlot(); e.slot < 0 {

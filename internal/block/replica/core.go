@@ -41,6 +41,7 @@ type Options struct {
 // The zero value is correct.
 type Mutations struct {
 	NoRestartWait     bool // a new process promises at once
+	NoMargin          bool // a grant binds as long as it was given, by this clock
 	IgnoreCold        bool // OPEN_ACK never says cold
 	OpenBeforeDurable bool // OPEN is answered before the promise is durable
 	UnknownAsLapsed   bool // grants that may have been forgotten are reported as lapsed

@@ -20,7 +20,12 @@ func checkPromise(cur repl.Promise, released bool, next repl.Promise, imports bo
 
 // grantBinds is how long a grant of L binds the replica: 10 % for the drift of
 // the two clocks.
-func (c *Core) grantBinds() time.Duration { return c.o.Lease + c.o.Lease/10 }
+func (c *Core) grantBinds() time.Duration {
+	if c.o.Mutations.NoMargin {
+		return c.o.Lease
+	}
+	return c.o.Lease + c.o.Lease/10
+}
 
 // grant tells the state of the lease of the promise in force, and until when a
 // higher promise must wait (0 = not at all).

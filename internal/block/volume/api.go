@@ -138,6 +138,9 @@ const (
 	EventDiffer EventKind = "differ"
 	// EventBug: a replica answered against the protocol.
 	EventBug EventKind = "bug"
+	// EventExhausted: this process may open no further descriptor, so no connection
+	// that is lost can be made anew. Sent once: it should end and be started again.
+	EventExhausted EventKind = "exhausted"
 	// EventDamaged: blocks of which no verified copy is left (an EIO was given).
 	EventDamaged EventKind = "damaged"
 )

@@ -71,6 +71,9 @@ func (p *peer) run(ctx context.Context) {
 				p.s.post(writer.ConnDown{Node: p.node, Refused: true})
 			}
 			refusedBefore = refused
+			if errors.Is(err, syscall.EMFILE) {
+				p.s.call(func() { p.s.outOfDescriptors(err) })
+			}
 			if errors.Is(err, errHello) && err.Error() != told {
 				told = err.Error()
 				p.s.call(func() { p.s.emit(Event{Kind: EventWaiting, Text: told + "; " + errs.Hint(err)}) })
@@ -85,6 +88,14 @@ func (p *peer) run(ctx context.Context) {
 		}
 		p.s.log.Info("storage connection lost", "peer", p.node, "cause", err)
 		p.s.call(func() { p.down(l) })
+	}
+}
+
+// outOfDescriptors runs in the turn.
+func (s *Set) outOfDescriptors(err error) {
+	if !s.exhausted {
+		s.exhausted = true
+		s.emit(Event{Kind: EventExhausted, Text: fmt.Sprintf("no storage node can be reached: %v", err)})
 	}
 }
 
@@ -193,6 +204,9 @@ func (p *peer) connect(ctx context.Context) (*connection, *wire.Decoder, *wire.H
 		var ack *wire.HelloAck
 		if l, dec, ack, err = p.dial(ctx, a.network, a.addr); err == nil {
 			return l, dec, ack, nil
+		}
+		if errors.Is(err, syscall.EMFILE) {
+			return nil, nil, nil, err // the other addresses fare no better
 		}
 		if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ENOENT) {
 			refused++

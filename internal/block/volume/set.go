@@ -91,6 +91,7 @@ type Set struct {
 	lastSnapshot writer.Snapshotted
 	leaseUp      bool
 	checked      clock.Instant // last look for silent peers
+	exhausted    bool          // EventExhausted was sent
 }
 
 // turn is the work of one turn.

@@ -103,6 +103,10 @@ type Mutations struct {
 	LostAsAbsent           bool // a join makes a block that no copy can read absent
 	AbsentIsLost           bool // a disk that its node says it does not have counts as behind a lost link
 	KeepSyncOnReplace      bool // a disk that is given more segments goes on joining as it was
+	NoSpaceIsFailure       bool // a copy that refuses a write for lack of space counts as failed
+	NoReserve              bool // what repairs is sent like a guest's write, and stops at the limit
+	JoinWaitsForSpace      bool // a join waits for writes that wait for space
+	JoinPassesRefused      bool // a join does not, and is not given them
 
 	DirectUntouched bool // a block is read in place although it was written since its map
 

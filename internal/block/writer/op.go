@@ -203,7 +203,7 @@ func (v *volume) tryStart(e *extent, o *op) {
 		return
 	}
 	for p := o.lprev; p != nil; p = p.lprev {
-		if conflict(p, o) && !(o.kind == opRead && v.c.mut.ReadsPassWrites) {
+		if conflict(p, o) && !o.passes(p) && !(o.kind == opRead && v.c.mut.ReadsPassWrites) {
 			return
 		}
 	}

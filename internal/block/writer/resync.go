@@ -146,6 +146,7 @@ func (j *syncJob) opened() {
 	j.joinWseq = v.wseq
 	m.dropPlaces()
 	v.c.send(m.node, &wire.SyncBegin{ReqID: j.slot(m, askBegin, 0), Handle: m.handle, Partial: v.isPartial(m)})
+	j.giveRefused()
 }
 
 func (j *syncJob) slot(m *member, ask int, object int) uint64 {
@@ -256,7 +257,7 @@ func (j *syncJob) settle() {
 	}
 	switch j.phase {
 	case syncDrain:
-		if v.commitWseq >= j.joinWseq {
+		if j.drained() {
 			j.list()
 		}
 	case syncCopy:
@@ -572,6 +573,10 @@ func (j *syncJob) answer(s slot, ask, i int, msg wire.Message) {
 		if st == wire.StaleEpoch {
 			s.m.open = closed // OPEN tells by whom
 		}
+		if st == wire.NoSpace {
+			j.noSpace()
+			return
+		}
 		j.fail(fmt.Sprintf("status %d", st))
 	}
 }
@@ -626,10 +631,12 @@ func (j *syncJob) settleBarrier() {
 		v.c.wake = true
 		return
 	}
-	if j.flushing || v.commitWseq < j.barrier || m.zombies > 0 || !m.usable() {
+	if j.flushing || !v.committedTo(j.barrier) || m.zombies > 0 || !m.usable() {
 		return
 	}
-	j.flushing = true
+	// What was acked is at the disk, and durable with this flush, also what is newer
+	// than a write that waits for space: its mark only does not say so.
+	j.flushing, j.barrier = true, min(j.barrier, v.commitWseq)
 	v.c.sendFlush(m, j.barrier)
 }
 

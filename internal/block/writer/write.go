@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"slices"
 
-	"roseau/internal/base/ids"
 	"roseau/internal/block/wire"
 )
 
@@ -47,7 +46,7 @@ func (c *Core) sendWrite(o *op, m *member, flags wire.WriteFlags) {
 		flags |= wire.WriteFUA
 	}
 	v := o.v
-	if o.rc || !m.counted || o.seg.lacks(m) {
+	if (o.rc || !m.counted || o.seg.lacks(m)) && !c.mut.NoReserve {
 		flags |= wire.WriteReserve // else a full pool could not be repaired
 	}
 	id := c.newSlot(slotWrite, m, o, 0)
@@ -84,6 +83,10 @@ func (c *Core) writeAck(n *node, a *wire.Ack) {
 	switch a.Status {
 	case wire.OK:
 	case wire.NoSpace, wire.OutOfOrder:
+		if c.mut.NoSpaceIsFailure {
+			m.failed, v.dirty = true, true
+			return
+		}
 		v.noSpace(o, m, t, a.Status)
 		return
 	case wire.DiskFailed:
@@ -228,92 +231,4 @@ func (v *volume) release(m *member) {
 	}
 	v.dirty = true
 	v.c.wake = true
-}
-
-// joinWithoutSpace is the pause before a disk that was full is joined again.
-const joinWithoutSpace = 10e9
-
-// noSpace notes that m refused o. Nothing new is sent in that extent until the
-// refused writes have been taken, in their order.
-func (v *volume) noSpace(o *op, m *member, t *target, st wire.Status) {
-	if st == wire.NoSpace && m.sync != nil && v.pending != m && (!m.counted || o.seg.lacks(m)) {
-		// A target that is full is a rebuild that has to wait, not a guest.
-		m.abortSync("no space on the disk")
-		m.rejoinAt = v.c.now.Add(joinWithoutSpace)
-		return
-	}
-	e := v.extents[o.ext]
-	if st == wire.OutOfOrder && (e == nil || !e.refused) || o.state == opZombie {
-		v.c.report(ReportBug, v.id, m.disk, "write refused as out of order")
-		m.failed = true
-		v.dirty = true
-		return
-	}
-	if !e.refused {
-		if v.refused++; v.refused == 1 {
-			v.c.report(ReportNoSpace, v.id, m.disk, "writes wait for space on a disk")
-		}
-	}
-	e.refused, o.refused, t.nospc, t.sent = true, true, true, false
-	if m.nospcAt == 0 {
-		m.nospcAt = v.c.now.Add(v.c.t.OpenRetry)
-	}
-}
-
-// settleNoSpace sends refused writes again once everything sent before is
-// answered, so that the order within the extent stands.
-func (v *volume) settleNoSpace() {
-	for _, m := range v.members {
-		if m.nospcAt == 0 || v.c.now < m.nospcAt || !m.writable() {
-			continue
-		}
-		m.nospcAt = 0
-		for _, o := range v.unacked(m) {
-			t := o.target(m)
-			if !t.nospc {
-				continue
-			}
-			if v.outstanding(o.ext, m) {
-				m.nospcAt = v.c.now.Add(v.c.t.OpenRetry)
-				continue
-			}
-			v.resendRefused(o.ext, m)
-		}
-	}
-}
-
-// outstanding reports whether m has unanswered writes of the extent.
-func (v *volume) outstanding(ext int64, m *member) bool {
-	for o := v.inflight.head; o != nil; o = o.next {
-		if o.ext == ext {
-			if t := o.target(m); t != nil && !t.acked && t.sent {
-				return true
-			}
-		}
-	}
-	return false
-}
-
-func (v *volume) resendRefused(ext int64, m *member) {
-	for o := v.inflight.head; o != nil; o = o.next {
-		if o.ext == ext {
-			if t := o.target(m); t != nil && t.nospc {
-				v.c.sendWrite(o, m, 0)
-			}
-		}
-	}
-}
-
-// clearRefused lets writes into the extent again when no refused one is left.
-func (v *volume) clearRefused(ext int64, e *extent) {
-	for o := v.inflight.head; o != nil; o = o.next {
-		if o.ext == ext && o.refused {
-			return
-		}
-	}
-	e.refused = false
-	if v.refused--; v.refused == 0 {
-		v.c.report(ReportSpaceBack, v.id, ids.ID{}, "no write waits for space")
-	}
-	v.startWaiting(e, e.head)
 }

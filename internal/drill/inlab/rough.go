@@ -25,6 +25,12 @@ func (l *Lab) FreezeNode(ctx context.Context, node string) error {
 // ThawNode lets them go on.
 func (l *Lab) ThawNode(ctx context.Context, node string) error { return l.client.ThawNode(ctx, node) }
 
+// LoseFrames lets a node's cable to a network lose percent of its frames in either
+// direction; 0 ends it.
+func (l *Lab) LoseFrames(ctx context.Context, node, network string, percent int) error {
+	return l.client.LinkLossy(ctx, node, network, percent)
+}
+
 // SlowDisk delays the actions of a disk; 0 ends it.
 func (l *Lab) SlowDisk(ctx context.Context, node, diskPath string, latency time.Duration) error {
 	return l.client.DiskSlow(ctx, node, path.Base(diskPath), latency)

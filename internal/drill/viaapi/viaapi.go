@@ -199,7 +199,11 @@ func (k *Cluster) CreateVM(ctx context.Context, r drill.VMRequest) error {
 	for _, d := range r.More {
 		disks = append(disks, vm.DiskSource{Image: d.Image, Size: d.Size})
 	}
-	return k.change(ctx, http.MethodPost, "/v1/vms", vm.CreateRequest{
+	ha := model.HAOn
+	if r.NoHA {
+		ha = model.HAOff
+	}
+	return k.change(ctx, http.MethodPost, "/v1/vms", vm.CreateRequest{HA: ha,
 		Name: r.Name, CPUs: r.CPUs, Memory: r.Memory, Start: true, Disks: disks, NICs: []vm.NIC{{Network: r.Network}},
 	})
 }

@@ -132,6 +132,7 @@ type swtch struct {
 	ns     *os.File
 	handle *netlink.Handle
 	ports  map[string]int // node -> interface index
+	loss   map[string]int // node -> percent of its frames that are lost; absent: none
 }
 
 // NewBoard makes the switches and the outside host.
@@ -161,7 +162,7 @@ func NewBoard() (b *Board, err error) {
 }
 
 func newSwitch() (s *swtch, err error) {
-	s = &swtch{ports: map[string]int{}}
+	s = &swtch{ports: map[string]int{}, loss: map[string]int{}}
 	if s.ns, err = newNamespace(); err != nil {
 		return nil, err
 	}

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"roseau/internal/base/errs"
 )
 
 func needRoot(t *testing.T) {
@@ -122,6 +124,69 @@ func TestCablesAndPartitions(t *testing.T) {
 
 	if p := r.Ports("vm"); p["n1"] != 1001 || p["n3"] != 1003 || p["outside"] != 2000 {
 		t.Fatalf("ports of the vm switch: %v", p)
+	}
+}
+
+// A lossy cable loses about its share in both directions, and on its network alone.
+func TestLoss(t *testing.T) {
+	r := newBench(t)
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	const sent = 200 // what a socket holds, and more than chance needs
+	heard := func(from, to, address string) (n int) {
+		t.Helper()
+		var far *net.UDPConn
+		must(Within(r.ns[to], func() (err error) {
+			far, err = net.ListenUDP("udp", &net.UDPAddr{IP: net.ParseIP(address), Port: 7500})
+			return err
+		}))
+		defer far.Close()
+		near, err := Dial(t.Context(), r.ns[from], "udp", address+":7500")
+		must(err)
+		defer near.Close()
+		for range sent {
+			_, err := near.Write([]byte{1})
+			must(err)
+		}
+		far.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+		for {
+			if _, err := far.Read(make([]byte, 8)); err != nil {
+				return n
+			}
+			n++
+		}
+	}
+	// The addresses are resolved while nothing is lost.
+	r.want(t, "n1", "10.204.0.12", "n2", true)
+	r.want(t, "n3", "10.204.0.12", "n2", true)
+	must(r.Partition([][]string{{"n1", "n2"}, {"n3"}}, Networks[:1])) // stays as it is
+	must(r.Lose("n2", Networks[1:2], 50))
+	if got := r.Losses("n2"); len(got) != 1 || got["storage"] != 50 || r.Losses("n1") != nil {
+		t.Fatalf("losses of n2 %v, of n1 %v", got, r.Losses("n1"))
+	}
+	// 7 deviations around the half.
+	for _, way := range [][3]string{{"n1", "n2", "10.204.0.12"}, {"n2", "n3", "10.204.0.13"}} {
+		if n := heard(way[0], way[1], way[2]); n < sent/4 || n > sent*3/4 {
+			t.Errorf("%s -> %s: %d of %d datagrams came", way[0], way[1], n, sent)
+		}
+	}
+	if n := heard("n1", "n3", "10.204.0.13"); n != sent {
+		t.Errorf("between others %d of %d datagrams came", n, sent)
+	}
+	r.want(t, "n2", "10.203.0.11", "n1", true)
+	r.want(t, "n2", "10.203.0.13", "n3", false) // the partition
+	must(r.Lose("n2", Networks, 0))
+	if n := heard("n1", "n2", "10.204.0.12"); n != sent {
+		t.Errorf("afterwards %d of %d datagrams came", n, sent)
+	}
+	for _, percent := range []int{-1, 101} {
+		if err := r.Lose("n2", Networks, percent); errs.Kind(err) != errs.Invalid {
+			t.Errorf("%d percent: %v", percent, err)
+		}
 	}
 }
 

@@ -93,7 +93,12 @@ func (s *swtch) block(pairs [][2]string) error {
 
 // replaceTable begins a transaction with an empty table of the lab.
 func replaceTable(conn *nftables.Conn, family nftables.TableFamily) *nftables.Table {
-	table := &nftables.Table{Family: family, Name: tableName}
+	return emptyTable(conn, family, tableName)
+}
+
+// emptyTable begins a transaction with an empty table of a name.
+func emptyTable(conn *nftables.Conn, family nftables.TableFamily, name string) *nftables.Table {
+	table := &nftables.Table{Family: family, Name: name}
 	conn.AddTable(table) // so that the deletion finds one
 	conn.DelTable(table)
 	return conn.AddTable(table)

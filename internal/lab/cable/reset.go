@@ -34,10 +34,7 @@ func ResetConnections(ctx context.Context, ns *os.File, port uint16) error {
 	if err != nil {
 		return err
 	}
-	table := &nftables.Table{Family: nftables.TableFamilyINet, Name: resetTable}
-	conn.AddTable(table) // so that the deletion finds one
-	conn.DelTable(table)
-	conn.AddTable(table)
+	table := emptyTable(conn, nftables.TableFamilyINet, resetTable)
 	for name, hook := range map[string]*nftables.ChainHook{"in": nftables.ChainHookInput, "out": nftables.ChainHookOutput} {
 		policy := nftables.ChainPolicyAccept
 		chain := conn.AddChain(&nftables.Chain{Name: name, Table: table, Type: nftables.ChainTypeFilter,

@@ -67,6 +67,12 @@ func (c *Client) ThawNode(ctx context.Context, node string) error {
 	return c.orderErr(ctx, "node-thaw", Request{Node: node})
 }
 
+// NodeBinary lets a node run another build of roseau from its next boot on, by its
+// absolute path on this machine; "" is the lab's own again.
+func (c *Client) NodeBinary(ctx context.Context, node, path string) error {
+	return c.orderErr(ctx, "node-binary", Request{Node: node, Path: path})
+}
+
 // LinkCut takes the carrier from a node's cable to network, to all for "".
 func (c *Client) LinkCut(ctx context.Context, node, network string) error {
 	return c.orderErr(ctx, "link-cut", Request{Node: node, Network: network})
@@ -77,13 +83,19 @@ func (c *Client) LinkRestore(ctx context.Context, node, network string) error {
 	return c.orderErr(ctx, "link-restore", Request{Node: node, Network: network})
 }
 
+// LinkLossy lets a node's cable to network, to all for "", lose percent (0 to 100) of
+// its frames in either direction, at random; 0 ends it.
+func (c *Client) LinkLossy(ctx context.Context, node, network string, percent int) error {
+	return c.orderErr(ctx, "link-lossy", Request{Node: node, Network: network, Percent: percent})
+}
+
 // Partition parts groups of nodes on network, on all for "". It replaces the
 // partition before.
 func (c *Client) Partition(ctx context.Context, network string, groups ...[]string) error {
 	return c.orderErr(ctx, "partition", Request{Network: network, Groups: groups})
 }
 
-// Heal ends the partition and plugs in every cable.
+// Heal ends the partition, plugs in every cable and ends its losses.
 func (c *Client) Heal(ctx context.Context) error { return c.orderErr(ctx, "heal", Request{}) }
 
 // DiskPull takes a disk out of a running node; what it had not flushed is torn.

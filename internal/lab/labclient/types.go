@@ -116,13 +116,16 @@ type Node struct {
 	API       string            `json:"api"`                // forwarded address on 127.0.0.1
 	Addresses map[string]string `json:"addresses"`          // by network, without prefix length
 	CutLinks  []string          `json:"cut_links,omitempty"`
+	Losses    map[string]int    `json:"losses,omitempty"`    // percent of frames that cables lose, by network
 	EtcdDown  bool              `json:"etcd_down,omitempty"` // by service stop etcd
 	Disks     []Disk            `json:"disks"`
 	Units     []unit.Status     `json:"units,omitempty"`
 	// GuardNames are the names of the VMs that have a guard here, by VM.
 	GuardNames map[ids.ID]string `json:"guard_names,omitempty"`
-	Boots      int               `json:"boots"`         // since the lab came up
-	BMC        *BMC              `json:"bmc,omitempty"` // nil: it has none
+	// Binary is the roseau that it boots with; empty: the lab's.
+	Binary string `json:"binary,omitempty"`
+	Boots  int    `json:"boots"`         // since the lab came up
+	BMC    *BMC   `json:"bmc,omitempty"` // nil: it has none
 }
 
 // BMC is a node's management controller, as it is reached from the nodes.
@@ -164,9 +167,11 @@ type Request struct {
 	Network string        `json:"network,omitempty"` // "" = all
 	Disk    string        `json:"disk,omitempty"`
 	Service string        `json:"service,omitempty"` // node, etcd, storage, guard:VM, or a unit
+	Path    string        `json:"path,omitempty"`    // of a program on the host; "" = the lab's
 	Groups  [][]string    `json:"groups,omitempty"`
 	Latency time.Duration `json:"latency_ns,omitempty"`
-	Count   int           `json:"count,omitempty"` // bits to flip
+	Count   int           `json:"count,omitempty"`   // bits to flip
+	Percent int           `json:"percent,omitempty"` // of frames that are lost, 0 to 100
 	From    int64         `json:"from,omitempty"`
 	To      int64         `json:"to,omitempty"`
 	Seed    uint64        `json:"seed,omitempty"` // 0 = drawn

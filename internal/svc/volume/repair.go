@@ -88,7 +88,7 @@ func (s *Service) setLimits(ctx context.Context) error {
 type planner struct {
 	s     *Service
 	dead  map[ids.ID]clock.Instant // since when a disk is dead on a node that lives
-	down  map[ids.ID]clock.Instant // since when a node is down
+	down  map[ids.ID]clock.Instant // since when a node is down, or has no storage process
 	asked map[string]clock.Instant
 	told  map[string]bool // alarms given
 	level map[ids.ID]place.Level
@@ -112,7 +112,11 @@ func (p *planner) round(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p.notice(disks, alive)
+	reports, err := store.ListRecords[records.NodeReport](ctx, p.s.env.Store, records.NodeReportPrefix)
+	if err != nil {
+		return err
+	}
+	p.notice(disks, alive, reports)
 	w := &world{view: view, disks: disks, alive: alive, dead: p.deadNow(view, disks), keep: keep}
 	list := plan(w)
 	p.alarm(ctx, list)
@@ -165,9 +169,10 @@ func (p *planner) keep(ctx context.Context) (map[ids.ID]ids.ID, error) {
 	return out, nil
 }
 
-// notice keeps since when disks are dead and nodes are down. A new holder of the
-// office begins to count anew.
-func (p *planner) notice(disks []*model.Disk, alive map[ids.ID]store.Session) {
+// notice keeps since when disks are dead and nodes are down; a node that says that its
+// storage process does not answer serves its copies as little as one that is off. A new
+// holder of the office begins to count anew.
+func (p *planner) notice(disks []*model.Disk, alive map[ids.ID]store.Session, reports map[string]store.Record[records.NodeReport]) {
 	since := func(m map[ids.ID]clock.Instant, id ids.ID, is bool) {
 		if !is {
 			delete(m, id)
@@ -178,7 +183,8 @@ func (p *planner) notice(disks []*model.Disk, alive map[ids.ID]store.Session) {
 	for _, d := range disks {
 		_, up := alive[d.Spec.Node]
 		since(p.dead, d.ID, up && (d.Status.State == model.DiskFailed || d.Status.State == model.DiskMissing))
-		since(p.down, d.Spec.Node, !up)
+		r := reports[records.NodeReportKey(d.Spec.Node)]
+		since(p.down, d.Spec.Node, !up || r.Revision != 0 && !r.Value.Storage)
 	}
 }
 

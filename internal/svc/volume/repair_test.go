@@ -3,7 +3,9 @@ package volume
 import (
 	"fmt"
 	"testing"
+	"time"
 
+	"roseau/internal/base/clock"
 	"roseau/internal/base/ids"
 	"roseau/internal/base/size"
 	"roseau/internal/core/place"
@@ -12,6 +14,7 @@ import (
 	"roseau/internal/driver/volumectl"
 	"roseau/internal/model"
 	"roseau/internal/store"
+	"roseau/internal/svc"
 	"roseau/internal/svc/pool"
 	"roseau/internal/svc/records"
 )
@@ -253,4 +256,36 @@ func TestLastCopiesAreNamed(t *testing.T) {
 	if len(got) != 1 || got[last.ID] != "on n2-d1 of n2" {
 		t.Errorf("got %v", got)
 	}
+}
+
+// handClock is set by hand.
+type handClock struct{ now clock.Instant }
+
+func (c *handClock) Now() clock.Instant { return c.now }
+func (c *handClock) Wall() time.Time    { return time.Unix(0, int64(c.now)) }
+
+// A node whose daemon lives and whose storage process does not answer is rebuilt as
+// one that is off: after the pool's time, and not if the process comes back before.
+func TestNodeWithoutStorageIsRebuilt(t *testing.T) {
+	view, disks, alive := testWorld()
+	c := &handClock{now: clock.Instant(time.Hour)}
+	p := &planner{s: &Service{env: &svc.Env{Clock: c}}, dead: map[ids.ID]clock.Instant{}, down: map[ids.ID]clock.Instant{}}
+	says := func(storage bool) map[string]store.Record[records.NodeReport] {
+		return map[string]store.Record[records.NodeReport]{records.NodeReportKey(tid(2)): {Value: records.NodeReport{Storage: storage}, Revision: 1}}
+	}
+	step := func(after time.Duration, storage bool, want int) {
+		t.Helper()
+		c.now = c.now.Add(after)
+		p.notice(disks, alive, says(storage))
+		dead := p.deadNow(view, disks)
+		if len(dead) != want || want > 0 && (!dead[tid(21)] || !dead[tid(22)]) {
+			t.Errorf("storage %v: dead are %v, want %d disks of node 2", storage, dead, want)
+		}
+	}
+	step(0, false, 0)
+	step(model.DefaultRebuildAfter-time.Second, false, 0)
+	step(0, true, 0)
+	step(2*time.Second, false, 0)
+	step(model.DefaultRebuildAfter, false, 2)
+	step(time.Second, true, 0)
 }
