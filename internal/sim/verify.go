@@ -44,8 +44,9 @@ func (t *tenant) verifyAll(limit clock.Instant) {
 	if !t.first() || w.err != nil || !w.clones.flattened() {
 		return
 	}
-	// A block that cannot be read must be repaired before it can be merged, and what
-	// only a snapshot shows is repaired when somebody reads it there.
+	// A block that cannot be read must be repaired before it can be merged. Scrubs look
+	// at what only snapshots show, too; what no copy has any more, or what a disk lost
+	// since the last scrub, may still hold a merge back.
 	if !w.run(w.now.Add(5*time.Minute), func() bool { return len(m.pending) == 0 && !w.snaps.mergesLeft() }) && w.err == nil {
 		if !w.lied() {
 			w.failf("objects that no reader tells apart are not merged; %s", w.describe())
@@ -187,6 +188,8 @@ func (l *link) observeSend(m wire.Message) {
 		at = m.Offset / repl.ExtentBytes
 	case *wire.Zero:
 		at = m.Offset / repl.ExtentBytes
+	case *wire.Repair:
+		l.g.w.note("repair_sent")
 	}
 	for _, e := range l.syncing {
 		if at >= 0 && e == uint64(at) {

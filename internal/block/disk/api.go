@@ -203,6 +203,7 @@ type VolumeInfo struct {
 	Boot        ids.ID       // boot identity recorded for Promise.Run
 	Released    bool         // Promise's epoch was released
 	Told        wire.Told
+	Untold      bool      // no ControlConfig came since Open or ForbidMerge: Told may lack snapshots that objects here belong to
 	DurableMark repl.Mark // upto of the last completed Flush
 	FlushMark   repl.Mark // in-sync-set-wide, as far as SetFlushMark told
 	MaxMark     repl.Mark // newest record held

@@ -270,6 +270,7 @@ func (c *Core) Control(token uint64, ctl Control) {
 	case ControlConfig:
 		v.Told = ctl.Told
 		v.Told.Out, v.Told.Snaps = slices.Clone(ctl.Told.Out), slices.Clone(ctl.Told.Snaps)
+		v.heard = true
 		c.permitMerge(v)
 		if ctl.Told.Complete {
 			c.judged(v)

@@ -132,6 +132,7 @@ type volume struct {
 	chained    int             // extents with more than one object
 	merges     uint64          // +1 when an object goes: a read through a chain looks again
 	mayMerge   bool            // the writer says that all copies are in sync
+	heard      bool            // not VolumeInfo.Untold
 	mut        *Mutations      // of the core
 	mergeScan  bool            // extents are to be looked through for what can be merged
 	window     []*rec          // records above Flush, in log order

@@ -47,9 +47,10 @@ func (c *Core) permitMerge(v *volume) {
 
 // ForbidMerge ends the permission to merge objects of a volume until the next
 // CONFIG: a resync of it begins here. A record that was appended before stands.
+// VolumeInfo.Untold says so until then.
 func (c *Core) ForbidMerge(volume ids.ID) {
 	if v := c.vols[volume]; v != nil {
-		v.mayMerge = false
+		v.mayMerge, v.heard = false, false
 	}
 }
 

@@ -30,7 +30,7 @@ func (c *Core) Volume(volume ids.ID) (VolumeInfo, bool) {
 	told := v.Told
 	told.Out, told.Snaps = slices.Clone(told.Out), slices.Clone(told.Snaps)
 	return VolumeInfo{
-		Volume: volume, Promise: v.Promise, Boot: v.Boot, Released: v.Released, Told: told,
+		Volume: volume, Promise: v.Promise, Boot: v.Boot, Released: v.Released, Told: told, Untold: !v.heard,
 		DurableMark: v.Durable, FlushMark: v.Flush, MaxMark: v.Max, Damaged: v.Damaged,
 		Unverified: v.unverified, WindowBytes: c.windowBytes(), Extents: v.slots,
 	}, true

@@ -66,7 +66,9 @@ type Mutations struct {
 	DeadEndsLease     bool // nobody waits for the lease of a writer
 	FreeOpenStrays    bool // a copy that lies elsewhere is freed although a writer still counts on it
 	ScrubOutlivesDisk bool // the pass over a disk that dies between two steps goes on for ever
-	OpeningIsAbsent   bool // a disk that is still being opened counts as one that is not here
+
+	ScrubKnownSnapshots bool // a pass reads what the snapshots show that the copy was told of, also before it was told
+	OpeningIsAbsent     bool // a disk that is still being opened counts as one that is not here
 }
 
 // Disk is what the core needs of a disk engine; *disk.Core has it.

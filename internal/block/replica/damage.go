@@ -129,12 +129,16 @@ func (s *slot) forget(held []wire.ExtEntry) {
 	}
 }
 
-// forgetSnapshots drops the damage that only snapshots saw which are gone.
+// forgetSnapshots drops the damage that only snapshots saw which are gone. A copy that
+// joins, or started and was told nothing since, does not know which are there.
 func (s *slot) forgetSnapshots() {
 	if len(s.damage) == 0 {
 		return
 	}
 	info, _ := s.disk.d.Volume(s.volume)
+	if info.Untold {
+		return
+	}
 	for at := range s.damage { // order does not show
 		if at.object != 0 && !slices.Contains(info.Told.Snaps, at.object) {
 			delete(s.damage, at)

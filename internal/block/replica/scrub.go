@@ -15,7 +15,7 @@ import (
 // A scrub pass reads everything that a disk holds, one small step after another,
 // and compares it with its checksums:
 //
-//	superblocks and table -> for each volume, each extent: both images, then
+//	superblocks and table -> for each volume, each extent: both images of the head, then
 //	the data in steps of 128 KiB -> a checkpoint, which writes again what was bad
 //
 // Of 100 ms it takes at most Duty; a quarter of that while others use the disk.
@@ -153,20 +153,24 @@ func extentsOf(d *diskState, v ids.ID) []wire.ExtEntry {
 }
 
 // readersOf lists the snapshots that see something of an extent which the head does
-// not show.
-func readersOf(d *diskState, volume ids.ID, extent uint64) []uint32 {
+// not show. A copy that joins has objects of snapshots of which it is told only when
+// it is in sync: until then, where none that it knows tells two neighbours apart, one
+// of the newer one's number does, for that was the newest when the object was begun.
+func (c *Core) readersOf(d *diskState, volume ids.ID, extent uint64) (list []uint32) {
 	info, _ := d.d.Volume(volume)
-	if len(info.Told.Snaps) == 0 {
-		return nil
-	}
-	oldest, newest := uint32(0), uint32(0)
-	for i, e := range d.d.ObjectsOf(volume, extent) {
-		if i == 0 || e < oldest {
-			oldest = e
+	objects := d.d.ObjectsOf(volume, extent)
+	for i := len(objects) - 1; i > 0; i-- {
+		older, newer, told := objects[i], objects[i-1], false
+		for _, n := range info.Told.Snaps {
+			if older < n && n <= newer {
+				list, told = append(list, n), true
+			}
 		}
-		newest = max(newest, e)
+		if !told && info.Untold && !c.o.Mutations.ScrubKnownSnapshots {
+			list = append(list, newer)
+		}
 	}
-	return slices.DeleteFunc(slices.Clone(info.Told.Snaps), func(n uint32) bool { return n <= oldest || n > newest })
+	return list
 }
 
 func (c *Core) tickScrub(now clock.Instant, d *diskState) {
@@ -174,7 +178,7 @@ func (c *Core) tickScrub(now clock.Instant, d *diskState) {
 	if !s.due() || now < s.nextAt {
 		return
 	}
-	if s.stage == scrubNext && !s.choose(d) {
+	if s.stage == scrubNext && !c.chooseExtent(d) {
 		s.on, s.st.Running, s.st.Cursor = false, false, ScrubCursor{}
 		d.d.Checkpoint()
 		d.touched = true
@@ -196,8 +200,9 @@ func (c *Core) tickScrub(now clock.Instant, d *diskState) {
 	d.touched = true
 }
 
-// choose moves to the first extent that is left; false: there is none.
-func (s *scrub) choose(d *diskState) bool {
+// chooseExtent moves to the first extent that is left; false: there is none.
+func (c *Core) chooseExtent(d *diskState) bool {
+	s := &d.scrub
 	for len(s.exts) == 0 {
 		if len(s.vols) > 0 {
 			s.vols = s.vols[1:]
@@ -209,7 +214,7 @@ func (s *scrub) choose(d *diskState) bool {
 	}
 	s.st.Cursor = ScrubCursor{s.vols[0], s.exts[0].Extent}
 	s.stage, s.block, s.tries = scrubImages, 0, 0
-	s.object, s.snaps = 0, readersOf(d, s.vols[0], s.exts[0].Extent)
+	s.object, s.snaps = 0, c.readersOf(d, s.vols[0], s.exts[0].Extent)
 	return true
 }
 

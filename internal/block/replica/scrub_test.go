@@ -258,6 +258,41 @@ func TestScrubReadsWhatOnlySnapshotsSee(t *testing.T) {
 	}
 }
 
+// A copy that was told of no snapshot yet is read in full all the same: the number of
+// the newer object stands for it, and the damage is kept until a CONFIG says more.
+func TestScrubReadsObjectsOfUntoldSnapshots(t *testing.T) {
+	w := newScrubWorld(t)
+	h := w.open()
+	for i, snap := range []uint32{0, 1} {
+		data := bytes.Repeat([]byte{byte(i + 1)}, repl.BlockBytes)
+		w.req++
+		w.c.Received(w.now, 1, &wire.Write{ReqID: w.req, Handle: h, Mark: repl.Mark{Epoch: 1, Wseq: uint64(i + 1)}, SnapSeq: snap, Data: data, CRC: []uint32{wire.Checksum(data)}})
+		w.pump()
+		w.scrub(ScrubOptions{DutyPercent: 100}) // at rest
+	}
+	w.dev.Flip(w.layout().DataOffset+5, 1) // the first slot: the older object
+	w.scrub(ScrubOptions{})
+	told := w.damage()
+	if len(told) != 1 || told[0].Object != 1 || len(told[0].Blocks) != 1 || told[0].Blocks[0].Block != 0 {
+		t.Fatalf("told %+v", told)
+	}
+	tell := func(version uint32, snaps ...uint32) int {
+		w.req++
+		w.c.Received(w.now, 1, &wire.Config{ReqID: w.req, Handle: h, Told: wire.Told{Epoch: 1, CfgVersion: version, SnapSeq: 1, Snaps: snaps}})
+		w.pump()
+		return len(w.c.DamageOf(w.id))
+	}
+	if n := len(w.c.DamageOf(w.id)); n != 1 {
+		t.Errorf("before CONFIG: %d", n)
+	}
+	if n := tell(1, 1); n != 1 {
+		t.Errorf("the snapshot is there: %d", n)
+	}
+	if n := tell(2); n != 0 {
+		t.Errorf("the snapshot is gone: %d", n)
+	}
+}
+
 // A write over a bad block ends its damage; so does nothing else.
 func TestDamageEndsByAWrite(t *testing.T) {
 	w := newScrubWorld(t)
