@@ -68,7 +68,7 @@ const (
 	benchLogBytes        = 1 << 30
 	defaultBytes         = 512 << 20
 	defaultRounds        = 5
-	defaultRuntimeOfAJob = 2 * time.Second
+	defaultRuntimeOfAJob = 4 * time.Second
 )
 
 // Target is something that fio can write to.
@@ -88,7 +88,7 @@ type Target struct {
 type Options struct {
 	SizeBytes int64         // of the data that jobs use; default 512 MiB
 	Rounds    int           // default 5
-	Runtime   time.Duration // of one job on one target; default 2 s
+	Runtime   time.Duration // of one job on one target; default 4 s
 	Jobs      []Job         // default Jobs
 	Targets   []string      // names; default all that are installed
 	State     string        // file that keeps each figure, so that a run can be gone on with; "" = none

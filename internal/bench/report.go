@@ -109,7 +109,8 @@ func (r *Result) Report(w io.Writer, commit, plot string, now time.Time) error {
 		b.WriteString("- ceph: RBD of three copies, one monitor and three OSDs on loopback, without encryption on the wire (`bench/ceph.sh`).\n")
 	}
 	b.WriteString("- roseau: a volume of three copies on three storage processes, one over a unix socket, two over mutual TLS on loopback.\n")
-	b.WriteString("- The disk is shared: three copies cost three writes of it, a Roseau overwrite six (log and place), a first write of 16 KiB or more three.\n\n")
+	b.WriteString("- The disk is shared: three copies cost three writes of it, a Roseau overwrite six (log and place; a block that is written again before a checkpoint goes to its place once), a first write of 16 KiB or more three. A Roseau disk has a log of 1 GiB here, as one of 64 GiB would.\n")
+	b.WriteString("- A job ends when its servers rest: what they put off (checkpoints) counts in their CPU, and slows no other target.\n\n")
 	b.WriteString(r.Table())
 	fmt.Fprintf(&b, "\n![each row relative to quorum](%s)\n\n## What an acknowledgement means\n\n", plot)
 	for _, job := range o.Jobs {

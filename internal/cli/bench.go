@@ -74,7 +74,7 @@ func newBenchCmd() *cobra.Command {
 	f.StringSliceVar(&targets, "targets", nil, "raw, qemu-nbd, quorum, ceph, roseau (default all that are installed)")
 	f.Int64Var(&sizeMiB, "size-mib", 256, "data of each target in MiB")
 	f.IntVar(&o.Rounds, "rounds", 5, "interleaved rounds")
-	f.DurationVar(&o.Runtime, "runtime", 2*time.Second, "of one job on one target")
+	f.DurationVar(&o.Runtime, "runtime", 4*time.Second, "of one job on one target")
 	return cmd
 }
 
