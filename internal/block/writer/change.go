@@ -59,8 +59,9 @@ func (v *volume) settleMembers() {
 		}
 		if m.leaving == "" {
 			if why := m.lostReason(); why != "" {
-				m.leaving = why
+				m.leaving, m.leftAt = why, v.c.now
 				v.retireReads(m)
+				v.askStaying()
 			}
 		} else if why := m.lostReason(); why != "" && m.leavable() {
 			m.leaving = why // a lost connection may turn out to be a restart
@@ -189,8 +190,9 @@ func (v *volume) shrinkBase() repl.Mark {
 
 // removable picks the leaving members that may be put out now. A segment is
 // never emptied, never brought below min_isr but to get back to it (see mends),
-// and never down to one copy for lost connections while the nodes behind them
-// live [S13].
+// never left to copies that may have lost acked writes (see needed), and never
+// brought down to one copy for lost connections while the nodes behind them live
+// [S13].
 func (v *volume) removable() []*member {
 	c := v.c
 	var out []*member
@@ -203,6 +205,11 @@ func (v *volume) removable() []*member {
 	for i := range v.segs {
 		s := &v.segs[i]
 		rest := s.rest()
+		out = slices.DeleteFunc(out, func(m *member) bool {
+			keep := rest == 0 && s.needed(m)
+			sick = sick || keep && m.sickLink()
+			return keep
+		})
 		least := max(1, v.rec.Cfg.MinISR)
 		if s.mends() {
 			least = 1
@@ -221,7 +228,42 @@ func (v *volume) removable() []*member {
 		}
 	}
 	c.moveNeeded(v, sick)
-	return out
+	return slices.DeleteFunc(out, func(m *member) bool {
+		return slices.ContainsFunc(v.segs, func(s segment) bool { return s.needed(m) })
+	})
+}
+
+// needed reports whether s may need m, which is leaving, for writes that were
+// acked and not flushed: m may have kept them (a machine that is silent may have
+// its cache), and nobody who stays is known to have lived when m was given up.
+// Without that the others may have lost power before m fell silent, and what m has
+// is nowhere else [S6].
+func (s *segment) needed(m *member) bool {
+	if !s.holds(m) || m.failed || m.suspect() || !m.v.unflushed(s) || m.v.c.mut.SilentGo {
+		return false
+	}
+	return !slices.ContainsFunc(s.members, func(o *member) bool {
+		return s.stays(o) && (o.usable() && o.node.answered >= m.leftAt || m.v.c.mut.TrustStaying)
+	})
+}
+
+// askStaying has a heartbeat sent at once: who answers was alive when somebody else
+// was given up.
+func (v *volume) askStaying() {
+	for _, m := range v.members {
+		if m.usable() && !v.isOut(m) {
+			m.node.beatAt = v.c.now
+		}
+	}
+}
+
+// unflushed reports whether s has writes that were acked and are not flushed, as far
+// as a living guest knows.
+func (v *volume) unflushed(s *segment) bool {
+	if v.c.state < Serving {
+		return v.c.cfg.GuestAlive && (s.dirtyWseq > v.flushMark.Wseq || !v.lossless(s))
+	}
+	return s.dirtyWseq > v.flushMark.Wseq
 }
 
 // sickLink reports whether m is away only by its connection while its node
@@ -302,16 +344,10 @@ func (v *volume) keepNeeded() {
 
 // lostBy returns a segment of m in which a cold m may lack acked writes, or -1.
 func (v *volume) lostBy(m *member) int {
-	if !v.c.cfg.GuestAlive && v.c.state < Serving || v.c.mut.KeepCold {
-		return -1 // no guest knows them
+	if v.c.mut.KeepCold {
+		return -1
 	}
-	for i := range v.segs {
-		s := &v.segs[i]
-		if s.holds(m) && (s.dirtyWseq > v.flushMark.Wseq || v.c.state < Serving && !v.lossless(s)) {
-			return i
-		}
-	}
-	return -1
+	return slices.IndexFunc(v.segs, func(s segment) bool { return s.holds(m) && v.unflushed(&s) })
 }
 
 // txnDone takes the answer to a Commit.

@@ -12,16 +12,17 @@ import (
 
 // node is a storage process that the group has copies on.
 type node struct {
-	id      ids.ID
-	up      bool
-	session ids.ID
-	disks   []ids.ID
-	refused bool
-	lostAt  clock.Instant // since when nothing was heard, if so; zero: connection is fine
-	heard   clock.Instant // last message received
-	beatAt  clock.Instant // next heartbeat
-	waitsAt clock.Instant // send time of the oldest unanswered heartbeat
-	members []*member     // sorted by (volume, place)
+	id       ids.ID
+	up       bool
+	session  ids.ID
+	disks    []ids.ID
+	refused  bool
+	lostAt   clock.Instant // since when nothing was heard, if so; zero: connection is fine
+	heard    clock.Instant // last message received
+	beatAt   clock.Instant // next heartbeat
+	waitsAt  clock.Instant // send time of the oldest unanswered heartbeat
+	answered clock.Instant // send time of the newest answered one: it lived then
+	members  []*member     // sorted by (volume, place)
 }
 
 // silentAfter is how long a heartbeat may stay unanswered until the connection
@@ -136,7 +137,7 @@ func (c *Core) heartbeat(n *node) {
 }
 
 func (c *Core) heartbeatAck(n *node, a *wire.HeartbeatAck) {
-	n.waitsAt = 0
+	n.waitsAt, n.answered = 0, max(n.answered, a.SendTime)
 	if n.lostAt != 0 {
 		n.lostAt = 0 // it was only silent
 	}

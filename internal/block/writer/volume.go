@@ -46,6 +46,7 @@ type member struct {
 	counted bool
 	live    bool
 	leaving repl.OutReason // not "": it must be put out, or return in time
+	leftAt  clock.Instant  // since then, while the group serves
 	newRun  bool           // its storage process is not the one that has our unflushed writes
 	failed  bool           // its storage reports failure
 	hung    bool           // probe writes are not finished
@@ -244,11 +245,16 @@ func (m *member) trailing() bool {
 func (s *segment) rest() int {
 	n := 0
 	for _, m := range s.members {
-		if m.counted && m.leaving == "" && !m.v.isOut(m) && !s.lacks(m) {
+		if s.stays(m) {
 			n++
 		}
 	}
 	return n
+}
+
+// stays reports whether m is in sync for s and nothing speaks against it.
+func (s *segment) stays(m *member) bool {
+	return m.counted && m.leaving == "" && !m.v.isOut(m) && !s.lacks(m)
 }
 
 // lease is the earliest lease of the counted members.
