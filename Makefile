@@ -6,7 +6,9 @@ RUNS ?= 20
 MINUTES ?= 10
 STATES ?= 3000000
 SUBSETS ?= 256
-export GOFLAGS += -buildvcs=false
+# One way to build for all targets: what one compiled, the next need not.
+export GOFLAGS += -buildvcs=false -trimpath
+export CGO_ENABLED := 0
 VERSION := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X roseau/internal/base/version.version=$(VERSION)
 
@@ -21,8 +23,8 @@ setup: ## install what is missing (Debian packages); says what and why before it
 
 build: ## build bin/roseau and the probe guest's program
 	@mkdir -p bin
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/roseau ./cmd/roseau
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/roseau-probe ./cmd/roseau-probe
+	$(GO) build -ldflags '$(LDFLAGS)' -o bin/roseau ./cmd/roseau
+	$(GO) build -ldflags '-s -w' -o bin/roseau-probe ./cmd/roseau-probe
 
 demo: setup build ## raise the lab, run the drill, print its table and what to try next
 	@scripts/demo.sh

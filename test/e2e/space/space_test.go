@@ -42,8 +42,7 @@ func up(t *testing.T, args ...string) *lab {
 	t.Cleanup(func() {
 		if t.Failed() {
 			out, _ := l.try(time.Minute, "events")
-			t.Log(out)
-			keep(t, home, root)
+			keep(t, home, root, out)
 		}
 		if out, err := l.try(2*time.Minute, "lab", "down", "--name", l.name); err != nil {
 			t.Errorf("lab down: %v\n%s", err, out)
@@ -53,9 +52,13 @@ func up(t *testing.T, args ...string) *lab {
 	return l
 }
 
-func keep(t *testing.T, home, root string) {
+// keep copies the nodes' logs and the events to .cache/e2e-logs for whoever looks into
+// a failure.
+func keep(t *testing.T, home, root, events string) {
 	to := filepath.Join(root, ".cache", "e2e-logs", t.Name())
 	os.RemoveAll(to)
+	os.MkdirAll(to, 0o755)
+	os.WriteFile(filepath.Join(to, "events"), []byte(events), 0o644)
 	logs, _ := filepath.Glob(filepath.Join(home, "labs", "*", "nodes", "*", "log", "*"))
 	for _, f := range logs {
 		if b, err := os.ReadFile(f); err == nil {
@@ -64,7 +67,7 @@ func keep(t *testing.T, home, root string) {
 			os.WriteFile(filepath.Join(to, rel), b, 0o644)
 		}
 	}
-	t.Logf("the nodes' logs are in %s", to)
+	t.Logf("the last events (all, and the nodes' logs, are in %s):\n%s", to, events[max(0, len(events)-2000):])
 }
 
 func (l *lab) try(limit time.Duration, args ...string) (string, error) {
