@@ -76,6 +76,17 @@ func (e *etcdModel) get(path string, v any) int64 {
 	return val.rev
 }
 
+// stamp stands for a volume's own records: as long as it stays, so do they, for a
+// value is never changed in place.
+func (e *etcdModel) stamp(id ids.ID) (s [3]*byte) {
+	for i, kind := range []repl.KeyKind{repl.KeyOwn, repl.KeyCfg, repl.KeySeg} {
+		if b := e.keys[repl.Key{Kind: kind, ID: id}.Path()].json; len(b) > 0 {
+			s[i] = &b[0]
+		}
+	}
+	return s
+}
+
 // records reads what a group of volumes depends on, at one revision.
 func (e *etcdModel) records(vm ids.ID, volumes []ids.ID, disks []repl.DiskNode) repl.Records {
 	r := repl.Records{VM: vm, Disks: disks}

@@ -135,8 +135,8 @@ func (t *tenant) whole() bool {
 	if g == nil || g.ended() || g.state.String() != "serving" || !g.leaseHeld() || t.manager.challenger != nil || len(t.guest.pending) > 0 {
 		return false
 	}
-	v := t.record()
-	return t.fewest(&v) == storageNodes && !moving(&v) && v.Cfg.Rollback == 0
+	v := t.look()
+	return t.fewest(v) == storageNodes && !moving(v) && v.Cfg.Rollback == 0
 }
 
 // copies is how many nodes are in sync for the segment that has the fewest.

@@ -23,6 +23,7 @@ type tenant struct {
 	hot     []int
 	manager manager
 	last    [maxNodes]lastKnown
+	seen    seenRecord
 
 	// givenUp are blocks that a join gave up, and that were not written since.
 	givenUp map[int]bool
@@ -44,6 +45,12 @@ type tenant struct {
 type lastKnown struct {
 	own     repl.Own
 	records repl.Records
+}
+
+// seenRecord is a record that was read, and what it was read from.
+type seenRecord struct {
+	stamp  [3]*byte
+	record repl.VolumeRecord
 }
 
 // tenantValues parts the values that the guests write: what one volume holds is
@@ -113,6 +120,14 @@ func (t *tenant) tell(format string, args ...any) {
 // record is the volume's records as the store has them.
 func (t *tenant) record() repl.VolumeRecord {
 	return t.w.etcd.records(t.vm, idsOf(t.volume), t.w.diskIdx).Volumes[0]
+}
+
+// look is record for what asks after every event and changes nothing of it.
+func (t *tenant) look() *repl.VolumeRecord {
+	if stamp := t.w.etcd.stamp(t.volume); t.seen.stamp != stamp {
+		t.seen = seenRecord{stamp, t.record()}
+	}
+	return &t.seen.record
 }
 
 // living are the tenants whose volumes exist.
