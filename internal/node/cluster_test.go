@@ -11,6 +11,8 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -48,12 +50,14 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// needsTime skips what takes a minute of real clusters, unless asked for.
+// needsTime skips what takes a minute of real clusters, unless asked for. Two run at a
+// time, for they mostly wait.
 func needsTime(t *testing.T) {
 	t.Helper()
 	if os.Getenv("ROSEAU_E2E") == "" {
 		t.Skip("set ROSEAU_E2E=1: clusters of processes, a minute each")
 	}
+	t.Parallel()
 }
 
 // machine is one `roseau node` process with a root directory and a loopback
@@ -75,12 +79,35 @@ func newMachines(t *testing.T, count int) []*machine {
 	t.Helper()
 	var out []*machine
 	for i := 1; i <= count; i++ {
-		m := prepareMachine(t, i)
-		m.start()
-		t.Cleanup(m.stop)
-		out = append(out, m)
+		out = append(out, prepareMachine(t, i))
 	}
+	startAll(t, out)
 	return out
+}
+
+// startAll starts machines, and ends them with the test: all at once, for a member
+// that is left over without the others takes its time.
+func startAll(t *testing.T, ms []*machine) {
+	t.Helper()
+	t.Cleanup(func() {
+		var all sync.WaitGroup
+		for _, m := range ms {
+			all.Go(m.stop)
+		}
+		all.Wait()
+	})
+	for _, m := range ms {
+		m.start()
+	}
+}
+
+var addresses atomic.Uint32
+
+// freeAddress is a loopback address that no other test uses, of this process or of
+// another one.
+func freeAddress() string {
+	pid := os.Getpid()
+	return fmt.Sprintf("127.%d.%d.%d", 64+pid>>8&0x3f, pid&0xff, 1+addresses.Add(1)%250)
 }
 
 func prepareMachine(t *testing.T, i int) *machine {
@@ -91,8 +118,7 @@ func prepareMachine(t *testing.T, i int) *machine {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(root) })
-	pid := os.Getpid()
-	m := &machine{t: t, name: fmt.Sprintf("n%d", i), root: root, addr: fmt.Sprintf("127.%d.%d.%d", 64+pid>>8&0x3f, pid&0xff, i)}
+	m := &machine{t: t, name: fmt.Sprintf("n%d", i), root: root, addr: freeAddress()}
 	m.c = client.Local(filepath.Join(root, "run/roseau/api.sock"))
 	return m
 }
@@ -129,6 +155,9 @@ func (m *machine) kill() {
 
 // stop ends the daemon in order and shows its log if the test failed.
 func (m *machine) stop() {
+	if m.cmd == nil || m.cmd.Process == nil {
+		return // it did not come to its start
+	}
 	m.cmd.Process.Signal(syscall.SIGTERM)
 	m.cmd.Wait()
 	if m.t.Failed() {
@@ -210,6 +239,7 @@ func TestThreeNodes(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts processes")
 	}
+	t.Parallel()
 	ms := newMachines(t, 4)
 	n1, n2, n3, stranger := ms[0], ms[1], ms[2], ms[3]
 	if _, err := n1.c.Do(t.Context(), "POST", "/v1/cluster", member.InitRequest{NodeRequest: n1.request()}, nil); err != nil {
@@ -223,11 +253,11 @@ func TestThreeNodes(t *testing.T) {
 	if err := n3.join(n2.token()); err != nil { // any voter can invite
 		t.Fatal(err)
 	}
-	eventually(t, 5*time.Second, "three nodes alive", func() error { return allAlive(n3, 3) })
+	eventually(t, 20*time.Second, "three nodes alive", func() error { return allAlive(n3, 3) })
 	if got := n3.status().Quorum.Text; !strings.Contains(got, "Any 1 of n1, n2 and n3 can fail next") {
 		t.Errorf("quorum in words: %q", got)
 	}
-	eventually(t, 5*time.Second, "beats from both others", func() error {
+	eventually(t, 20*time.Second, "beats from both others", func() error {
 		for _, n := range n3.status().Nodes {
 			if n.Name != "n3" && n.Beat == "" {
 				return errors.New("no beat from " + n.Name)
@@ -397,6 +427,7 @@ func TestJoinResumed(t *testing.T) {
 	if testing.Short() {
 		t.Skip("starts processes")
 	}
+	t.Parallel()
 	ms := newMachines(t, 2)
 	n1, n2 := ms[0], ms[1]
 	if _, err := n1.c.Do(t.Context(), "POST", "/v1/cluster", member.InitRequest{NodeRequest: n1.request()}, nil); err != nil {

@@ -176,10 +176,9 @@ func (w *networks) machines() []*machine {
 			m.addrs[role] = []string{address(i+1, k)}
 		}
 		m.within = node.within
-		m.start()
-		w.t.Cleanup(m.stop)
 		out = append(out, m)
 	}
+	startAll(w.t, out)
 	return out
 }
 

@@ -71,7 +71,7 @@ func TestVoterReplaced(t *testing.T) {
 	if end, err := n1.c.WaitTask(t.Context(), task.ID.String(), nil); err != nil || end.Error != nil {
 		t.Fatalf("remove n3: %+v, %v", end, err)
 	}
-	voterSet(t, n1, 5*time.Second, "n1", "n2", "n4")
+	voterSet(t, n1, 20*time.Second, "n1", "n2", "n4")
 	if !n2.holdsKey() {
 		t.Error("n2 votes again without the authority's key")
 	}

@@ -35,15 +35,14 @@ type third struct {
 	cmd  *exec.Cmd
 }
 
-func newThird(t *testing.T, n int) *third {
+func newThird(t *testing.T) *third {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "rsw")
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	pid := os.Getpid()
-	w := &third{t: t, dir: filepath.Join(dir, "w"), addr: fmt.Sprintf("127.%d.%d.%d", 64+pid>>8&0x3f, pid&0xff, n)}
+	w := &third{t: t, dir: filepath.Join(dir, "w"), addr: freeAddress()}
 	t.Cleanup(func() { w.stop(syscall.SIGTERM) })
 	return w
 }
@@ -120,7 +119,7 @@ func TestWitness(t *testing.T) {
 	ms := newMachines(t, 4)
 	n1, n2, n3, other := ms[0], ms[1], ms[2], ms[3]
 	cluster(t, ms[:3])
-	w := newThird(t, 9)
+	w := newThird(t)
 	if err := w.join(n1, "w1"); err != nil {
 		t.Fatal(err)
 	}
@@ -136,7 +135,7 @@ func TestWitness(t *testing.T) {
 }
 
 func checkOneWitness(t *testing.T, w *third, n1, other *machine) {
-	second := newThird(t, 8)
+	second := newThird(t)
 	if err := second.join(n1, "w2"); !errors.Is(err, errs.Conflict) || !strings.Contains(err.Error(), "has a witness already: w1") || errs.Hint(err) == "" {
 		t.Errorf("a second witness: %v (hint %q)", err, errs.Hint(err))
 	}
