@@ -121,8 +121,9 @@ func noGuardIsLeft(t *testing.T) {
 }
 
 // Two of three nodes at once, and one after the other: on a lab with a witness
-// of its own.
+// of its own, while the other lab waits for its slow disk.
 func TestDoubleFailure(t *testing.T) {
+	t.Parallel()
 	const lab = "e2e-witness"
 	if out, err := cli(5*time.Minute, "lab", "up", "--name", lab, "--witness", "--disks", "2"); err != nil {
 		t.Fatalf("lab up: %v\n%s", err, out)

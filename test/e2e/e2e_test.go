@@ -62,6 +62,7 @@ func run(m *testing.M) int {
 	os.Setenv("XDG_CONFIG_HOME", filepath.Join(home, "config"))
 	os.Setenv("XDG_CACHE_HOME", filepath.Join(root, ".cache"))
 	os.Setenv("HOME", home)
+	os.Setenv("ROSEAU_CONTEXT", labName) // also while a test has a second lab
 	before := traces()
 	if out, err := cli(5*time.Minute, "lab", "up", "--name", labName); err != nil {
 		fmt.Printf("lab up: %v\n%s\n", err, out)

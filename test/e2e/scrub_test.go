@@ -170,9 +170,11 @@ func TestRotUnderAReader(t *testing.T) {
 }
 
 // A disk that answers slowly is reported and nothing else; its health report and
-// its lamp are shown.
+// its lamp are shown. That takes a minute in which this lab has nothing else to do: it
+// passes beside TestDoubleFailure, hence a latency far above that of any busy disk.
 func TestSlowAndSickDisksAreShown(t *testing.T) {
-	must(t, time.Minute, "lab", "disk", "slow", "n3/d1", "--name", labName, "--latency", "60ms")
+	t.Parallel()
+	must(t, time.Minute, "lab", "disk", "slow", "n3/d1", "--name", labName, "--latency", "250ms")
 	defer must(t, time.Minute, "lab", "disk", "insert", "n3/d1", "--name", labName)
 	must(t, time.Minute, "lab", "disk", "health", "n2/d3", "--name", labName, "--temperature", "76", "--wear", "85")
 	defer must(t, time.Minute, "lab", "disk", "health", "n2/d3", "--name", labName, "--clear")
@@ -199,7 +201,8 @@ func TestSlowAndSickDisksAreShown(t *testing.T) {
 		t.Errorf("the lamp is not on:\n%s", s)
 	}
 	must(t, time.Minute, "disk", "locate", sick, "--off")
-	eventually(t, 150*time.Second, slow+" to be reported as slow", func() bool {
+	eventually(t, 4*time.Minute, slow+" to be reported as slow", func() bool {
+		time.Sleep(2 * time.Second) // a look costs the drill beside it
 		c := shownDisk(t, slow).Status.Care
 		return c != nil && c.Slow && c.SlowScore > 6
 	})
