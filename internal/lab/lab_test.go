@@ -336,8 +336,10 @@ func withFrozenVM(t *testing.T, name string) *rig {
 	if _, err := os.Stat("/sys/fs/cgroup/freezer/tasks"); err != nil {
 		t.Skip("no version 1 freezer")
 	}
+	// Frozen only once it has let go of the shell's output, for which sh waits.
 	r.sh("n1", `d=/sys/fs/cgroup/freezer$(sed -n 's/^.*:freezer://p' /proc/1/cgroup)/roseau-vm-x
-		mkdir $d && { sleep 500 >/dev/null 2>&1 & } && echo $! >$d/cgroup.procs && echo FROZEN >$d/freezer.state
+		mkdir $d && { sleep 500 >/dev/null 2>&1 & } && until grep -q sleep /proc/$!/comm; do :; done
+		echo $! >$d/cgroup.procs && echo FROZEN >$d/freezer.state
 		until grep -qx FROZEN $d/freezer.state; do :; done`)
 	return r
 }
