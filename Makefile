@@ -56,7 +56,7 @@ model: ## search the models of own and of the hand-over, and crash states of the
 	ROSEAU_CRASH_SUBSETS=$(SUBSETS) $(GO) test ./internal/block/disk -run ExhaustiveCrashes -count=1 -timeout 60m -v
 
 e2e: setup build ## clusters of daemons, then the lab, under go test; with what make test leaves out because it takes long
-	ROSEAU_E2E=1 $(GO) test -count=1 -timeout 15m -parallel 2 -v ./internal/node
+	ROSEAU_E2E=1 $(GO) test -count=1 -timeout 15m -parallel 1 -v ./internal/node
 	ROSEAU_E2E=1 ROSEAU_E2E_LONG=1 $(GO) test -p 1 -count=1 -timeout 60m -v ./test/e2e/...
 
 soak: setup build ## random faults on a lab with a database for MINUTES (restartable: goes on after the last round)

@@ -38,5 +38,5 @@ part "vet" go vet ./...
 part "unit tests that compute" env GOGC=200 go test -vet=off $(go list ./... | grep -E "$computes")
 part "unit tests" go test -vet=off -p 1 $(go list ./... | grep -vE "$computes|^roseau/internal/node$")
 part "simulator, ${SEEDS:-500} seeds" env GOGC=200 ROSEAU_SIM_SEEDS="${SEEDS:-500}" go test -vet=off -count=1 -timeout 20m -run TestSeeds ./internal/sim/
-part "clusters of daemons" env ROSEAU_E2E=1 go test -vet=off -count=1 -timeout 15m -parallel 2 ./internal/node
+part "clusters of daemons" env ROSEAU_E2E=1 go test -vet=off -count=1 -timeout 15m -parallel 1 ./internal/node
 part "lab: drills and kills" env ROSEAU_E2E=1 go test -vet=off -p 1 -count=1 -timeout 40m -v ./test/e2e/...

@@ -50,14 +50,12 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// needsTime skips what takes a minute of real clusters, unless asked for. Two run at a
-// time, for they mostly wait.
+// needsTime skips what takes a minute of real clusters, unless asked for.
 func needsTime(t *testing.T) {
 	t.Helper()
 	if os.Getenv("ROSEAU_E2E") == "" {
 		t.Skip("set ROSEAU_E2E=1: clusters of processes, a minute each")
 	}
-	t.Parallel()
 }
 
 // machine is one `roseau node` process with a root directory and a loopback

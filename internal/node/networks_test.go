@@ -214,7 +214,8 @@ func changes(t *testing.T, what string, ms ...*machine) {
 
 // TestTwoNetworks: either network is cut, on one machine and on all. The cluster
 // decides, every node keeps a session, and what is silent is shown; a node dies
-// meanwhile, and the other two go on.
+// meanwhile, and the other two go on. Not beside others: the threads of its namespaces end
+// with it, and with a thread the daemons that were started on it (Pdeathsig).
 func TestTwoNetworks(t *testing.T) {
 	needsTime(t)
 	w := newNetworks(t, 3)

@@ -15,6 +15,7 @@ import (
 // new generation. A lost one that returns is kept out until it is imported.
 func TestRecover(t *testing.T) {
 	needsTime(t)
+	t.Parallel()
 	ms := newMachines(t, 3)
 	n1, n2, n3 := ms[0], ms[1], ms[2]
 	cluster(t, ms)

@@ -42,6 +42,7 @@ func voterSet(t *testing.T, m *machine, limit time.Duration, want ...string) {
 // voter that is removed gives its place to it.
 func TestVoterReplaced(t *testing.T) {
 	needsTime(t)
+	t.Parallel()
 	ms := newMachines(t, 4)
 	n1, n2, n4 := ms[0], ms[1], ms[3]
 	cluster(t, ms)
@@ -90,6 +91,7 @@ func aliveNode(m *machine, name string) error {
 // of five may be killed at once.
 func TestFiveVoters(t *testing.T) {
 	needsTime(t)
+	t.Parallel()
 	ms := newMachines(t, 5)
 	cluster(t, ms)
 	st := votes(t, ms[0], 5, 30*time.Second)

@@ -116,6 +116,7 @@ func cluster(t *testing.T, ms []*machine) {
 // comes back under new ids; a witness of another cluster is refused.
 func TestWitness(t *testing.T) {
 	needsTime(t)
+	t.Parallel()
 	ms := newMachines(t, 4)
 	n1, n2, n3, other := ms[0], ms[1], ms[2], ms[3]
 	cluster(t, ms[:3])
