@@ -97,6 +97,7 @@ type Mutations struct {
 	SilentGo               bool // silent copies go although nobody who stays is known to have outlived them
 	TrustStaying           bool // who stays need not have been heard of since the silent copy was given up
 	KeepCold               bool // a living writer keeps cold copies that lost acked writes
+	ColdAlone              bool // a takeover of a living guest goes on with cold copies when the warm one falls silent
 	AdoptCold              bool // a successor adopts a guest although only cold copies answer
 	FlushWhileReconciling  bool // the flush mark moves before a takeover has rewritten every window
 	PrepareNeverLonger     bool // a round of PREPARE never waits longer than the first
