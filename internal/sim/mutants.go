@@ -125,6 +125,7 @@ var Mutants = []Mutant{
 	{Name: "free-open-strays", Rule: "a copy that left its segments is kept until its writer knows that it did", Set: func(m *Mutations) { m.Replica.FreeOpenStrays = true }, Scenario: "stray-unknown"},
 	{Name: "scrub-outlives-disk", Rule: "the pass over a disk ends when the disk dies", Set: func(m *Mutations) { m.Replica.ScrubOutlivesDisk = true }, Scenario: "scrub-dead-disk"},
 	{Name: "scrub-known-snapshots", Rule: "a pass reads every object of a copy that joins, also those of snapshots of which it was not told yet", Set: func(m *Mutations) { m.Replica.ScrubKnownSnapshots = true }, Scenario: "scrub-joining"},
+	{Name: "scrub-head-images", Rule: "a pass reads both images of every object of an extent, and what is bad is written again before the other one rots", Set: func(m *Mutations) { m.Replica.ScrubHeadImages = true }, Scenario: "scrub-older-images"},
 	{Name: "zero-above-absent", Rule: "a zero in a newer object hides the older ones", Set: func(m *Mutations) { m.Disk.ZeroAboveIsAbsent = true }, Bias: &Bias{Snapshots: 200 * time.Millisecond}},
 	{Name: "free-before-copy", Rule: "an object is freed after what it had was copied", Set: func(m *Mutations) { m.Disk.FreeBeforeCopy = true }, Bias: &Bias{Snapshots: 200 * time.Millisecond}},
 	{Name: "merge-ignores-told", Rule: "objects that a snapshot tells apart are not merged", Set: func(m *Mutations) { m.Disk.MergeIgnoresTold = true }, Bias: &Bias{Snapshots: 200 * time.Millisecond}},
