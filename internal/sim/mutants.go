@@ -121,6 +121,7 @@ var Mutants = []Mutant{
 	{Name: "mixed-sources", Rule: "with snapshots a join takes all objects of an extent from the copy that listed them", Set: func(m *Mutations) { m.Writer.ResyncMixedSources = true }, Scenario: "join-two-tables"},
 	{Name: "raw-list-from-base", Rule: "with snapshots a join compares all objects of an extent that has one above BASE", Set: func(m *Mutations) { m.Writer.RawListFromBase = true }, Scenario: "join-one-table"},
 	{Name: "lost-without-asking", Rule: "a join gives a block up only when every in-sync copy was asked", Set: func(m *Mutations) { m.Writer.LostWithoutAsking = true }, Scenario: "unasked-copy"},
+	{Name: "lost-to-its-lister", Rule: "with snapshots a join gives a block up only when no other in-sync copy, which may have it in another object, lists the extent better", Set: func(m *Mutations) { m.Writer.LostToItsLister = true }, Scenario: "join-rot-two-tables"},
 	{Name: "no-janitor", Rule: "a copy that no segment names any more is freed, with the damage that nobody repairs there", Set: func(m *Mutations) { m.NoJanitor = true }, Scenario: "stray-damage"},
 	{Name: "free-open-strays", Rule: "a copy that left its segments is kept until its writer knows that it did", Set: func(m *Mutations) { m.Replica.FreeOpenStrays = true }, Scenario: "stray-unknown"},
 	{Name: "scrub-outlives-disk", Rule: "the pass over a disk ends when the disk dies", Set: func(m *Mutations) { m.Replica.ScrubOutlivesDisk = true }, Scenario: "scrub-dead-disk"},
