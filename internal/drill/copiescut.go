@@ -28,7 +28,7 @@ const (
 	cutChunks = 192
 	cutDisk   = probe.FillOffset + cutChunks*probe.FillChunkBytes
 	cutBack   = time.Minute
-	coldHeld  = 8 * time.Second // the cold copies are alone for so long
+	coldHeld  = 6 * time.Second // the cold copies' nodes live alone for so long
 )
 
 func runCopiesCut(ctx context.Context, e *Env) error {
@@ -181,6 +181,9 @@ func allButOne(ctx context.Context, e *Env, p *probeVM, with []string) (err erro
 		return err
 	}
 	// What answers now is cold: to go on with it would lose what was not flushed.
+	if err := waitReady(ctx, e, cold); err != nil {
+		return err
+	}
 	if err := until(ctx, time.Now().Add(coldHeld)); err != nil {
 		return err
 	}
@@ -205,11 +208,16 @@ func allButOne(ctx context.Context, e *Env, p *probeVM, with []string) (err erro
 		return err
 	}
 	f["warm_chunks_lost"] = bad
-	out, err := putOut(ctx, e, p, cut, thawed)
+	early, err := putOut(ctx, e, p, cut, thawed)
 	if err != nil {
 		return err
 	}
-	r.require(out > 0, "no cold copy was put out before the warm one answered: they were not heard of in time")
+	all, err := putOut(ctx, e, p, cut, time.Now())
+	if err != nil {
+		return err
+	}
+	r.require(early < len(with), "every copy was put out before the warm one answered")
+	r.require(all == len(cold), "%d copies were put out, but %d lost their cache", all, len(cold))
 	r.require(bad == 0, "%d of %d chunks lost although a copy was warm", bad, cutChunks)
 	now, err := p.settled(ctx)
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -465,11 +466,18 @@ func runFreeze(ctx context.Context, e *Env) error {
 	})
 }
 
-func allReady(ctx context.Context, e *Env) error {
-	return waitUntil(ctx, time.Minute, 200*time.Millisecond, "every node to be ready", func() (bool, error) {
+func allReady(ctx context.Context, e *Env) error { return waitReady(ctx, e, nil) }
+
+// waitReady waits until nodes are ready, by name; nil: all.
+func waitReady(ctx context.Context, e *Env, names []string) error {
+	what := "every node"
+	if names != nil {
+		what = strings.Join(names, ", ")
+	}
+	return waitUntil(ctx, time.Minute, 200*time.Millisecond, what+" to be ready", func() (bool, error) {
 		nodes, err := e.Cluster.Nodes(ctx)
 		for _, n := range nodes {
-			if !n.Status.Ready {
+			if !n.Status.Ready && (names == nil || slices.Contains(names, n.Name)) {
 				return false, err
 			}
 		}
