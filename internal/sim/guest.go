@@ -32,7 +32,7 @@ type guest struct {
 	pace    time.Duration // a script's: at most one request of its own in so long
 	nextAt  clock.Instant
 	rests   *rand.Rand // when it asks for nothing for seconds; nil: never
-	retired bool // the verifier has taken over: no request of its own any more
+	retired bool       // the verifier has taken over: no request of its own any more
 }
 
 // request is one request of the guest, whoever serves it.
