@@ -20,7 +20,8 @@ var copiesCut = Test{
 	Summary: "cut the power of the nodes with copies under a guest on a fourth: of all but one, then of all (needs a fourth node)",
 	Method: "written without a flush until the cut. One copy warm, but frozen until the others are back: it is waited for, the same guest goes on, all it wrote verifies. " +
 		"None warm: the guest has seen what is lost, so it must never go on; restarted, every flushed write read back",
-	run: runCopiesCut,
+	rough: "freezes nodes",
+	run:   runCopiesCut,
 }
 
 // cutChunks are written while the power is cut, with one flush behind the last.
@@ -32,9 +33,6 @@ const (
 )
 
 func runCopiesCut(ctx context.Context, e *Env) error {
-	if e.Rough == nil {
-		return errs.New(errs.Unavailable, "run copies-cut: it freezes nodes, which only a lab does").WithHint("roseau lab up --nodes 4")
-	}
 	// Without HA: with it the manager may rightly restart a guest that has stalled for
 	// seconds, at the moment when its copy is back.
 	return e.withProbeOf(ctx, VMRequest{Memory: probeMemory, DiskSize: cutDisk, NoHA: true}, func(ctx context.Context, p *probeVM) error {
