@@ -103,6 +103,7 @@ type Mutations struct {
 	FlushWhileReconciling  bool // the flush mark moves before a takeover has rewritten every window
 	PrepareNeverLonger     bool // a round of PREPARE never waits longer than the first
 	LostWithoutAsking      bool // a join gives a block up although an in-sync copy was not asked
+	LostToItsLister        bool // with snapshots a join gives a block up that the copy lacks which listed the extent, and asks no other for its list
 	ResyncMixedSources     bool // a join takes objects of one extent from several copies
 	LostAsAbsent           bool // a join makes a block that no copy can read absent
 	AbsentIsLost           bool // a disk that its node says it does not have counts as behind a lost link
