@@ -363,6 +363,17 @@ func lastOn(vols map[ids.ID]*repl.VolumeRecord, d ids.ID) ids.ID {
 	return ids.ID{}
 }
 
+// adoptFound adopts a disk that has no object. It is asked for once more: between the
+// list of the disks and that of the objects it may have been removed.
+func (s *Service) adoptFound(ctx context.Context, d Device) error {
+	devs, err := s.storage.Claimed(ctx)
+	if err != nil || !slices.ContainsFunc(devs, func(x Device) bool { return x.ID == d.ID }) {
+		return err
+	}
+	_, err = s.adopt(ctx, d)
+	return err
+}
+
 // adopt makes the object and the record of a claimed disk, if they are not
 // there.
 func (s *Service) adopt(ctx context.Context, d Device) (*model.Disk, error) {
@@ -502,8 +513,7 @@ func (s *Service) report(ctx context.Context) error {
 			continue
 		}
 		if o == nil {
-			_, err := s.adopt(ctx, d)
-			all = errors.Join(all, err)
+			all = errors.Join(all, s.adoptFound(ctx, d))
 			continue
 		}
 		all = errors.Join(all, s.update(ctx, o, status(d), s.rests(d)), s.stands(ctx, o, d))
