@@ -59,6 +59,18 @@ func (l *lab) at(node, bay string) (found diskRow) {
 	return found
 }
 
+// state is that of a claimed disk, as the cluster was told.
+func (l *lab) state(disk string) string {
+	l.t.Helper()
+	var d struct {
+		Status struct {
+			State string `json:"state"`
+		} `json:"status"`
+	}
+	l.json(&d, "disk", "show", disk)
+	return d.Status.State
+}
+
 // load writes to a volume until it is ended, each round with another pattern to the
 // same place, and demands that every round works.
 type load struct {
@@ -69,7 +81,7 @@ type load struct {
 }
 
 // Where the load writes, behind the data that is only read.
-const loadAt = "write -P %d 400M 16M"
+const loadAt = "write -P %d 500M 16M"
 
 func (l *lab) load(node, socket string, from int) *load {
 	x := &load{stop: make(chan struct{}), last: from}
@@ -108,7 +120,7 @@ func (l *lab) holds(pattern int) {
 	l.t.Helper()
 	for _, n := range []string{"n1", "n2", "n3"} {
 		s := l.serve("data", n)
-		l.mustIO(n, s, "read -P 7 0 400M", fmt.Sprintf("read -P %d 400M 16M", pattern))
+		l.mustIO(n, s, "read -P 7 0 480M", fmt.Sprintf("read -P %d 500M 16M", pattern))
 		l.must(time.Minute, "volume", "unserve", "data")
 	}
 }
@@ -148,18 +160,18 @@ func TestDiskReplace(t *testing.T) {
 	}
 	l.must(time.Minute, "volume", "create", "data", "--size", "560MiB")
 	s := l.serve("data", "n1")
-	l.mustIO("n1", s, "write -P 7 0 400M", "flush")
+	l.mustIO("n1", s, "write -P 7 0 480M", "flush")
 	l.whole("n1-d1", "n2-d1", "n3-d1")
 
 	load := l.load("n1", s, 0)
 	l.must(time.Minute, "lab", "disk", "pull", "n2/d1")
 	l.wait(time.Minute, "without the disk that was pulled", func() bool {
-		return l.volume("data").Status.Copies == 2 && l.at("n2", "d1").State == "failed"
+		return l.volume("data").Status.Copies == 2 && l.state("n2-d1") == "missing"
 	})
 	l.refused(exitNotFound, []string{"n2-d2", "disk claim NODE/PATH"}, "disk", "replace", "n2-d1", "n2-d2")
 	l.refused(exitNotFound, []string{"n2-d9", "disk list"}, "disk", "replace", "n2-d9", "n1-d1")
 	l.refused(exitInvalid, []string{"same disk"}, "disk", "replace", "n2-d1", "n2-d1")
-	l.refused(exitConflict, []string{"n2-d1 is failed", "disk show n2-d1"}, "disk", "replace", "n3-d1", "n2-d1")
+	l.refused(exitConflict, []string{"n2-d1 is missing", "disk show n2-d1"}, "disk", "replace", "n3-d1", "n2-d1")
 	l.refused(exitExhausted, []string{"replace disk n2-d1 by n3-d1", "are free there", "larger disk"}, "disk", "replace", "n2-d1", "n3-d1")
 	l.must(time.Minute, "disk", "claim", "n3/d2")
 	l.refused(exitConflict, []string{"2 failure domains", "3 copies", "disk claim"}, "disk", "replace", "n2-d1", "n3-d2")
