@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/signal"
 	"runtime"
@@ -57,6 +58,15 @@ func root() *cobra.Command {
 	cmd.AddCommand(newLabProcessCmds()...)
 	usageErrors(cmd)
 	return cmd
+}
+
+// processLog is the log of a process that a supervisor runs, which keeps its stderr.
+func processLog(debug bool) *slog.Logger {
+	level := slog.LevelInfo
+	if debug {
+		level = slog.LevelDebug
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 }
 
 // usageErrors gives wrong usage, which cobra reports as plain text, the kind

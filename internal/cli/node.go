@@ -1,10 +1,8 @@
 package cli
 
 import (
-	"log/slog"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
 	"time"
 
@@ -23,12 +21,7 @@ import (
 func newNodeCmd(a *app) *cobra.Command {
 	var debug bool
 	cmd := &cobra.Command{Use: "node", Short: "The nodes of the cluster; without a verb: run the node's daemon", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
-		level := slog.LevelInfo
-		if debug {
-			level = slog.LevelDebug
-		}
-		log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
-		return node.Run(cmd.Context(), node.Options{Version: version.String(), Clock: clock.System{}, Log: log})
+		return node.Run(cmd.Context(), node.Options{Version: version.String(), Clock: clock.System{}, Log: processLog(debug)})
 	}}
 	cmd.Flags().BoolVar(&debug, "debug", false, "log more (daemon)")
 	cmd.AddCommand(

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
-	"os"
 
 	"github.com/spf13/cobra"
 
@@ -22,12 +20,7 @@ import (
 func newStorageCmd(a *app) *cobra.Command {
 	var debug bool
 	cmd := &cobra.Command{Use: "storage", Short: "Serve this machine's disks (run by the service manager)", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
-		level := slog.LevelInfo
-		if debug {
-			level = slog.LevelDebug
-		}
-		log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
-		return storage.Run(cmd.Context(), storage.Options{Log: log, Clock: clock.System{}, Lab: storage.LabNode()})
+		return storage.Run(cmd.Context(), storage.Options{Log: processLog(debug), Clock: clock.System{}, Lab: storage.LabNode()})
 	}}
 	cmd.Flags().BoolVar(&debug, "debug", false, "log more")
 	cmd.AddCommand(newFsckCmd(a), newDumpCmd(a))

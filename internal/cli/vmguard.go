@@ -1,9 +1,6 @@
 package cli
 
 import (
-	"log/slog"
-	"os"
-
 	"github.com/spf13/cobra"
 
 	"roseau/internal/base/ids"
@@ -26,7 +23,7 @@ func newVMGuardCmd() *cobra.Command {
 			if stopped {
 				return guard.StopQEMU(vm)
 			}
-			return guard.Run(cmd.Context(), vm, slog.New(slog.NewTextHandler(os.Stderr, nil)))
+			return guard.Run(cmd.Context(), vm, processLog(false))
 		},
 	}
 	cmd.Flags().BoolVar(&stopped, "stopped", false, "stop the machine's QEMU after its guard died (run by the supervisor)")

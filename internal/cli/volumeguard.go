@@ -1,9 +1,6 @@
 package cli
 
 import (
-	"log/slog"
-	"os"
-
 	"github.com/spf13/cobra"
 
 	"roseau/internal/base/ids"
@@ -23,7 +20,7 @@ func newVolumeguardCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return volumeguard.Run(cmd.Context(), vol, slog.New(slog.NewTextHandler(os.Stderr, nil)))
+			return volumeguard.Run(cmd.Context(), vol, processLog(false))
 		},
 	}
 }

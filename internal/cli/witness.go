@@ -3,7 +3,6 @@ package cli
 import (
 	"bufio"
 	"fmt"
-	"log/slog"
 	"net/http"
 	"net/url"
 	"os"
@@ -69,8 +68,7 @@ func newWitnessRun() *cobra.Command {
 				fmt.Fprintf(cmd.OutOrStdout(), "this machine is the witness; its process begins to vote when all voters are up\n")
 				return nil
 			}
-			log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-			return witness.Run(cmd.Context(), witness.Options{Dir: dir, Version: version.String(), Clock: clock.System{}, Log: log})
+			return witness.Run(cmd.Context(), witness.Options{Dir: dir, Version: version.String(), Clock: clock.System{}, Log: processLog(false)})
 		}}
 	f := cmd.Flags()
 	f.StringVar(&req.Address, "address", "", "IP address of this machine that the nodes reach (with TOKEN)")

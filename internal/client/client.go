@@ -6,11 +6,13 @@ package client
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"net/http/httptrace"
@@ -32,7 +34,12 @@ type Client struct {
 	bases []string // "http://node" or one "https://host:port" an address; the first that answers is kept
 	at    atomic.Int32
 	where string // for errors
+	// patience is how long a node may take to begin an answer to a reader before the
+	// next one is asked: its kernel takes connections while its processes hang.
+	patience time.Duration
 }
+
+const patience = 10 * time.Second
 
 // Local returns a client of the node whose API socket is at path.
 func Local(path string) *Client {
@@ -51,7 +58,7 @@ func Remote(id *pki.Identity, addrs []string) *Client {
 		DialContext:         (&net.Dialer{Timeout: 3 * time.Second}).DialContext,
 		TLSHandshakeTimeout: 5 * time.Second,
 	}
-	c := &Client{http: &http.Client{Transport: t}}
+	c := &Client{http: &http.Client{Transport: t}, patience: patience}
 	for _, a := range addrs {
 		c.bases = append(c.bases, "https://"+a)
 	}
@@ -104,7 +111,11 @@ func (c *Client) Do(ctx context.Context, method, path string, in, out any) (int,
 	if in != nil {
 		rd = func() io.Reader { return bytes.NewReader(body) }
 	}
-	resp, err := c.roundTrip(ctx, method, path, rd, "application/json")
+	var limit time.Duration
+	if method == http.MethodGet && len(c.bases) > 1 {
+		limit = c.patience
+	}
+	resp, err := c.roundTrip(ctx, method, path, rd, "application/json", limit)
 	if err != nil {
 		return 0, err
 	}
@@ -150,7 +161,7 @@ func (c *Client) Change(ctx context.Context, method, path string, in, out any) (
 
 // Upload sends raw bytes and decodes the answer into out.
 func (c *Client) Upload(ctx context.Context, method, path string, body io.Reader, out any) (int, error) {
-	resp, err := c.roundTrip(ctx, method, path, func() io.Reader { return body }, "application/octet-stream")
+	resp, err := c.roundTrip(ctx, method, path, func() io.Reader { return body }, "application/octet-stream", 0)
 	if err != nil {
 		return 0, err
 	}
@@ -175,7 +186,7 @@ func (c *Client) Stream(ctx context.Context, method, path string, in any, line f
 		}
 		rd = func() io.Reader { return bytes.NewReader(body) }
 	}
-	resp, err := c.roundTrip(ctx, method, path, rd, "application/json")
+	resp, err := c.roundTrip(ctx, method, path, rd, "application/json", 0)
 	if err != nil {
 		return err
 	}
@@ -203,8 +214,9 @@ func (c *Client) Stream(ctx context.Context, method, path string, in any, line f
 func (c *Client) HTTP() (hc *http.Client, base string) { return c.http, c.bases[c.at.Load()] }
 
 // roundTrip tries the addresses in turn until one can be connected to, handshake
-// included. A change that reached a node is never repeated.
-func (c *Client) roundTrip(ctx context.Context, method, path string, body func() io.Reader, contentType string) (*http.Response, error) {
+// included, and that begins to answer within limit (0: none). A change that reached a
+// node is never repeated.
+func (c *Client) roundTrip(ctx context.Context, method, path string, body func() io.Reader, contentType string, limit time.Duration) (*http.Response, error) {
 	var last error
 	at := int(c.at.Load())
 	for try := range c.bases {
@@ -219,11 +231,21 @@ func (c *Client) roundTrip(ctx context.Context, method, path string, body func()
 		// A connection counts as got when its handshake is over: who takes a
 		// connection for a node without power and ends it has seen no request.
 		var reached atomic.Bool
-		req = req.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { reached.Store(true) }}))
+		tctx, cancel := context.WithCancel(ctx)
+		req = req.WithContext(httptrace.WithClientTrace(tctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { reached.Store(true) }}))
+		silent := time.AfterFunc(cmp.Or(limit, math.MaxInt64), cancel)
 		resp, err := c.http.Do(req)
-		if err == nil {
+		if silent.Stop() && err == nil {
 			c.at.Store(int32(i))
+			resp.Body = answer{resp.Body, cancel}
 			return resp, problemOf(resp)
+		}
+		cancel()
+		if err == nil {
+			resp.Body.Close()
+		}
+		if err == nil || tctx.Err() != nil && ctx.Err() == nil {
+			err = fmt.Errorf("no answer for %s", limit)
 		}
 		last = err
 		// Reading again does no harm, so a node that broke off or is silent costs
@@ -242,6 +264,17 @@ func (c *Client) roundTrip(ctx context.Context, method, path string, body func()
 	}
 	return nil, errs.New(errs.Unavailable, "talk to the cluster at %s: %w", c.where, last).
 		WithHint("is the node up? on the node: `systemctl status roseau-node`")
+}
+
+// answer is the body of an answer; the request ends with it.
+type answer struct {
+	io.ReadCloser
+	end context.CancelFunc
+}
+
+func (a answer) Close() error {
+	defer a.end()
+	return a.ReadCloser.Close()
 }
 
 // problem is what the API sends with an error.

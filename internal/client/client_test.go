@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"roseau/internal/base/errs"
 )
@@ -48,5 +49,33 @@ func TestChangeGoesToTheNextNode(t *testing.T) {
 	c = &Client{http: good.Client(), bases: []string{breaks.URL, good.URL}, where: "test"}
 	if _, err := c.Change(t.Context(), http.MethodPost, "/v1/x", "x", nil); !errors.Is(err, errs.Unavailable) || asked.Load() != 1 {
 		t.Errorf("a change that a node broke off: asked %d times, %v", asked.Load(), err)
+	}
+}
+
+// A node whose processes hang takes connections and answers nothing: a reader goes to
+// the next node.
+func TestReaderLeavesASilentNode(t *testing.T) {
+	hung := make(chan struct{})
+	silent := httptest.NewTLSServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		select {
+		case <-hung:
+		case <-r.Context().Done():
+		}
+	}))
+	defer silent.Close()
+	defer close(hung)
+	good := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, `"here"`) }))
+	defer good.Close()
+	c := &Client{http: good.Client(), bases: []string{silent.URL, good.URL}, where: "test", patience: 100 * time.Millisecond}
+	var got string
+	if err := c.Get(t.Context(), "/v1/x", &got); err != nil || got != "here" {
+		t.Errorf("%q, %v", got, err)
+	}
+	if base := c.bases[c.at.Load()]; base != good.URL {
+		t.Errorf("goes on with %s", base)
+	}
+	c = &Client{http: good.Client(), bases: []string{silent.URL, silent.URL}, where: "test", patience: 50 * time.Millisecond}
+	if err := c.Get(t.Context(), "/v1/x", &got); !errors.Is(err, errs.Unavailable) {
+		t.Errorf("all silent: %v", err)
 	}
 }

@@ -124,8 +124,8 @@ type Env struct {
 	Cluster Cluster
 	Faults  Faults
 	Vantage Vantage
-	Rough   RoughFaults   // nil: there are none
-	Frames  FrameRecorder // nil: there is none
+	Rough   RoughFaults   // of a lab; nil: there are none
+	Frames  FrameRecorder // set where Rough is
 	Log     *slog.Logger
 	Out     io.Writer // progress, one line a step
 	Image   string    // path of the unconfigured probe image
@@ -162,7 +162,16 @@ type Test struct {
 	Name    string
 	Summary string
 	Method  string
+	rough   string // what it does that only a lab does; empty: nothing
 	run     func(ctx context.Context, e *Env) error
+}
+
+// start runs the test where its faults can be made.
+func (t *Test) start(ctx context.Context, e *Env) error {
+	if t.rough != "" && e.Rough == nil {
+		return errs.New(errs.Unavailable, "run %s: it %s, which only a lab does", t.Name, t.rough).WithHint("roseau lab up")
+	}
+	return t.run(ctx, e)
 }
 
 // Tests returns all tests in the order in which they run.
@@ -254,7 +263,7 @@ func Run(ctx context.Context, env Env, tests []Test) (*Report, error) {
 		e := env
 		e.report = tr
 		began := time.Now()
-		if err := t.run(ctx, &e); err != nil {
+		if err := t.start(ctx, &e); err != nil {
 			tr.Failed = append(tr.Failed, err.Error())
 		}
 		tr.Took = time.Since(began)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -37,6 +38,7 @@ var coldStart = Test{
 	Name:    "cold-start",
 	Summary: "cut the power of every node at once, and give it back",
 	Method:  "unflushed writes of all disks dropped; the VM must start again unattended; times count from the power's return; every flushed write read back",
+	rough:   "cuts the power of every node",
 	run:     runColdStart,
 }
 
@@ -44,6 +46,7 @@ var freeze = Test{
 	Name:    "freeze",
 	Summary: "freeze the node that runs a VM, and thaw it when the VM runs elsewhere",
 	Method:  "every process of the node stopped, its cables up; frames of the VM's address are told apart by the cable they come from: none from the old node once the new guest runs, the thaw included",
+	rough:   "stops every process of a node",
 	run:     runFreeze,
 }
 
@@ -320,9 +323,6 @@ func (w *copyWatch) stop() int {
 const coldLimit = 2 * time.Minute
 
 func runColdStart(ctx context.Context, e *Env) error {
-	if e.Rough == nil {
-		return errs.New(errs.Unavailable, "run cold-start: it cuts the power of every node, which only a lab does").WithHint("roseau lab up")
-	}
 	return e.withProbe(ctx, smallDisk, func(ctx context.Context, p *probeVM) (err error) {
 		before, vm, err := p.begin(ctx, 2*time.Millisecond)
 		if err != nil {
@@ -409,9 +409,6 @@ func judgeRestart(ctx context.Context, e *Env, p *probeVM, before probe.Status) 
 const freezeLimit = 12 * time.Second
 
 func runFreeze(ctx context.Context, e *Env) error {
-	if e.Rough == nil || e.Frames == nil {
-		return errs.New(errs.Unavailable, "run freeze: it stops every process of a node, which only a lab does").WithHint("roseau lab up")
-	}
 	return e.withProbe(ctx, smallDisk, func(ctx context.Context, p *probeVM) (err error) {
 		before, vm, err := p.begin(ctx, 2*time.Millisecond)
 		if err != nil {
@@ -465,11 +462,18 @@ func runFreeze(ctx context.Context, e *Env) error {
 	})
 }
 
-func allReady(ctx context.Context, e *Env) error {
-	return waitUntil(ctx, time.Minute, 200*time.Millisecond, "every node to be ready", func() (bool, error) {
+func allReady(ctx context.Context, e *Env) error { return waitReady(ctx, e, nil) }
+
+// waitReady waits until nodes are ready, by name; nil: all.
+func waitReady(ctx context.Context, e *Env, names []string) error {
+	what := "every node"
+	if names != nil {
+		what = strings.Join(names, ", ")
+	}
+	return waitUntil(ctx, time.Minute, 200*time.Millisecond, what+" to be ready", func() (bool, error) {
 		nodes, err := e.Cluster.Nodes(ctx)
 		for _, n := range nodes {
-			if !n.Status.Ready {
+			if !n.Status.Ready && (names == nil || slices.Contains(names, n.Name)) {
 				return false, err
 			}
 		}

@@ -14,6 +14,7 @@ var packetLoss = Test{
 	Name:    "packet-loss",
 	Summary: "let a node with a copy, then the VM's node lose 5 % of its frames, 30 s each",
 	Method:  "lost at random in both directions of cluster and storage; flushed writes must go on, no VM restarted or moved, no copy put out twice; every flushed write read back",
+	rough:   "loses frames",
 	run:     runPacketLoss,
 }
 
@@ -25,9 +26,6 @@ const (
 )
 
 func runPacketLoss(ctx context.Context, e *Env) error {
-	if e.Rough == nil {
-		return errs.New(errs.Unavailable, "run packet-loss: it loses frames, which only a lab does").WithHint("roseau lab up")
-	}
 	nodes, err := e.Cluster.Nodes(ctx)
 	if err != nil {
 		return err

@@ -14,6 +14,7 @@ var withoutEtcd = Test{
 	Name:    "without-etcd",
 	Summary: "while etcd has no majority, reset every storage connection, then kill the VM's guard",
 	Method:  "flushed writes must go on after each: sessions are resumed, the next guard takes the same epoch up; no I/O error, no reboot, every flushed write read back",
+	rough:   "resets connections",
 	run:     runWithoutEtcd,
 }
 
@@ -24,9 +25,6 @@ const (
 )
 
 func runWithoutEtcd(ctx context.Context, e *Env) error {
-	if e.Rough == nil {
-		return errs.New(errs.Unavailable, "run without-etcd: it resets connections, which only a lab does").WithHint("roseau lab up")
-	}
 	return e.withProbe(ctx, smallDisk, func(ctx context.Context, p *probeVM) (err error) {
 		before, vm, err := p.begin(ctx, 2*time.Millisecond)
 		if err != nil {

@@ -82,16 +82,11 @@ func Run(ctx context.Context, vm ids.ID, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	client, err := etcd.Dial(identity, cfg.Etcd)
+	client, done, err := etcd.DialVoters(ctx, identity, cfg.Etcd)
 	if err != nil {
 		return err
 	}
-	defer client.Close()
-	fctx, unfollow := context.WithCancel(ctx)
-	var wg sync.WaitGroup
-	wg.Go(func() { etcd.FollowEndpoints(fctx, client) })
-	defer wg.Wait()
-	defer unfollow()
+	defer done()
 	return run(ctx, cfg, deps{open: volume.Open, etcd: client, identity: identity, clock: clock.System{}, notify: notify, log: log})
 }
 

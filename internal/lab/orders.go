@@ -107,8 +107,11 @@ func (l *Lab) nodeBinary(_ context.Context, req labclient.Request) (labclient.An
 	}
 	if req.Path != "" {
 		fi, err := os.Stat(req.Path)
-		if err != nil || !filepath.IsAbs(req.Path) || !fi.Mode().IsRegular() || fi.Mode().Perm()&0o100 == 0 {
-			return a, errs.New(errs.Invalid, "change binary of node %s: %q is not the absolute path of a program: %w", n.name, req.Path, err)
+		if err == nil && (!filepath.IsAbs(req.Path) || !fi.Mode().IsRegular() || fi.Mode().Perm()&0o100 == 0) {
+			err = errors.New("want the absolute path of a program")
+		}
+		if err != nil {
+			return a, errs.New(errs.Invalid, "change binary of node %s to %q: %w", n.name, req.Path, err)
 		}
 	}
 	n.mu.Lock()
@@ -149,14 +152,20 @@ func (l *Lab) powerRestore(ctx context.Context, _ labclient.Request) (labclient.
 	return labclient.Answer{}, l.powerAll(ctx)
 }
 
+// cablesOf are the node and the networks that an order about cables names.
+func (l *Lab) cablesOf(req labclient.Request) (*node, []cable.Network, error) {
+	n, err := l.node(req.Node)
+	if err != nil {
+		return nil, nil, err
+	}
+	networks, err := cable.ByName(req.Network)
+	return n, networks, err
+}
+
 func (l *Lab) link(up bool) order {
 	return func(_ context.Context, req labclient.Request) (labclient.Answer, error) {
 		a := labclient.Answer{At: clock.System{}.Wall()}
-		n, err := l.node(req.Node)
-		if err != nil {
-			return a, err
-		}
-		networks, err := cable.ByName(req.Network)
+		n, networks, err := l.cablesOf(req)
 		if err != nil {
 			return a, err
 		}
@@ -169,11 +178,7 @@ func (l *Lab) link(up bool) order {
 
 func (l *Lab) linkLossy(_ context.Context, req labclient.Request) (labclient.Answer, error) {
 	a := labclient.Answer{At: clock.System{}.Wall()}
-	n, err := l.node(req.Node)
-	if err != nil {
-		return a, err
-	}
-	networks, err := cable.ByName(req.Network)
+	n, networks, err := l.cablesOf(req)
 	if err != nil {
 		return a, err
 	}

@@ -78,27 +78,19 @@ func (w *world) drawClocks() {
 
 // sleeper suspends a node now and then: its clock goes on, and nothing else.
 func (w *world) sleeper(rng *rand.Rand) {
-	every := time.Second + time.Duration(rng.Int64N(int64(6*time.Second)))
-	var arm func()
-	arm = func() {
-		w.after(every/2+time.Duration(rng.Int64N(int64(every))), func() {
-			if w.calm {
-				return
-			}
-			n := w.nodes[rng.IntN(len(w.nodes))]
-			if rng.IntN(2) == 0 && w.tenants[0].manager.active != nil {
-				n = w.tenants[0].manager.active.node
-			}
-			d := 100*time.Millisecond + time.Duration(rng.Int64N(int64(8*time.Second)))
-			if n.powered && !n.asleep && w.poweredNodes() > 1 {
-				w.note("suspend")
-				n.suspend()
-				w.after(d, n.resume)
-			}
-			arm()
-		})
-	}
-	arm()
+	s := &stream{w: w, rng: rng, on: true, every: time.Second + time.Duration(rng.Int64N(int64(6*time.Second)))}
+	s.run(func() {
+		n := w.nodes[rng.IntN(len(w.nodes))]
+		if rng.IntN(2) == 0 && w.tenants[0].manager.active != nil {
+			n = w.tenants[0].manager.active.node
+		}
+		d := 100*time.Millisecond + time.Duration(rng.Int64N(int64(8*time.Second)))
+		if n.powered && !n.asleep && w.poweredNodes() > 1 {
+			w.note("suspend")
+			n.suspend()
+			w.after(d, n.resume)
+		}
+	})
 }
 
 // suspend stops everything that runs on the node. Others notice that it is silent.

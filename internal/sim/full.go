@@ -3,7 +3,6 @@ package sim
 import (
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"slices"
 	"strconv"
 	"time"
@@ -27,12 +26,9 @@ type room struct {
 
 // filler makes disks full and gives the space back. Full is what production calls so:
 // guests may not go beyond a limit, and the slots above it are for repairs; these are
-// many, or as few as others' volumes leave. It draws from a stream of its own.
+// many, or as few as others' volumes leave.
 type filler struct {
-	w     *world
-	rng   *rand.Rand
-	on    bool
-	every time.Duration
+	stream
 	tends bool // somebody was full once
 }
 
@@ -41,28 +37,12 @@ type filler struct {
 const fillStep = 50 * time.Millisecond
 
 func newFiller(w *world) *filler {
-	f := &filler{w: w, rng: rand.New(rand.NewPCG(w.opt.Seed, 0x66756c6c))}
-	f.on = f.rng.IntN(2) == 0 && w.opt.Scenario == nil
-	f.every = 300*time.Millisecond + time.Duration(f.rng.Int64N(int64(4*time.Second)))
+	f := &filler{stream: newStream(w, 0x66756c6c, 300*time.Millisecond, 4*time.Second)}
 	if b := w.opt.Bias; b != nil {
-		f.on = b.Full > 0
-		if f.on {
-			f.every = b.Full
-		}
+		f.bias(b.Full)
 	}
-	if f.on {
-		f.arm()
-	}
+	f.run(f.act)
 	return f
-}
-
-func (f *filler) arm() {
-	f.w.after(f.every/2+time.Duration(f.rng.Int64N(int64(f.every))), func() {
-		if !f.w.calm {
-			f.act()
-			f.arm()
-		}
-	})
 }
 
 // act makes one disk, those of a node, or all of the pool full for a while.

@@ -3,6 +3,7 @@ package sim
 import (
 	"encoding/binary"
 	"hash/crc32"
+	"math/rand/v2"
 	"time"
 
 	"roseau/internal/base/clock"
@@ -30,7 +31,8 @@ type guest struct {
 	issuing bool
 	pace    time.Duration // a script's: at most one request of its own in so long
 	nextAt  clock.Instant
-	retired bool // the verifier has taken over: no request of its own any more
+	rests   *rand.Rand // when it asks for nothing for seconds; nil: never
+	retired bool       // the verifier has taken over: no request of its own any more
 }
 
 // request is one request of the guest, whoever serves it.
@@ -47,7 +49,23 @@ type request struct {
 }
 
 func newGuest(t *tenant) *guest {
-	return &guest{w: t.w, t: t, pending: map[uint64]*request{}, depth: 1 + t.dice.IntN(8)}
+	m := &guest{w: t.w, t: t, pending: map[uint64]*request{}, depth: 1 + t.dice.IntN(8)}
+	if r := rand.New(rand.NewPCG(t.w.opt.Seed, 0x72657374+uint64(t.index))); t.w.opt.Bias == nil && t.w.opt.Scenario == nil && r.IntN(4) == 0 {
+		m.rests = r
+	}
+	return m
+}
+
+// rest has the guest ask for nothing for seconds, now and then: so what lasts only
+// as long as no write comes has its time, too.
+func (m *guest) rest() {
+	const requests, most = 100, 4 * time.Second
+	if m.rests == nil || m.w.calm || m.w.now < m.nextAt || m.rests.IntN(requests) > 0 {
+		return
+	}
+	m.w.note("guest_rests")
+	m.nextAt = m.w.now.Add(time.Second + time.Duration(m.rests.Int64N(int64(most))))
+	m.w.after(m.nextAt.Sub(m.w.now), m.issue)
 }
 
 // boot starts a new run, served by g once it serves.
@@ -242,6 +260,7 @@ func (m *guest) completed(g *guard, c writer.Completion) {
 			delete(m.t.givenUp, b)
 		}
 	}
+	m.rest()
 	m.w.after(m.t.pause(0, m.w.profile.think), m.issue)
 }
 

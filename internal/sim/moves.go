@@ -1,7 +1,6 @@
 package sim
 
 import (
-	"math/rand/v2"
 	"slices"
 	"time"
 
@@ -12,37 +11,16 @@ import (
 
 // mover is the pool's planner: it moves copies between the disks of a node, one
 // segment (a rebalance) or all of a disk (a retirement), and takes a move back now
-// and then. It draws from a stream of its own.
-type mover struct {
-	w     *world
-	rng   *rand.Rand
-	on    bool
-	every time.Duration
-}
+// and then.
+type mover struct{ stream }
 
 func newMover(w *world) *mover {
-	m := &mover{w: w, rng: rand.New(rand.NewPCG(w.opt.Seed, 0x6d6f7665))}
-	m.on = m.rng.IntN(2) == 0 && w.opt.Scenario == nil
-	m.every = 50*time.Millisecond + time.Duration(m.rng.Int64N(int64(time.Second)))
+	m := &mover{newStream(w, 0x6d6f7665, 50*time.Millisecond, time.Second)}
 	if b := w.opt.Bias; b != nil {
-		m.on = b.Moves > 0
-		if m.on {
-			m.every = b.Moves
-		}
+		m.bias(b.Moves)
 	}
-	if m.on {
-		m.arm()
-	}
+	m.run(m.act)
 	return m
-}
-
-func (m *mover) arm() {
-	m.w.after(m.every/2+time.Duration(m.rng.Int64N(int64(m.every))), func() {
-		if !m.w.calm {
-			m.act()
-			m.arm()
-		}
-	})
 }
 
 // act gives the guard that serves one order.

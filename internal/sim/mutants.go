@@ -88,6 +88,7 @@ var Mutants = []Mutant{
 	{Name: "read-any-member", Rule: "a copy outside the in-sync set is never read (C6)", Set: func(m *Mutations) { m.Writer.ReadAnyMember = true }, Scenario: "join-under-load"},
 	{Name: "quorum-ack", Rule: "a write is acknowledged when every in-sync copy has it (C1)", Set: func(m *Mutations) { m.Writer.QuorumAck = true }, Scenario: "ack-before-cas"},
 	{Name: "flush-one-member", Rule: "a flush is answered when every in-sync copy has done it (C2)", Set: func(m *Mutations) { m.Writer.FlushOneMember = true }, Scenario: "half-flush"},
+	{Name: "given-up-alone", Rule: "what a disk alone was told is below the flush mark before it counts again", Set: func(m *Mutations) { m.Writer.GivenUpAlone = true }, Scenario: "moved-back"},
 	{Name: "silent-go", Rule: "a silent copy goes only when one that stays is known to have outlived it [S6]", Set: func(m *Mutations) { m.Writer.SilentGo = true }, Scenario: "silent-warm"},
 	{Name: "trust-staying", Rule: "who stays was heard of after the silent copy was given up [S6]", Set: func(m *Mutations) { m.Writer.TrustStaying = true }, Scenario: "silent-warm"},
 	{Name: "keep-cold", Rule: "a living writer gives its guest up when only cold copies are left [S6]", Set: func(m *Mutations) { m.Writer.KeepCold = true }, Scenario: "all-cold"},

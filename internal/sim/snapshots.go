@@ -13,13 +13,10 @@ import (
 )
 
 // snapshots is the operator who takes, reads and deletes snapshots, and what the
-// oracle knows of them. It draws from a stream of its own.
+// oracle knows of them.
 type snapshots struct {
-	w        *world
-	rng      *rand.Rand
-	on       bool
+	stream
 	rollRng  *rand.Rand // of rollbacks; nil: there are none
-	every    time.Duration
 	attempts map[ids.ID]*attempt
 	open     []*attempt          // not ended: what is written now may be in them
 	exist    map[uint32]*attempt // by number, as the store has it
@@ -48,31 +45,18 @@ type snapRead struct {
 }
 
 func newSnapshots(w *world) *snapshots {
-	s := &snapshots{w: w, rng: rand.New(rand.NewPCG(w.opt.Seed, 0x736e6170)), attempts: map[ids.ID]*attempt{},
+	s := &snapshots{stream: newStream(w, 0x736e6170, 100*time.Millisecond, 2*time.Second), attempts: map[ids.ID]*attempt{},
 		exist: map[uint32]*attempt{}, leaving: map[uint32]bool{}, reads: map[uint64]snapRead{}}
-	s.on = s.rng.IntN(2) == 0 && w.opt.Scenario == nil
-	s.every = 100*time.Millisecond + time.Duration(s.rng.Int64N(int64(2*time.Second)))
 	if b := w.opt.Bias; b != nil && b.Snapshots > 0 {
-		s.on, s.every = true, b.Snapshots
+		s.bias(b.Snapshots)
 	}
 	s.rollRng = rand.New(rand.NewPCG(w.opt.Seed, 0x726f6c6c))
 	if b := w.opt.Bias; b != nil && !b.Rollbacks || b == nil && s.rollRng.IntN(2) == 0 {
 		s.rollRng = nil
 	}
 	w.oracle.touched = s.touched
-	if s.on {
-		s.arm()
-	}
+	s.run(s.act)
 	return s
-}
-
-func (s *snapshots) arm() {
-	s.w.after(s.every/2+time.Duration(s.rng.Int64N(int64(s.every))), func() {
-		if !s.w.calm {
-			s.act()
-			s.arm()
-		}
-	})
 }
 
 // touched: block b may hold v from now on, so an open attempt may show it.

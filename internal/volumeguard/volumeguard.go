@@ -67,16 +67,11 @@ func Run(ctx context.Context, vol ids.ID, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	client, err := etcd.Dial(identity, cfg.Etcd)
+	client, done, err := etcd.DialVoters(ctx, identity, cfg.Etcd)
 	if err != nil {
 		return err
 	}
-	defer client.Close()
-	fctx, unfollow := context.WithCancel(ctx)
-	var wg sync.WaitGroup
-	wg.Go(func() { etcd.FollowEndpoints(fctx, client) })
-	defer wg.Wait()
-	defer unfollow()
+	defer done()
 	return run(ctx, cfg, log.With("vol", vol), notify, volume.Open, volume.Config{
 		Cluster: cfg.Cluster, Generation: cfg.Generation, Node: cfg.Node, Guard: ids.New(), Run: ids.New(), Purpose: cfg.Purpose,
 		Volumes: []ids.ID{vol}, ReadOnly: cfg.Purpose == repl.PurposeExport,

@@ -14,31 +14,6 @@ const (
 	exitDenied      = 8
 )
 
-type labBMC struct {
-	Address      string `json:"address"`
-	User         string `json:"user"`
-	PasswordFile string `json:"password_file"`
-	Fingerprint  string `json:"fingerprint"`
-}
-
-func bmcOf(t *testing.T, node string) labBMC {
-	t.Helper()
-	var st struct {
-		Nodes []struct {
-			Name string `json:"name"`
-			BMC  labBMC `json:"bmc"`
-		} `json:"nodes"`
-	}
-	decode(t, must(t, time.Minute, "lab", "status", "--name", labName, "-o", "json"), &st)
-	for _, n := range st.Nodes {
-		if n.Name == node {
-			return n.BMC
-		}
-	}
-	t.Fatalf("no node %s", node)
-	return labBMC{}
-}
-
 func powerOf(t *testing.T, node string) string {
 	t.Helper()
 	var p struct{ Power string }
@@ -128,7 +103,7 @@ func TestBMCRefusals(t *testing.T) {
 	if err := os.WriteFile(bad, []byte("not-the-password\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	b := bmcOf(t, "n2")
+	b := labNode(t, "n2").BMC
 	good, err := os.ReadFile(b.PasswordFile)
 	if err != nil {
 		t.Fatal(err)
@@ -141,7 +116,7 @@ func TestBMCRefusals(t *testing.T) {
 	refused(t, exitDenied, []string{"another machine", "UUID"}, "node", "bmc", "set", "n3", "--address", b.Address, "--user", b.User, "--password-file", b.PasswordFile)
 	refused(t, exitUnavailable, []string{"10.203.0.99"}, "node", "bmc", "set", "n2", "--address", "10.203.0.99", "--user", b.User, "--password-file", b.PasswordFile)
 	must(t, time.Minute, "lab", "bmc", "renew", "n2", "--name", labName)
-	renewed := bmcOf(t, "n2").Fingerprint
+	renewed := labNode(t, "n2").BMC.Fingerprint
 	refused(t, exitDenied, []string{b.Fingerprint, renewed, "no password was sent"}, "node", "bmc", "test", "n2")
 	refused(t, exitDenied, []string{b.Fingerprint, renewed}, set("--password-file", b.PasswordFile)...)
 	if out := must(t, time.Minute, set("--password-file", b.PasswordFile, "--fingerprint", renewed)...); !strings.Contains(out, renewed) {

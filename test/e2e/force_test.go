@@ -18,11 +18,7 @@ func TestVolumeForce(t *testing.T) {
 	must(t, time.Minute, "volume", "create", "forced", "--size", "64MiB")
 	defer again(t, "volume", "delete", "forced", "--confirm", "forced")
 	dir := t.TempDir()
-	image := func(name string) string {
-		path := filepath.Join(dir, name)
-		tool(t, "dd", "if=/dev/urandom", "of="+path, "bs=1M", "count=64", "status=none")
-		return path
-	}
+	image := func(name string) string { return randomFile(t, filepath.Join(dir, name), 64) }
 	older, newer, newest, back := image("older"), image("newer"), image("newest"), filepath.Join(dir, "back")
 	write := func(node, from string) {
 		t.Helper()
@@ -71,7 +67,7 @@ func TestVolumeForce(t *testing.T) {
 	must(t, time.Minute, "lab", "node", "restore", "n1", "--name", labName)
 	nodesReady(t)
 	holds("n3", older)
-	snapEventually(t, 3*time.Minute, "three copies", func() bool { return inSync(t, "forced") })
+	eventually(t, 3*time.Minute, "three copies", func() bool { return inSync(t, "forced") })
 	for _, c := range copiesOf(t, "forced") {
 		if c.Disk == given["n1"] {
 			t.Errorf("the copy that was given up is back in: %+v", c)

@@ -3,7 +3,6 @@ package e2e
 import (
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -16,15 +15,7 @@ func TestForeignNBDClients(t *testing.T) {
 	defer must(t, time.Minute, "volume", "delete", "nbd", "--confirm", "nbd")
 	socket := strings.TrimSpace(must(t, time.Minute, "volume", "serve", "nbd", "--node", "n1"))
 	defer must(t, time.Minute, "volume", "unserve", "nbd")
-	var st struct {
-		Nodes []struct {
-			Name    string `json:"name"`
-			InitPID int    `json:"init_pid"`
-		} `json:"nodes"`
-	}
-	decode(t, must(t, time.Minute, "lab", "status", "--name", labName, "-o", "json"), &st)
-	path := filepath.Join("/proc", strconv.Itoa(st.Nodes[0].InitPID), "root", socket)
-	uri := "nbd+unix:///?socket=" + path
+	uri := nbdURI(t, "n1", socket)
 	dir := t.TempDir()
 	run := func(name string, args ...string) string {
 		t.Helper()

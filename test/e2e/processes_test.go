@@ -25,14 +25,24 @@ func labNodes(t *testing.T) []labclient.Node {
 	return st.Nodes
 }
 
+// labNode is what it says of one of them.
+func labNode(t *testing.T, name string) labclient.Node {
+	t.Helper()
+	for _, n := range labNodes(t) {
+		if n.Name == name {
+			return n
+		}
+	}
+	t.Fatalf("no node %s", name)
+	return labclient.Node{}
+}
+
 // unitOn is the state of a unit on a node; ok is false if there is none.
 func unitOn(t *testing.T, node string, name unit.Name) (u unit.Status, ok bool) {
 	t.Helper()
-	for _, n := range labNodes(t) {
-		for _, u := range n.Units {
-			if n.Name == node && u.Name == name {
-				return u, true
-			}
+	for _, u := range labNode(t, node).Units {
+		if u.Name == name {
+			return u, true
 		}
 	}
 	return u, false
@@ -42,11 +52,9 @@ func unitOn(t *testing.T, node string, name unit.Name) (u unit.Status, ok bool) 
 func guardOf(t *testing.T, vm string) (node string, id ids.ID) {
 	t.Helper()
 	v := waitVM(t, vm, "running", running)
-	for _, n := range labNodes(t) {
-		for id, name := range n.GuardNames {
-			if n.Name == v.Status.Node && name == vm {
-				return n.Name, id
-			}
+	for id, name := range labNode(t, v.Status.Node).GuardNames {
+		if name == vm {
+			return v.Status.Node, id
 		}
 	}
 	t.Fatalf("no guard of vm %s on %s", vm, v.Status.Node)
@@ -125,34 +133,50 @@ func (g *guest) sameGuest(t *testing.T, before probe.Status) {
 	}
 }
 
+// guestOf starts a guest of whose volumes every copy is in sync.
+func guestOf(t *testing.T, name string, number byte) (g *guest, before probe.Status, home string, vm ids.ID) {
+	t.Helper()
+	g = newGuest(t, name, number)
+	must(t, time.Minute, "vm", "start", name)
+	before = g.up(t, "")
+	home, vm = guardOf(t, name)
+	whole(t)
+	return g, before, home, vm
+}
+
+// endures does harm to a unit and demands that its supervisor starts it again, and
+// that the guest, which writes meanwhile, notices a pause at most.
+func (g *guest) endures(t *testing.T, before probe.Status, node string, name unit.Name, what string, harm func(pid int)) {
+	t.Helper()
+	u, ok := unitOn(t, node, name)
+	if !ok || u.PID == 0 {
+		t.Fatalf("%s on %s: %+v", name, node, u)
+	}
+	harm(u.PID)
+	began := time.Now()
+	g.fill(t)
+	startedAgain(t, node, u)
+	whole(t)
+	t.Logf("%s on %s %s: started again, every volume whole after %s", name, node, what, time.Since(began).Round(100*time.Millisecond))
+	g.filled(t)
+	g.sameGuest(t, before)
+}
+
 // Row 29: a storage process, the guard of a VM, and the writer of a volume without one
 // may open no further descriptor when connections have to be made anew. Each ends and is
 // started again, and the guest notices a pause at most.
 func TestOutOfDescriptors(t *testing.T) {
 	long(t)
 	heals(t)
-	g := newGuest(t, "fds", 31)
-	must(t, time.Minute, "vm", "start", "fds")
-	before := g.up(t, "")
-	home, vm := guardOf(t, "fds")
+	g, before, home, vm := guestOf(t, "fds", 31)
 	other := another(t, home)
 	without := func(node string, name unit.Name) {
 		t.Helper()
-		u, ok := unitOn(t, node, name)
-		if !ok || u.PID == 0 {
-			t.Fatalf("%s on %s: %+v", name, node, u)
-		}
-		inNode(t, node, "prlimit", "--pid", strconv.Itoa(u.PID), "--nofile=4:4") // what it has open it keeps
-		must(t, time.Minute, "lab", "service", "reset", other, "storage", "--name", labName)
-		began := time.Now()
-		g.fill(t)
-		startedAgain(t, node, u)
-		whole(t)
-		t.Logf("%s on %s without descriptors: started again, every volume whole after %s", name, node, time.Since(began).Round(100*time.Millisecond))
-		g.filled(t)
-		g.sameGuest(t, before)
+		g.endures(t, before, node, name, "without descriptors", func(pid int) {
+			inNode(t, node, "prlimit", "--pid", strconv.Itoa(pid), "--nofile=4:4") // what it has open it keeps
+			must(t, time.Minute, "lab", "service", "reset", other, "storage", "--name", labName)
+		})
 	}
-	whole(t)
 	without(other, unit.Storage)
 	without(home, unit.VM(vm))
 	// Not before: a copy that is put out twice in a minute waits for a minute.
@@ -189,28 +213,18 @@ func memoryGroup(t *testing.T, node string, limit int) (procs string, ok bool) {
 func TestOutOfMemory(t *testing.T) {
 	long(t)
 	heals(t)
-	g := newGuest(t, "oom", 32)
-	must(t, time.Minute, "vm", "start", "oom")
-	before := g.up(t, "")
-	home, _ := guardOf(t, "oom")
+	g, before, home, _ := guestOf(t, "oom", 32)
 	other := another(t, home)
-	whole(t)
 	procs, ok := memoryGroup(t, other, 2<<20)
 	if !ok {
 		t.Skip("no memory controller")
 	}
-	u, _ := unitOn(t, other, unit.Storage)
-	inNode(t, other, "sh", "-c", fmt.Sprintf("echo %d > %s", u.PID, procs))
-	began := time.Now()
-	g.fill(t)
-	startedAgain(t, other, u)
-	whole(t)
-	t.Logf("storage of %s killed for memory: every volume whole after %s", other, time.Since(began).Round(100*time.Millisecond))
+	g.endures(t, before, other, unit.Storage, "killed for memory", func(pid int) {
+		inNode(t, other, "sh", "-c", fmt.Sprintf("echo %d > %s", pid, procs))
+	})
 	if now, _ := unitOn(t, other, unit.Storage); !strings.Contains(now.LastExit, "KILL") {
 		t.Errorf("it ended by %q", now.LastExit)
 	}
-	g.filled(t)
-	g.sameGuest(t, before)
 }
 
 // Row 51: a guard that is stopped is taken for dead, a second one is started, and the
@@ -218,11 +232,8 @@ func TestOutOfMemory(t *testing.T) {
 func TestSecondGuardOfASlowOne(t *testing.T) {
 	long(t)
 	heals(t)
-	g := newGuest(t, "slow", 33)
-	must(t, time.Minute, "vm", "start", "slow")
-	before := g.up(t, "")
+	g, before, home, vm := guestOf(t, "slow", 33)
 	g.fill(t)
-	home, vm := guardOf(t, "slow")
 	whole(t)
 	run := showVM(t, "slow").Status.Run
 	qemu := qemuOf(vm)

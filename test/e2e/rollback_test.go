@@ -12,23 +12,19 @@ func TestRollback(t *testing.T) {
 	must(t, time.Minute, "volume", "create", "roll", "--size", "64MiB")
 	defer must(t, time.Minute, "volume", "delete", "roll", "--confirm", "roll")
 	dir := t.TempDir()
-	image := func(name string) string {
-		path := filepath.Join(dir, name)
-		shell(t, "dd", "if=/dev/urandom", "of="+path, "bs=1M", "count=64", "status=none")
-		return path
-	}
+	image := func(name string) string { return randomFile(t, filepath.Join(dir, name), 64) }
 	a, b, back := image("a"), image("b"), filepath.Join(dir, "back")
 	holds := func(vol, node, want string) {
 		t.Helper()
 		uri := serveOn(t, node, vol)
-		shell(t, "nbdcopy", uri, back)
-		shell(t, "cmp", want, back)
+		tool(t, "nbdcopy", uri, back)
+		tool(t, "cmp", want, back)
 		must(t, time.Minute, "volume", "unserve", vol)
 	}
 	write := func(vol, from string) {
 		t.Helper()
 		uri := serveOn(t, "n1", vol)
-		shell(t, "nbdcopy", "--flush", from, uri)
+		tool(t, "nbdcopy", "--flush", from, uri)
 		must(t, time.Minute, "volume", "unserve", vol)
 	}
 	write("roll", a)
@@ -44,7 +40,7 @@ func TestRollback(t *testing.T) {
 	must(t, time.Minute, "lab", "node", "cut", "n3", "--name", labName)
 	must(t, 2*time.Minute, "volume", "snapshot", "rollback", "roll", "first", "--confirm", "roll")
 	must(t, time.Minute, "lab", "node", "restore", "n3", "--name", labName)
-	snapEventually(t, 2*time.Minute, "three copies in sync", func() bool { return inSync(t, "roll") })
+	eventually(t, 2*time.Minute, "three copies in sync", func() bool { return inSync(t, "roll") })
 	holds("roll", "n3", a)
 	must(t, 2*time.Minute, "volume", "snapshot", "rollback", "roll", "second", "--confirm", "roll")
 	holds("roll", "n1", b)

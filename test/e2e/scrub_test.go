@@ -19,14 +19,7 @@ import (
 // serve opens a volume on n1 and returns the NBD URI that this machine can use.
 func serve(t *testing.T, name string) string {
 	t.Helper()
-	socket := strings.TrimSpace(must(t, time.Minute, "volume", "serve", name, "--node", "n1"))
-	var st struct {
-		Nodes []struct {
-			InitPID int `json:"init_pid"`
-		} `json:"nodes"`
-	}
-	decode(t, must(t, time.Minute, "lab", "status", "--name", labName, "-o", "json"), &st)
-	return "nbd+unix:///?socket=" + filepath.Join("/proc", strconv.Itoa(st.Nodes[0].InitPID), "root", socket)
+	return nbdURI(t, "n1", strings.TrimSpace(must(t, time.Minute, "volume", "serve", name, "--node", "n1")))
 }
 
 // copyOn returns the disk object on a node that has a copy of a volume, and its
@@ -53,7 +46,7 @@ func shownDisk(t *testing.T, name string) (d model.Disk) {
 // eventually asks until cond holds.
 func eventually(t *testing.T, limit time.Duration, what string, cond func() bool) {
 	t.Helper()
-	for end := time.Now().Add(limit); !cond(); time.Sleep(500 * time.Millisecond) {
+	for end := time.Now().Add(limit); !cond(); time.Sleep(200 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("not within %s: %s", limit, what)
 		}
@@ -85,7 +78,7 @@ func made(t *testing.T, name string) (file string) {
 	must(t, time.Minute, "volume", "create", name, "--size", "128MiB")
 	t.Cleanup(func() { must(t, time.Minute, "volume", "delete", name, "--confirm", name) })
 	file = filepath.Join(t.TempDir(), "data")
-	tool(t, "dd", "if=/dev/urandom", "of="+file, "bs=1M", "count=48", "status=none")
+	randomFile(t, file, 48)
 	if err := os.Truncate(file, 128<<20); err != nil {
 		t.Fatal(err)
 	}
@@ -265,7 +258,7 @@ func TestHungDiskIsPutOut(t *testing.T) {
 		}
 	}()
 	file := filepath.Join(t.TempDir(), "new")
-	tool(t, "dd", "if=/dev/urandom", "of="+file, "bs=1M", "count=128", "status=none")
+	randomFile(t, file, 128)
 	began := time.Now()
 	tool(t, "nbdcopy", "--flush", file, uri)
 	// 4 s are promised for the one write that met the disk; the rest is the copying.

@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -18,27 +17,23 @@ func TestSnapshots(t *testing.T) {
 	must(t, time.Minute, "volume", "create", "snap", "--size", "64MiB")
 	defer must(t, time.Minute, "volume", "delete", "snap", "--confirm", "snap")
 	dir := t.TempDir()
-	image := func(name string) string {
-		path := filepath.Join(dir, name)
-		shell(t, "dd", "if=/dev/urandom", "of="+path, "bs=1M", "count=64", "status=none")
-		return path
-	}
+	image := func(name string) string { return randomFile(t, filepath.Join(dir, name), 64) }
 	a, b, c := image("a"), image("b"), image("c")
 	uri := serveOn(t, "n1", "snap")
-	shell(t, "nbdcopy", "--flush", a, uri)
+	tool(t, "nbdcopy", "--flush", a, uri)
 	const whole = 3 * 64 << 20 // three copies
-	snapEventually(t, time.Minute, "the disks report the volume's space", func() bool { return usedBytes(t) >= whole })
+	eventually(t, time.Minute, "the disks report the volume's space", func() bool { return usedBytes(t) >= whole })
 	before := usedBytes(t)
 	must(t, time.Minute, "volume", "snapshot", "create", "snap", "first")
 	refused(t, 4, []string{`has a snapshot "first"`}, "volume", "snapshot", "create", "snap", "first")
 	refused(t, 2, []string{"name"}, "volume", "snapshot", "create", "snap", "No Name")
-	shell(t, "nbdcopy", "--flush", b, uri)
+	tool(t, "nbdcopy", "--flush", b, uri)
 
 	must(t, time.Minute, "lab", "node", "cut", "n3", "--name", labName)
 	must(t, 2*time.Minute, "volume", "snapshot", "create", "snap", "second")
-	shell(t, "nbdcopy", "--flush", c, uri)
+	tool(t, "nbdcopy", "--flush", c, uri)
 	must(t, time.Minute, "lab", "node", "restore", "n3", "--name", labName)
-	snapEventually(t, 2*time.Minute, "three copies in sync", func() bool { return inSync(t, "snap") })
+	eventually(t, 2*time.Minute, "three copies in sync", func() bool { return inSync(t, "snap") })
 
 	pulled := diskOf(t, "snap", "n2")
 	must(t, time.Minute, "lab", "disk", "pull", "n2/"+pulled, "--name", labName)
@@ -53,38 +48,38 @@ func TestSnapshots(t *testing.T) {
 		t.Fatalf("snapshots: %+v", list)
 	}
 	back := filepath.Join(dir, "back")
-	shell(t, "nbdcopy", uri, back)
-	shell(t, "cmp", c, back)
+	tool(t, "nbdcopy", uri, back)
+	tool(t, "cmp", c, back)
 	must(t, time.Minute, "volume", "unserve", "snap")
 	// Each node reads its own copy.
 	for _, want := range []struct{ node, snapshot, image string }{
 		{"n1", "first", a}, {"n3", "first", a}, {"n3", "second", b}, {"n1", "third", c},
 	} {
 		uri := serveOn(t, want.node, "snap", "--snapshot", want.snapshot)
-		if out := shell(t, "nbdinfo", uri); !strings.Contains(out, "is_read_only: true") {
+		if out := tool(t, "nbdinfo", uri); !strings.Contains(out, "is_read_only: true") {
 			t.Errorf("the export of a snapshot can be written:\n%s", out)
 		}
-		shell(t, "nbdcopy", uri, back)
-		shell(t, "cmp", want.image, back)
+		tool(t, "nbdcopy", uri, back)
+		tool(t, "cmp", want.image, back)
 		refused(t, 4, []string{"being served"}, "volume", "snapshot", "delete", "snap", want.snapshot, "--confirm", want.snapshot)
 		must(t, time.Minute, "volume", "unserve", "snap")
 	}
-	snapEventually(t, time.Minute, "the disks report the snapshots' space", func() bool { return usedBytes(t) >= before+whole })
+	eventually(t, time.Minute, "the disks report the snapshots' space", func() bool { return usedBytes(t) >= before+whole })
 	refused(t, 2, []string{"named once"}, "volume", "snapshot", "delete", "snap", "first")
-	snapEventually(t, 4*time.Minute, "three copies in sync", func() bool { return inSync(t, "snap") })
+	eventually(t, 4*time.Minute, "three copies in sync", func() bool { return inSync(t, "snap") })
 	cloneOf(t, c, back)
 
 	must(t, time.Minute, "volume", "snapshot", "delete", "snap", "first", "--confirm", "first")
 	uri = serveOn(t, "n2", "snap", "--snapshot", "second")
-	shell(t, "nbdcopy", uri, back)
-	shell(t, "cmp", b, back)
+	tool(t, "nbdcopy", uri, back)
+	tool(t, "cmp", b, back)
 	must(t, time.Minute, "volume", "unserve", "snap")
 	must(t, time.Minute, "volume", "snapshot", "delete", "snap", "second", "--confirm", "second")
 	must(t, time.Minute, "volume", "snapshot", "delete", "snap", "third", "--confirm", "third")
 	uri = serveOn(t, "n2", "snap")
-	snapEventually(t, 2*time.Minute, "the space of the snapshots is free", func() bool { return usedBytes(t) <= before })
-	shell(t, "nbdcopy", uri, back)
-	shell(t, "cmp", c, back)
+	eventually(t, 2*time.Minute, "the space of the snapshots is free", func() bool { return usedBytes(t) <= before })
+	tool(t, "nbdcopy", uri, back)
+	tool(t, "cmp", c, back)
 	must(t, time.Minute, "volume", "unserve", "snap")
 }
 
@@ -114,16 +109,16 @@ func cloneOf(t *testing.T, image, back string) {
 		t.Fatalf("delete the snapshot of a clone: %v\n%s", err, out)
 	}
 	uri := serveOn(t, "n3", "copy")
-	shell(t, "nbdcopy", uri, back)
-	shell(t, "cmp", image, back)
-	snapEventually(t, 2*time.Minute, "the clone needs its parent no more", func() bool { return parent() == "" })
+	tool(t, "nbdcopy", uri, back)
+	tool(t, "cmp", image, back)
+	eventually(t, 2*time.Minute, "the clone needs its parent no more", func() bool { return parent() == "" })
 	if !gone {
 		must(t, time.Minute, "volume", "snapshot", "delete", "snap", "base", "--confirm", "base")
 	}
 	must(t, time.Minute, "volume", "unserve", "copy")
 	uri = serveOn(t, "n2", "copy")
-	shell(t, "nbdcopy", uri, back)
-	shell(t, "cmp", image, back)
+	tool(t, "nbdcopy", uri, back)
+	tool(t, "cmp", image, back)
 	must(t, time.Minute, "volume", "unserve", "copy")
 	must(t, time.Minute, "volume", "delete", "copy", "--confirm", "copy")
 }
@@ -134,44 +129,25 @@ func serveOn(t *testing.T, node string, args ...string) string {
 	var socket string
 	// A node that has just come back may still be spoken to over the connection
 	// that it had before.
-	snapEventually(t, 30*time.Second, "volume serve on "+node, func() bool {
+	eventually(t, 30*time.Second, "volume serve on "+node, func() bool {
 		out, err := cli(time.Minute, append([]string{"volume", "serve", "--node", node}, args...)...)
 		socket = strings.TrimSpace(out)
 		return err == nil
 	})
-	var st struct {
-		Nodes []struct {
-			Name    string `json:"name"`
-			InitPID int    `json:"init_pid"`
-		} `json:"nodes"`
-	}
-	decode(t, must(t, time.Minute, "lab", "status", "--name", labName, "-o", "json"), &st)
-	for _, n := range st.Nodes {
-		if n.Name == node {
-			return "nbd+unix:///?socket=" + filepath.Join("/proc", strconv.Itoa(n.InitPID), "root", socket)
-		}
-	}
-	t.Fatalf("no node %s", node)
-	return ""
+	return nbdURI(t, node, socket)
 }
 
-func shell(t *testing.T, name string, args ...string) string {
+// nbdURI is where this machine reaches a socket of a node.
+func nbdURI(t *testing.T, node, socket string) string {
 	t.Helper()
-	out, err := exec.Command(name, args...).CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
-	}
-	return string(out)
+	return "nbd+unix:///?socket=" + filepath.Join("/proc", strconv.Itoa(labNode(t, node).InitPID), "root", socket)
 }
 
-func snapEventually(t *testing.T, limit time.Duration, what string, cond func() bool) {
+// randomFile makes a file of so many MiB of random data.
+func randomFile(t *testing.T, path string, mib int) string {
 	t.Helper()
-	for end := time.Now().Add(limit); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
-		if cond() {
-			return
-		}
-	}
-	t.Fatalf("not within %s: %s\n%s", limit, what, must(t, time.Minute, "volume", "show", "snap"))
+	tool(t, "dd", "if=/dev/urandom", "of="+path, "bs=1M", "count="+strconv.Itoa(mib), "status=none")
+	return path
 }
 
 type copyInfo struct {

@@ -6,10 +6,29 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 )
 
 var rewrite = flag.Bool("rewrite", false, "write the expected logs of the scenarios anew")
+
+// Timed calls do for each line of a script, which begins with a time, with that and the
+// words behind it. Empty lines and comments are left out.
+func Timed(t *testing.T, script string, do func(at time.Duration, words []string)) {
+	t.Helper()
+	for line := range strings.Lines(script) {
+		f := strings.Fields(line)
+		if len(f) == 0 || strings.HasPrefix(f[0], "#") {
+			continue
+		}
+		at, err := time.ParseDuration(f[0])
+		if err != nil {
+			t.Fatalf("line %q: %v", line, err)
+		}
+		do(at, f[1:])
+	}
+}
 
 // Run plays each testdata/scenarios/NAME/script of the package under test as a
 // subtest, and compares the log that play returns with the file expected beside

@@ -94,6 +94,7 @@ type Mutations struct {
 	ReadAnyMember          bool // reads go to members that are out, too
 	QuorumAck              bool // a write is committed when most members have it
 	FlushOneMember         bool // a flush is answered when one member has done it
+	GivenUpAlone           bool // a disk that left a segment and comes back may count what it gave up there
 	SilentGo               bool // silent copies go although nobody who stays is known to have outlived them
 	TrustStaying           bool // who stays need not have been heard of since the silent copy was given up
 	KeepCold               bool // a living writer keeps cold copies that lost acked writes

@@ -124,7 +124,8 @@ func (j *syncJob) sendMark(i int) bool {
 // discardMoved gives back the space of copies that leave their segments: they are
 // in no row any more, so nothing is read from them, and their windows prove
 // nothing there. It is sent once; a copy that is away keeps the space until the
-// volume leaves that disk.
+// volume leaves that disk. The log of that disk has what no other was told: if it
+// comes back, see settleBarrier.
 func (v *volume) discardMoved(fills []repl.Fill) {
 	if len(v.snapNumbers()) > 0 && !v.c.mut.DiscardSnapshots {
 		return // the writer of a clone may not know yet that they left
@@ -141,11 +142,16 @@ func (v *volume) discardMoved(fills []repl.Fill) {
 			if v.inflight.head == nil {
 				v.commitWseq = v.wseq
 			}
+			m.highAcked = v.wseq                     // so that a flush asks for it, which follows on the connection
 			id := v.c.newSlot(slotRepair, m, nil, 0) // nothing waits for the answer
 			v.c.send(m.node, &wire.Zero{
 				ReqID: id, Handle: m.handle, Flags: wire.ZeroDiscard, Mark: v.mark(v.wseq), Offset: e * repl.ExtentBytes,
 				Length: min(repl.ExtentBytes, v.rec.Cfg.SizeBytes-e*repl.ExtentBytes), Piggyback: v.piggyback(),
 			})
+		}
+		v.alone[m.disk] = v.wseq
+		if v.flush.dirtyAt == 0 {
+			v.flush.dirtyAt = v.c.now
 		}
 	}
 }

@@ -49,8 +49,16 @@ func (l *requestList) push2(r *Request) {
 
 // flushAll asks for a round from inside.
 func (v *volume) flushAll() {
+	v.flushTo(v.wseq)
+}
+
+// flushTo asks for a flush of all members that covers wseq, if none is wanted that does.
+func (v *volume) flushTo(wseq uint64) {
+	if v.flush.wanted && v.flush.want >= wseq {
+		return
+	}
 	v.flush.wanted = true
-	v.flush.want = max(v.flush.want, v.wseq)
+	v.flush.want = max(v.flush.want, wseq)
 	v.c.wake = true
 }
 

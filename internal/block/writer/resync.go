@@ -622,7 +622,10 @@ func (j *syncJob) count() {
 	v.dirty, v.c.wake = true, true
 }
 
-// settleBarrier is step 2: a FLUSH of everything acked before step 1.
+// settleBarrier is step 2: a FLUSH of everything acked before step 1. It also tells
+// the disk the flush mark, and what its log has from before this join must be below
+// that: nobody else has what was given up on that disk alone, so the next takeover
+// would take it for the newest there is.
 func (j *syncJob) settleBarrier() {
 	m := j.m
 	v := m.v
@@ -632,6 +635,10 @@ func (j *syncJob) settleBarrier() {
 		return
 	}
 	if j.flushing || !v.committedTo(j.barrier) || m.zombies > 0 || !m.usable() {
+		return
+	}
+	if told := v.alone[m.disk]; v.flushMark.Less(v.mark(told)) && told > 0 && !v.c.mut.GivenUpAlone {
+		v.flushTo(told)
 		return
 	}
 	// What was acked is at the disk, and durable with this flush, also what is newer

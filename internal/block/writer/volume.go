@@ -132,6 +132,10 @@ type volume struct {
 
 	lost map[int64]bool // blocks that no copy can read, by number in the volume
 
+	// Newest wseq of what a disk alone was told in this epoch: to give up what it had
+	// of segments that it left.
+	alone map[ids.ID]uint64
+
 	parent parentView
 	rc     reconcile
 	snap   snapVolume
@@ -146,7 +150,7 @@ type configState struct {
 }
 
 func newVolume(c *Core, index int, id ids.ID) *volume {
-	return &volume{c: c, index: index, id: id, extents: make(map[int64]*extent)}
+	return &volume{c: c, index: index, id: id, extents: make(map[int64]*extent), alone: make(map[ids.ID]uint64)}
 }
 
 // promise is what members are asked to promise.

@@ -79,21 +79,13 @@ func runScript(t *testing.T, script string) string {
 	w := &world{t: t, now: clock.Instant(time.Hour), etcd: true}
 	start := w.now
 	w.state.View.Listening, w.state.View.LeaderSince = w.now, w.now.Add(-time.Minute)
-	for line := range strings.Lines(script) {
-		f := strings.Fields(line)
-		if len(f) == 0 || strings.HasPrefix(f[0], "#") {
-			continue
-		}
-		at, err := time.ParseDuration(f[0])
-		if err != nil {
-			t.Fatalf("line %q: %v", line, err)
-		}
+	scenariotest.Timed(t, script, func(at time.Duration, words []string) {
 		for w.now.Sub(start) < at {
 			w.now = w.now.Add(tick)
 			w.turn(start)
 		}
-		w.command(f[1:])
-	}
+		w.command(words)
+	})
 	return w.log.String()
 }
 

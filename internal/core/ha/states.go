@@ -497,13 +497,13 @@ func (m *step) hint(vm VM, mem *VMMemory, r Report, reported bool) (why string, 
 	}
 	switch stalled := r.Stalled + m.now.Sub(r.Seen); {
 	case r.Phase == "absent" && m.now.Sub(r.Since) > m.p.GuardAbsent:
-		return fmt.Sprintf("its guard has been absent on %s for %s", n.Name, short(m.now.Sub(r.Since))), false
+		return fmt.Sprintf("its guard has been absent on %s for more than %s", n.Name, short(m.p.GuardAbsent)), false
 	case (r.Phase == "failed" || r.Phase == "lost") && r.Attempt >= p.Attempt:
 		return fmt.Sprintf("its guard on %s ended: %s", n.Name, r.Reason), false
 	case r.WantsMove != "":
 		return fmt.Sprintf("asks to leave %s: %s", n.Name, r.WantsMove), false
 	case r.Stalled > 0 && stalled > m.p.Stall && m.now.Sub(m.view.LeaderSince) >= m.p.LeaderSettle:
-		return fmt.Sprintf("stalled on %s for %s", n.Name, short(stalled)), false
+		return fmt.Sprintf("stalled on %s for more than %s", n.Name, short(m.p.Stall)), false
 	}
 	return "", false
 }
@@ -519,7 +519,7 @@ func (m *step) sessionHint(vm VM, mem *VMMemory, n Node) (string, bool) {
 	if n.SessionLost == 0 || m.now.Sub(n.SessionLost) < m.p.SessionGrace {
 		return "", false
 	}
-	return fmt.Sprintf("the session of %s has been lost for %s", n.Name, short(m.now.Sub(n.SessionLost))), true
+	return fmt.Sprintf("the session of %s has been lost for more than %s", n.Name, short(m.p.SessionGrace)), true
 }
 
 // migrating: source and destination settle it between themselves by one CAS; the

@@ -82,21 +82,13 @@ func newWorld(t *testing.T) *world {
 }
 
 func (w *world) run(script string) {
-	for line := range strings.Lines(script) {
-		f := strings.Fields(line)
-		if len(f) == 0 || strings.HasPrefix(f[0], "#") {
-			continue
-		}
-		at, err := time.ParseDuration(f[0])
-		if err != nil {
-			w.t.Fatalf("line %q: %v", line, err)
-		}
+	scenariotest.Timed(w.t, script, func(at time.Duration, words []string) {
 		for w.now.Sub(w.start) < at {
 			w.now = w.now.Add(tick)
 			w.turn()
 		}
-		w.command(f[1:])
-	}
+		w.command(words)
+	})
 }
 
 func (w *world) node(name string) *wnode {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
-	"encoding/hex"
 	"fmt"
 	"os"
 	"os/exec"
@@ -46,20 +45,12 @@ func (b Builder) BuildDatabase(ctx context.Context) (string, error) {
 	for _, d := range debs {
 		fmt.Fprintf(sum, "|%s", filepath.Base(d))
 	}
-	image := filepath.Join(b.CacheDir, "database-"+hex.EncodeToString(sum.Sum(nil))[:16]+".img")
-	if _, err := os.Stat(image); err == nil {
-		return image, nil
-	}
-	work, err := os.MkdirTemp(b.CacheDir, "build-")
-	if err != nil {
-		return "", err
-	}
-	defer os.RemoveAll(work)
-	out := filepath.Join(work, "disk.img")
-	if err := assembleDatabase(ctx, work, out, debs); err != nil {
-		return "", fmt.Errorf("build the drill's database disk: %w", err)
-	}
-	return image, os.Rename(out, image)
+	return b.cached("database", sum, func(work string) error {
+		if err := assembleDatabase(ctx, work, filepath.Join(work, "disk.img"), debs); err != nil {
+			return fmt.Errorf("build the drill's database disk: %w", err)
+		}
+		return nil
+	})
 }
 
 // databaseDebs downloads the packages the first time.

@@ -11,6 +11,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"os"
 	"os/exec"
@@ -68,7 +69,18 @@ func (b Builder) Build(ctx context.Context) (string, error) {
 	sum := sha256.New()
 	sum.Write(prog)
 	fmt.Fprintf(sum, "|%s|%s", filepath.Base(kernel), layoutVersion)
-	image := filepath.Join(b.CacheDir, "probe-"+hex.EncodeToString(sum.Sum(nil))[:16]+".img")
+	return b.cached("probe", sum, func(work string) error {
+		if err := b.assemble(ctx, work, kernel, prog); err != nil {
+			return fmt.Errorf("build the drill's guest image: %w", err)
+		}
+		return nil
+	})
+}
+
+// cached returns the image whose inputs have the sum. If there is none yet, build makes
+// disk.img in a directory that is removed afterwards.
+func (b Builder) cached(kind string, sum hash.Hash, build func(work string) error) (string, error) {
+	image := filepath.Join(b.CacheDir, kind+"-"+hex.EncodeToString(sum.Sum(nil))[:16]+".img")
 	if _, err := os.Stat(image); err == nil {
 		return image, nil
 	}
@@ -77,8 +89,8 @@ func (b Builder) Build(ctx context.Context) (string, error) {
 		return "", err
 	}
 	defer os.RemoveAll(work)
-	if err := b.assemble(ctx, work, kernel, prog); err != nil {
-		return "", fmt.Errorf("build the drill's guest image: %w", err)
+	if err := build(work); err != nil {
+		return "", err
 	}
 	return image, os.Rename(filepath.Join(work, "disk.img"), image)
 }

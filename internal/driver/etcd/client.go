@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -174,13 +175,29 @@ func Endpoints(members []Member) []string {
 	return out
 }
 
-// endpointsEvery is how often FollowEndpoints looks: voters change rarely, and
+// DialVoters makes a client as Dial does and keeps its endpoints those of the nodes
+// that vote. done ends both.
+func DialVoters(ctx context.Context, id *pki.Identity, endpoints []string) (cli *clientv3.Client, done func(), err error) {
+	if cli, err = Dial(id, endpoints); err != nil {
+		return nil, nil, err
+	}
+	ctx, unfollow := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { followEndpoints(ctx, cli) })
+	return cli, func() {
+		unfollow()
+		wg.Wait()
+		cli.Close()
+	}, nil
+}
+
+// endpointsEvery is how often followEndpoints looks: voters change rarely, and
 // one stale address of several does no harm.
 const endpointsEvery = 15 * time.Second
 
-// FollowEndpoints keeps the endpoints of a long-lived client those of the nodes
-// that vote, until ctx ends. A list that cannot be read changes nothing.
-func FollowEndpoints(ctx context.Context, cli *clientv3.Client) {
+// followEndpoints keeps the endpoints of a client those of the nodes that vote, until
+// ctx ends. A list that cannot be read changes nothing.
+func followEndpoints(ctx context.Context, cli *clientv3.Client) {
 	t := time.NewTicker(endpointsEvery)
 	defer t.Stop()
 	for {
