@@ -19,7 +19,7 @@ import (
 	"roseau/internal/svc/event"
 )
 
-// replaceWorld has a pool of three nodes with a disk each, 40 GiB on each in four
+// replaceWorld has a pool of three nodes with a disk each, 4 GiB on each in four
 // segments of one volume, and blank disks of nodes 2 and 3.
 func replaceWorld() (w *world, d [6]*model.Disk) {
 	p := &model.Pool{Meta: model.Meta{ID: ids.ID{1}, Name: "p"}, Spec: model.PoolSpec{Copies: 3}}
@@ -30,7 +30,7 @@ func replaceWorld() (w *world, d [6]*model.Disk) {
 		d[i] = &model.Disk{Meta: model.Meta{ID: ids.ID{15: byte(i + 1)}, Name: "d" + string(rune('1'+i))}, Spec: model.DiskSpec{Node: ids.ID{14: node}},
 			Status: model.DiskStatus{State: model.DiskActive, Data: 100 * size.GiB}}
 		if i < 3 {
-			d[i].Spec.Pool, d[i].Status.Used = p.ID, 40*size.GiB
+			d[i].Spec.Pool, d[i].Status.Used = p.ID, 4*size.GiB
 			v.Seg.Disks = append(v.Seg.Disks, d[i].ID)
 		}
 		w.domain[d[i].ID] = d[i].Spec.Node.String()
@@ -56,10 +56,14 @@ func TestMayReplace(t *testing.T) {
 		{"by a dead disk", func(d [6]*model.Disk) { fails(d[4]) }, 1, 4, errs.Conflict, "d5 is failed"},
 		{"by one that goes itself", func(d [6]*model.Disk) { d[4].Spec.Retire = true }, 1, 4, errs.Conflict, "being retired itself"},
 		{"by one of another pool", func(d [6]*model.Disk) { d[4].Spec.Pool = ids.ID{9} }, 1, 4, errs.Conflict, "another pool"},
+		{"a dead one, whose fellow holds much else", func(d [6]*model.Disk) {
+			fails(d[1])
+			d[2].Status.Used, d[0].Status.Used, d[4].Status.Data = 90*size.GiB, 2*size.GiB, 3*size.GiB
+		}, 1, 4, nil, ""},
 		{"by one of another node", nil, 1, 5, errs.Conflict, "disks in 2 failure domains"},
 		{"by one in use of another node", nil, 1, 2, errs.Conflict, "disks in 2 failure domains"},
-		{"by one that is too small", func(d [6]*model.Disk) { d[4].Status.Data = 30 * size.GiB }, 1, 4, errs.Exhausted, "40GiB of data, 30GiB are free there"},
-		{"a dead one by one that is too small", func(d [6]*model.Disk) { fails(d[1]); d[4].Status.Data = 30 * size.GiB }, 1, 4, errs.Exhausted, "40GiB of data, 30GiB are free there"},
+		{"by one that is too small", func(d [6]*model.Disk) { d[4].Status.Data = 3 * size.GiB }, 1, 4, errs.Exhausted, "4GiB of data, 3GiB are free there"},
+		{"a dead one by one that is too small", func(d [6]*model.Disk) { fails(d[1]); d[4].Status.Data = 3 * size.GiB }, 1, 4, errs.Exhausted, "4GiB of data, 3GiB are free there"},
 	} {
 		w, d := replaceWorld()
 		if c.change != nil {

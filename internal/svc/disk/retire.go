@@ -13,6 +13,7 @@ import (
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
 	"roseau/internal/base/size"
+	"roseau/internal/core/place"
 	"roseau/internal/core/repl"
 	"roseau/internal/model"
 	"roseau/internal/store"
@@ -153,15 +154,16 @@ func (w *world) mayRetire(d, by *model.Disk) error {
 }
 
 // holds is how much is on a disk. One that is dead does not say it any more: then it
-// is estimated by what those hold that have the other copies.
+// is estimated by what those hold that have the other copies, rather too low, for a
+// refusal in error leaves copies missing.
 func (w *world) holds(d *model.Disk) size.Bytes {
 	if d.Status.Data > 0 {
 		return d.Status.Used
 	}
-	used, on := map[ids.ID]size.Bytes{}, map[ids.ID]int{}
+	mean := map[ids.ID]size.Bytes{} // of a segment on each disk that serves
 	for _, o := range w.all {
-		if o.Status.Data > 0 {
-			used[o.ID], on[o.ID] = o.Status.Used, segmentsOn(w.volumes, o.ID)
+		if n := segmentsOn(w.volumes, o.ID); n > 0 && o.Status.Data > 0 {
+			mean[o.ID] = min(o.Status.Used/size.Bytes(n), place.SegmentBytes)
 		}
 	}
 	var sum size.Bytes
@@ -171,13 +173,16 @@ func (w *world) holds(d *model.Disk) size.Bytes {
 			if !slices.Contains(row, d.ID) {
 				continue
 			}
-			var most size.Bytes
+			least := size.Bytes(place.SegmentBytes)
+			known := false
 			for _, o := range row {
-				if on[o] > 0 {
-					most = max(most, used[o]/size.Bytes(on[o]))
+				if m, ok := mean[o]; ok {
+					least, known = min(least, m), true
 				}
 			}
-			sum += most
+			if known {
+				sum += least
+			}
 		}
 	}
 	return sum

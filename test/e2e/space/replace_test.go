@@ -10,6 +10,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"roseau/internal/base/size"
 )
 
 // Exit codes, as `roseau --help` and docs promise them.
@@ -59,16 +61,17 @@ func (l *lab) at(node, bay string) (found diskRow) {
 	return found
 }
 
-// state is that of a claimed disk, as the cluster was told.
-func (l *lab) state(disk string) string {
+// told is what the cluster was told of a claimed disk.
+func (l *lab) told(disk string) (state string, used size.Bytes) {
 	l.t.Helper()
 	var d struct {
 		Status struct {
-			State string `json:"state"`
+			State string     `json:"state"`
+			Used  size.Bytes `json:"used"`
 		} `json:"status"`
 	}
 	l.json(&d, "disk", "show", disk)
-	return d.Status.State
+	return d.Status.State, d.Status.Used
 }
 
 // load writes to a volume until it is ended, each round with another pattern to the
@@ -163,10 +166,17 @@ func TestDiskReplace(t *testing.T) {
 	l.mustIO("n1", s, "write -P 7 0 480M", "flush")
 	l.whole("n1-d1", "n2-d1", "n3-d1")
 
+	l.wait(time.Minute, "the use of the disks told", func() bool {
+		_, n1 := l.told("n1-d1")
+		_, n3 := l.told("n3-d1")
+		return n1 >= 480*size.MiB && n3 >= 480*size.MiB
+	})
+
 	load := l.load("n1", s, 0)
 	l.must(time.Minute, "lab", "disk", "pull", "n2/d1")
 	l.wait(time.Minute, "without the disk that was pulled", func() bool {
-		return l.volume("data").Status.Copies == 2 && l.state("n2-d1") == "missing"
+		state, _ := l.told("n2-d1")
+		return l.volume("data").Status.Copies == 2 && state == "missing"
 	})
 	l.refused(exitNotFound, []string{"n2-d2", "disk claim NODE/PATH"}, "disk", "replace", "n2-d1", "n2-d2")
 	l.refused(exitNotFound, []string{"n2-d9", "disk list"}, "disk", "replace", "n2-d9", "n1-d1")
