@@ -25,14 +25,9 @@ func newDiskCmd(a *app) *cobra.Command {
 			return a.get(cmd, "/v1/disks/"+url.PathEscape(args[0]), d, func() *table { return diskSheet(d) })
 		}},
 		newDiskRetireCmd(a),
-		&cobra.Command{
-			Use: "replace OLD NEW", Short: "Empty a disk, or make up for a dead one, with another disk in its pool", Args: cobra.ExactArgs(2),
-			RunE: func(cmd *cobra.Command, args []string) error {
-				return a.change(cmd, http.MethodPost, "/v1/disks/"+url.PathEscape(args[0])+"/replace", disk.ReplaceRequest{New: args[1]}, nil, nil)
-			},
-		},
+		newDiskReplaceCmd(a),
 		newDiskLocateCmd(a),
-		destroys(&cobra.Command{Use: "remove DISK", Short: "Give a disk back that holds nothing: it is wiped and forgotten", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
+		destroys(&cobra.Command{Use: "remove DISK", Short: "Give a disk back that holds nothing: it is wiped, if it serves, and forgotten", Args: cobra.ExactArgs(1), RunE: func(cmd *cobra.Command, args []string) error {
 			return a.change(cmd, http.MethodDelete, "/v1/disks/"+url.PathEscape(args[0]), nil, nil, nil)
 		}}),
 		newDiskPathsCmd(a, "claim", "Claim blank disks for the cluster"),
@@ -171,6 +166,21 @@ func newDiskRetireCmd(a *app) *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&req.Cancel, "cancel", false, "use the disk again")
+	return cmd
+}
+
+func newDiskReplaceCmd(a *app) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "replace OLD NEW", Short: "Empty a disk, or make up for a dead one, with another disk in its pool", Args: cobra.ExactArgs(2),
+		Long: "NEW is a claimed disk; if it is in no pool it joins OLD's. What OLD holds moves there, what it held is rebuilt there if OLD is dead; it ends when every\n" +
+			"copy is in sync. A copy that NEW cannot have, for another one is in its failure domain, goes to another disk. Repeated, it goes on where it was.\n" +
+			"Refused if NEW has too little room, or if OLD's pool would have disks in too few failure domains. `roseau disk remove OLD` forgets the old one.",
+		Example: "  roseau disk claim srv2/sdc\n  roseau disk replace srv2-d1 srv2-d2\n  roseau disk remove srv2-d1 --confirm srv2-d1",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.change(cmd, http.MethodPost, "/v1/disks/"+url.PathEscape(args[0])+"/replace", disk.ReplaceRequest{New: args[1]}, nil, nil)
+		},
+	}
+	a.dryRunFlag(cmd)
 	return cmd
 }
 

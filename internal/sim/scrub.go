@@ -241,6 +241,7 @@ func (w *world) scrubAll() bool {
 	for _, t := range w.asked() {
 		clear(t.tainted) // the copies were compared
 		t.demandClean()
+		t.demandImages()
 	}
 	return w.err == nil
 }
@@ -354,6 +355,42 @@ func (t *tenant) demandClean() {
 	for _, snap := range t.snapshots() {
 		t.demandCleanReader(snap)
 	}
+}
+
+// demandImages looks at both images of each object of every in-sync copy, where they
+// lie: nothing that one more bit could take away may be left without its twin.
+func (t *tenant) demandImages() {
+	w, v := t.w, t.record()
+	for e := range uint64(extentCount) {
+		for _, d := range v.ISR(int(e) * repl.ExtentBytes / segmentBytes) {
+			n := w.nodeOfDisk(d)
+			if n.diskByID(d).dead || n.engines[d] == nil {
+				continue
+			}
+			for _, object := range n.engines[d].ObjectsOf(t.volume, e) {
+				c, err := n.checkImages(d, t.volume, e, object)
+				if err != nil || c.Status != wire.OK || len(c.Bad) > 0 {
+					w.failf("object %d of extent %d on %s has bad images after a scrub: %v, status %d, %v", object, e, n.name(), c.Bad, c.Status, err)
+					return
+				}
+			}
+		}
+	}
+}
+
+// checkImages asks an engine, as often as a checkpoint of it is under way.
+func (n *node) checkImages(d, volume ids.ID, extent uint64, object uint32) (c disk.Completion, err error) {
+	w := n.w
+	for limit := w.now.Add(time.Minute); w.now < limit && w.err == nil; {
+		c, err = n.ask(d, func(eng *disk.Core, token uint64) { eng.CheckImages(token, volume, extent, object) })
+		if err != nil || c.Status != wire.Busy {
+			return c, err
+		}
+		passed := false
+		w.after(10*time.Millisecond, func() { passed = true })
+		w.run(limit, func() bool { return passed })
+	}
+	return c, err
 }
 
 func (t *tenant) demandCleanReader(snap uint32) {

@@ -1,8 +1,11 @@
 package sim
 
 import (
+	"errors"
+	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"time"
 
 	"roseau/internal/base/ids"
@@ -261,6 +264,53 @@ func (s *snapshots) verify(g *guard) {
 			s.read(g, n, first, 256, true)
 		}
 	}
+}
+
+// snapshot take | delete NUMBER | read NUMBER BLOCK [within D]: the operator orders
+// one, or the end of one, and does not wait for it; or he reads a block of one, and it
+// must succeed; within D: the contract promises that, also where disks rot.
+func (p *player) snapshot(a []string) error {
+	s, g := p.w.snaps, p.t.manager.active
+	if g == nil || g.ended() || g.state != writer.Serving {
+		return errors.New("no guard serves")
+	}
+	switch {
+	case len(a) == 1 && a[0] == "take":
+		s.take(g)
+		return nil
+	case len(a) == 2 && a[0] == "delete", len(a) == 3 && a[0] == "read", len(a) == 5 && a[0] == "read" && a[3] == "within":
+	default:
+		return errors.New("want take, delete NUMBER, or read NUMBER BLOCK [within D]")
+	}
+	n, err := strconv.ParseUint(a[1], 10, 32)
+	if err != nil {
+		return err
+	}
+	if s.exist[uint32(n)] == nil {
+		return fmt.Errorf("snapshot %d does not exist", n)
+	}
+	if a[0] == "delete" {
+		s.leaving[uint32(n)] = true
+		s.order(g, writer.SnapshotOrder{Volumes: []int{0}, Delete: uint32(n)})
+		return nil
+	}
+	block, err := p.block(a[2])
+	if err != nil {
+		return err
+	}
+	before := p.w.counts["snapshot_read"]
+	s.read(g, uint32(n), block, 1, true)
+	if len(a) == 5 {
+		d, err := p.duration(a[4])
+		if err != nil {
+			return err
+		}
+		if !p.w.run(p.w.now.Add(d), func() bool { return len(s.reads) == 0 }) || p.w.counts["snapshot_read"] == before {
+			p.w.failf("block %s of snapshot %d is not read: %s", a[2], n, p.w.describe())
+		}
+		return nil
+	}
+	return p.await("the answer", 2*time.Minute, func() bool { return len(s.reads) == 0 })
 }
 
 // mergesLeft reports whether a copy has objects that nobody tells apart, and all

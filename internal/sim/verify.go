@@ -212,11 +212,6 @@ func (g *guard) observeLost(m *wire.SyncWrite) {
 		if known := t.knownISR(g, block); known != nil {
 			set = known // a grow whose answer is under way is not known yet
 		}
-		if t.first() && w.boundToRot(set) {
-			w.note("given_up_bound")
-			t.lostIn[[2]int{int(m.Object), block}] = true
-			continue
-		}
 		for _, i := range set {
 			if (i != w.profile.rotNode || !w.lied()) && !t.givenUp[block] && !t.lostIn[[2]int{int(m.Object), block}] {
 				w.failf("block %d is given up although %s is in sync", block, w.nodes[i].name())
@@ -225,15 +220,6 @@ func (g *guard) observeLost(m *wire.SyncWrite) {
 		w.note("block_given_up")
 		t.givenUp[block], t.lostIn[[2]int{int(m.Object), block}] = true, true
 	}
-}
-
-// boundToRot: with snapshots a join takes all objects of an extent from the copy that
-// listed them, and if that one has lost what it knew of the extent, what another copy
-// has in one of them need not be what is missing. Such a block is handed on as lost
-// although others can read it; it is not written anew here, so at the end all copies
-// must have been healed.
-func (w *world) boundToRot(set []int) bool {
-	return w.lied() && len(w.snaps.attempts) > 0 && len(set) > 1 && slices.Contains(set, w.profile.rotNode)
 }
 
 // healGivenUp writes the blocks that were given up: they must be whole again.

@@ -51,6 +51,7 @@ func init() {
 		"unhang":      (*player).unhang,
 		"disk":        (*player).diskWord,
 		"rot-log":     (*player).rotLog,
+		"rot-image":   (*player).rotImage,
 		"rot":         (*player).rot,
 		"lost":        (*player).lost,
 		"snapshot":    (*player).snapshot,
@@ -651,40 +652,4 @@ func (p *player) lost(a []string) error {
 		p.w.failf("block %s is lost, and was read", a[0])
 	}
 	return nil
-}
-
-// snapshot take | delete NUMBER | read NUMBER BLOCK: the operator orders one, or
-// the end of one, and does not wait for it; or he reads a block of one, and it must
-// succeed.
-func (p *player) snapshot(a []string) error {
-	s, g := p.w.snaps, p.t.manager.active
-	if g == nil || g.ended() || g.state != writer.Serving {
-		return errors.New("no guard serves")
-	}
-	switch {
-	case len(a) == 1 && a[0] == "take":
-		s.take(g)
-		return nil
-	case len(a) == 2 && a[0] == "delete", len(a) == 3 && a[0] == "read":
-	default:
-		return errors.New("want take, delete NUMBER, or read NUMBER BLOCK")
-	}
-	n, err := strconv.ParseUint(a[1], 10, 32)
-	if err != nil {
-		return err
-	}
-	if s.exist[uint32(n)] == nil {
-		return fmt.Errorf("snapshot %d does not exist", n)
-	}
-	if a[0] == "delete" {
-		s.leaving[uint32(n)] = true
-		s.order(g, writer.SnapshotOrder{Volumes: []int{0}, Delete: uint32(n)})
-		return nil
-	}
-	block, err := p.block(a[2])
-	if err != nil {
-		return err
-	}
-	s.read(g, uint32(n), block, 1, true)
-	return p.await("the answer", 2*time.Minute, func() bool { return len(s.reads) == 0 })
 }

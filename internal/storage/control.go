@@ -394,22 +394,29 @@ func (p *process) release(ctx context.Context, id ids.ID) error {
 		p.mu.Unlock()
 		return err
 	}
-	state := d.state
+	p.released[id] = true
 	p.mu.Unlock()
+	state, served := model.DiskMissing, false
 	if err := p.inTurn(ctx, func() {
 		p.core.RemoveDisk(id)
 		delete(p.care.Disks, id)
 		p.care.dirty = true
-		d.core = nil
+		d = p.device(id) // it may have been replaced by one that is opened again
 		p.mu.Lock()
+		state, served = d.state, d.core != nil
 		p.disks = slices.DeleteFunc(p.disks, func(x *device) bool { return x == d })
 		p.mu.Unlock()
+		d.core = nil
 		p.kick()
 	}); err != nil {
 		return err
 	}
-	d.stop()
-	d.wait(ctx)
+	if served {
+		d.stop()
+		d.wait(ctx)
+	} else {
+		d.closeWorkers() // whoever is opening it sees that it is given back, and closes it
+	}
 	p.log.Info("disk released", "disk", id, "path", d.cfg.Path)
 	if state != model.DiskActive {
 		return nil // it cannot be wiped

@@ -284,9 +284,7 @@ var zeroBytes = sync.OnceValue(func() []byte { return mapMemory(4 << 20) })
 // they hold the file, and with it its lock, until they return.
 func (d *device) stop() {
 	d.unshare()
-	d.reads.close()
-	d.writes.close()
-	d.syncs.close()
+	d.closeWorkers()
 	if d.ring != nil {
 		d.ring.Close()
 	}
@@ -295,6 +293,12 @@ func (d *device) stop() {
 			d.log.Warn("close disk", "err", err)
 		}
 	}
+}
+
+func (d *device) closeWorkers() {
+	d.reads.close()
+	d.writes.close()
+	d.syncs.close()
 }
 
 // wait waits until the workers are gone, or ctx ends.

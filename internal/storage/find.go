@@ -34,6 +34,10 @@ func (p *process) keepOpen(ctx context.Context, d *device, lost bool, settled fu
 	defer settled()
 	told, found := "", clock.Instant(0)
 	for try := 0; ; try++ {
+		if p.isReleased(d.id) {
+			_ = p.opening(ctx, d, false) // it fails at the end of the process only
+			return
+		}
 		err := p.open(ctx, d, lost)
 		if now := p.o.Clock.Now(); disk.IsOther(err) || gone(err) && (found == 0 || now >= found.Add(p.o.FindEvery)) {
 			if found = now; p.find(ctx, d) {

@@ -138,6 +138,9 @@ type process struct {
 	cfg    *config
 	disks  []*device
 	cells  map[ids.ID]*direct.Cells // of every disk that was opened
+	// released are the disks that were given back: an opening that is under way must
+	// not bring one back.
+	released map[ids.ID]bool
 }
 
 // Run serves until ctx ends. On a machine that is in no cluster yet it waits to
@@ -148,7 +151,7 @@ func Run(ctx context.Context, o Options) error {
 	o.defaults()
 	p := &process{o: o, log: o.Log, session: ids.New(), pool: new(pool), timer: time.NewTimer(time.Hour),
 		conns: map[replica.Conn]*conn{}, drops: map[uint64]chan<- wire.Status{},
-		placeAsks: map[uint64]chan<- replica.Event{}, cells: map[ids.ID]*direct.Cells{}}
+		placeAsks: map[uint64]chan<- replica.Event{}, cells: map[ids.ID]*direct.Cells{}, released: map[ids.ID]bool{}}
 	p.q.wake, p.q.over, p.assist.wake = make(chan struct{}, 1), make(chan struct{}), make(chan struct{}, 1)
 	if err := p.identify(ctx); err != nil {
 		return err
@@ -481,6 +484,9 @@ func (p *process) open(ctx context.Context, d *device, lost bool) error {
 	if err != nil {
 		return err
 	}
+	if p.isReleased(d.id) {
+		return errors.Join(givenBack(d.id), f.Close())
+	}
 	want := disk.Identity{Cluster: p.node.Cluster, Disk: d.id}
 	if err := disk.Recognize(&bounce{f: f, p: p.pool}, f.Size(), want); disk.IsOther(err) {
 		return errors.Join(err, f.Close())
@@ -506,13 +512,32 @@ func (p *process) open(ctx context.Context, d *device, lost bool) error {
 	d.openRing(p)
 	d.log.Info("disk opened", "dur", p.o.Clock.Now().Sub(start), "batches", rec.Batches, "records", rec.Records,
 		"dropped_bytes", rec.DroppedBytes, "unverified", rec.Unverified, "damaged", len(rec.DamagedRanges), "superblocks", rec.Superblocks)
-	return p.inTurn(ctx, func() {
+	late := false
+	err = p.inTurn(ctx, func() {
+		if late = p.isReleased(d.id); late {
+			return
+		}
 		d.core = core
 		p.core.AddDisk(p.o.Clock.Now(), core, boot)
 		p.setState(d, model.DiskActive, "")
 		p.resumeScrub(d.id)
 		p.kick()
 	})
+	if late {
+		d.stop()
+		return givenBack(d.id)
+	}
+	return err
+}
+
+func (p *process) isReleased(id ids.ID) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.released[id]
+}
+
+func givenBack(id ids.ID) error {
+	return errs.New(errs.Conflict, "open disk %s: it was given back", id)
 }
 
 func (p *process) failedBefore(d *device) string {
@@ -555,8 +580,12 @@ func (p *process) seen(d *device, session uint64) error {
 	return p.cfg.save(p.o.Config)
 }
 
-// keep puts cfg in the place of the entry of the same disk. mu is held.
+// keep puts cfg in the place of the entry of the same disk, unless that was given back.
+// mu is held.
 func (p *process) keep(cfg diskConfig) {
+	if p.released[cfg.ID] {
+		return
+	}
 	for i := range p.cfg.Disks {
 		if p.cfg.Disks[i].ID == cfg.ID {
 			p.cfg.Disks[i] = cfg

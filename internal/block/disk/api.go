@@ -78,6 +78,7 @@ type Mutations struct {
 	NoLimit              bool // writes of guests use the reserve, too
 	FullForAll           bool // above the limit nothing is taken that is no repair, also what needs no slot
 	PassRefused          bool // writes pass one of their extent that was refused for lack of space
+	PassHeld             bool // records pass those that wait until the superblock says what the log has
 	WindowPinsTail       bool // the log's tail waits for the flush mark of every volume
 	RelistOnce           bool // what was re-appended once is not re-appended again
 	TailBeforeNotes      bool // the tail moves before what was re-appended is durable

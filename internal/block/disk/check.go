@@ -9,7 +9,7 @@ import (
 // there would show only at the next start. They answer Busy while a checkpoint
 // runs, for then both are on the move.
 
-// imageCheck reads the two images of an extent.
+// imageCheck reads the two images of an object of an extent.
 type imageCheck struct {
 	token uint64
 	e     *ext
@@ -20,17 +20,17 @@ type imageCheck struct {
 	left  int
 }
 
-// CheckImages verifies both images of an extent on the device. Those that are
+// CheckImages verifies both images of an object of an extent on the device. Those that are
 // not good are written again by the next checkpoint: Completion.Bad has their
 // numbers. If both are lost and the tags are not in memory either, the blocks
 // are unknown from then on, as a read finds. Statuses: OK, Busy, BadRequest.
-func (c *Core) CheckImages(token uint64, volume ids.ID, extent uint64) {
+func (c *Core) CheckImages(token uint64, volume ids.ID, extent uint64, object uint32) {
 	v := c.vols[volume]
 	if v == nil {
 		c.complete(token, wire.BadRequest)
 		return
 	}
-	e := v.exts[extent]
+	e := v.object(extent, object)
 	switch {
 	case e == nil || e.slot < 0 || e.imgSeq == 0 || e.baseUnknown || e.tombPending:
 		c.complete(token, wire.OK) // nothing at rest that counts
@@ -50,7 +50,7 @@ func (k *imageCheck) ioDone(c *Core, i int, err error) {
 	if err == nil {
 		h, blank, _, derr := decodeImage(k.bufs[i])
 		k.good[i] = derr == nil && !blank && h.Disk == c.sb.Identity.Disk && h.Slot == uint64(k.slot) &&
-			h.Seq == k.seq-uint64(i) && h.Volume == k.e.vol.Volume && h.Extent == k.e.extent
+			h.Seq == k.seq-uint64(i) && h.Volume == k.e.vol.Volume && h.Extent == k.e.extent && h.Object == k.e.object
 	}
 	if k.left--; k.left > 0 {
 		return

@@ -30,8 +30,10 @@ func (f *fixture) check(ask func(token uint64)) disk.Completion {
 
 func (f *fixture) checkMeta() disk.Completion { return f.check(f.Core.CheckMeta) }
 
-func (f *fixture) checkImages(extent uint64) disk.Completion {
-	return f.check(func(tok uint64) { f.Core.CheckImages(tok, vol1, extent) })
+func (f *fixture) checkImages(extent uint64) disk.Completion { return f.checkObject(extent, 0) }
+
+func (f *fixture) checkObject(extent uint64, object uint32) disk.Completion {
+	return f.check(func(tok uint64) { f.Core.CheckImages(tok, vol1, extent, object) })
 }
 
 func TestChecksFindRotAtRestAndMendIt(t *testing.T) {
@@ -127,13 +129,42 @@ func TestLostTagsAreRepairedBlockByBlock(t *testing.T) {
 	}
 }
 
+// Every object of an extent has images of its own, and each is looked at alone: what
+// rots of an older one is found, told under its number, and written again.
+func TestChecksReachOlderObjects(t *testing.T) {
+	f, sb := settled(t)
+	f.tell(wire.Told{CfgVersion: 1, SnapSeq: 1, Snaps: []uint32{1}})
+	f.writeObject(1, 2, 3, 2, pattern(1, 7))
+	f.flush(vol1, 1, 2)
+	f.Quiesce()
+	if got := f.Core.ObjectsOf(vol1, 3); !slices.Equal(got, []uint32{1, 0}) {
+		t.Fatalf("objects %v", got)
+	}
+	f.Disk.Flip(sb.MetaOffset+50, 1) // the first slot is object 0's
+	if c := f.checkObject(3, 1); c.Status != wire.OK || len(c.Bad) != 0 {
+		t.Fatalf("the newest object: %+v", c)
+	}
+	if c := f.checkObject(3, 0); c.Status != wire.OK || len(c.Bad) != 1 {
+		t.Fatalf("the older object: %+v", c)
+	}
+	if p := problems(t, f.Disk); p != "" {
+		t.Fatalf("not mended: %s", p)
+	}
+	if c := f.checkObject(3, 5); c.Status != wire.OK || len(c.Bad) != 0 {
+		t.Fatalf("no such object: %+v", c)
+	}
+	f = open(t, f.Disk, disk.Options{})
+	f.wantAt(1, 3, 2, pattern(4, 1))
+	f.wantAt(0, 3, 2, pattern(1, 7))
+}
+
 // A scrub beside writes and checkpoints never calls good metadata bad.
 func TestChecksBesideWrites(t *testing.T) {
 	f, _ := settled(t)
 	for i := range uint64(200) {
 		f.write(vol1, 1, i+2, 3, int(i%extentBlocks), pattern(1, byte(i)))
 		tok := f.next()
-		f.Core.CheckImages(tok, vol1, 3)
+		f.Core.CheckImages(tok, vol1, 3, 0)
 		meta := f.next()
 		f.Core.CheckMeta(meta)
 		if c := f.wait(tok); len(c.Bad) > 0 {

@@ -62,6 +62,28 @@ func TestLostBlockIsNeverZeros(t *testing.T) {
 	}
 }
 
+// The first lost block of a disk waits until the superblock says that there are some.
+// A discard that comes meanwhile is newer and waits behind it (I10).
+func TestNothingPassesTheFirstLostBlock(t *testing.T) {
+	for _, pass := range []bool{false, true} {
+		f := open(t, format(t), disk.Options{Mutations: disk.Mutations{PassHeld: pass}})
+		f.promise(vol1, 1)
+		r := f.record(disk.KindSync, vol1, 1, 5, 0, 0, 0, pattern(1, 9))
+		crc := r.CRC[0]
+		r.CRC = nil
+		r.Blocks = []wire.SyncBlock{{Block: 1, Tag: wire.Lost}, {Block: 2, Tag: wire.Tag{CRC: crc, Stamp: 5}}}
+		sync, discard := f.next(), f.next()
+		f.Core.Append(sync, r)
+		f.Core.Append(discard, f.record(disk.KindTombstone, vol1, 1, 6, 0, 0, extentBlocks, nil))
+		if a, b := f.wait(sync), f.wait(discard); a.Status != wire.OK || b.Status != wire.OK {
+			t.Fatalf("pass %v: sync %v, discard %v", pass, a.Status, b.Status)
+		}
+		if c := f.read(vol1, 0, 0, 3); (c.Status == wire.OK) == pass {
+			t.Errorf("pass %v: status %v, bad %v", pass, c.Status, c.Bad)
+		}
+	}
+}
+
 // A DROP that no checkpoint has passed is played again: the volume does not come back,
 // what it had is freed, and others and one of the same name that came later stay.
 func TestDropIsReplayed(t *testing.T) {

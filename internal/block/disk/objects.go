@@ -150,10 +150,11 @@ func (in *Record) features() (bits uint64) {
 }
 
 // needsUpgrade keeps a record back until the superblock says that the log has
-// what it brings.
+// what it brings, and all that follow it: a live write must not be passed by older
+// data of a sync (I10), which nothing else would notice.
 func (c *Core) needsUpgrade(token uint64, in *Record) bool {
 	bits := in.features()
-	if c.dead != nil || bits == 0 || c.sb.Incompat&bits == bits && len(c.up.held) == 0 {
+	if c.dead != nil || c.sb.Incompat&bits == bits && (len(c.up.held) == 0 || bits == 0 && c.o.Mutations.PassHeld) {
 		return false
 	}
 	h := heldRecord{token, *in}

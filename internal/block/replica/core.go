@@ -68,6 +68,7 @@ type Mutations struct {
 	ScrubOutlivesDisk bool // the pass over a disk that dies between two steps goes on for ever
 
 	ScrubKnownSnapshots bool // a pass reads what the snapshots show that the copy was told of, also before it was told
+	ScrubHeadImages     bool // a pass reads the images of each extent's newest object only
 	OpeningIsAbsent     bool // a disk that is still being opened counts as one that is not here
 }
 
@@ -84,7 +85,7 @@ type Disk interface {
 	Tags(token uint64, volume ids.ID, extent uint64, object uint32)
 	Probe(token uint64)
 	CheckMeta(token uint64)
-	CheckImages(token uint64, volume ids.ID, extent uint64)
+	CheckImages(token uint64, volume ids.ID, extent uint64, object uint32)
 	Checkpoint()
 	Volumes() []ids.ID
 	Idle()

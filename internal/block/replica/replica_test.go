@@ -122,7 +122,7 @@ func (f *fakeDisk) Tags(token uint64, v ids.ID, extent uint64, object uint32) {
 	f.finish(disk.Completion{Token: token})
 }
 func (f *fakeDisk) CheckMeta(token uint64) { f.finish(disk.Completion{Token: token}) }
-func (f *fakeDisk) CheckImages(token uint64, v ids.ID, extent uint64) {
+func (f *fakeDisk) CheckImages(token uint64, v ids.ID, extent uint64, object uint32) {
 	f.finish(disk.Completion{Token: token})
 }
 func (f *fakeDisk) Checkpoint()       {}

@@ -15,8 +15,8 @@ import (
 // A scrub pass reads everything that a disk holds, one small step after another,
 // and compares it with its checksums:
 //
-//	superblocks and table -> for each volume, each extent: both images of the head, then
-//	the data in steps of 128 KiB -> a checkpoint, which writes again what was bad
+//	superblocks and table -> for each volume, each extent: both images of each object,
+//	then the data in steps of 128 KiB -> a checkpoint, which writes again what was bad
 //
 // Of 100 ms it takes at most Duty; a quarter of that while others use the disk.
 // What it finds goes to the volume's writer, which has the other copies.
@@ -43,7 +43,7 @@ type ScrubStatus struct {
 	Bytes       int64
 	BadBlocks   int
 	BadMetadata int
-	Skipped     int // extents whose images were on the move each time
+	Skipped     int // objects of extents, and superblocks, that were on the move each time
 }
 
 const (
@@ -71,6 +71,7 @@ type scrub struct {
 	stage    scrubStage
 	vols     []ids.ID
 	exts     []wire.ExtEntry // of vols[0]
+	images   []uint32        // objects of exts[0] whose images are still to be read, [0] now
 	snaps    []uint32        // snapshots whose view of exts[0] is still to be read
 	object   uint32          // whose view is read now, 0 = head
 	block    int
@@ -191,7 +192,7 @@ func (c *Core) tickScrub(now clock.Instant, d *diskState) {
 	case scrubMeta:
 		d.d.CheckMeta(c.pending.add(p))
 	case scrubImages:
-		d.d.CheckImages(c.pending.add(p), s.vols[0], s.exts[0].Extent)
+		d.d.CheckImages(c.pending.add(p), s.vols[0], s.exts[0].Extent, s.images[0])
 	case scrubData:
 		n := min(scrubBlocks, d.d.ExtentBlocks()-s.block)
 		p.slot, p.extent, p.object, p.block, p.buf = d.slotOf(s.vols[0]), s.exts[0].Extent, s.object, s.block, c.o.Pool.Alloc(n*repl.BlockBytes)
@@ -214,6 +215,13 @@ func (c *Core) chooseExtent(d *diskState) bool {
 	}
 	s.st.Cursor = ScrubCursor{s.vols[0], s.exts[0].Extent}
 	s.stage, s.block, s.tries = scrubImages, 0, 0
+	s.images = d.d.ObjectsOf(s.vols[0], s.exts[0].Extent)
+	if c.o.Mutations.ScrubHeadImages {
+		s.images = s.images[:min(1, len(s.images))]
+	}
+	if len(s.images) == 0 { // gone meanwhile
+		s.stage = scrubData
+	}
 	s.object, s.snaps = 0, c.readersOf(d, s.vols[0], s.exts[0].Extent)
 	return true
 }
@@ -239,19 +247,28 @@ func (c *Core) scrubDone(now clock.Instant, p *pending, done *disk.Completion) {
 		s.nextAt = now.Add(scrubRetry)
 		if s.tries++; s.tries >= scrubTries {
 			s.st.Skipped++
-			s.tries = 0
-			s.stage++ // the data is looked at all the same
+			s.metaDone() // what comes next is looked at all the same
 		}
 	case s.stage == scrubMeta, s.stage == scrubImages:
 		if n := len(done.Bad); n > 0 {
 			s.st.BadMetadata += n
 			c.out.Events = append(c.out.Events, Event{Kind: MetaRepaired, Disk: d.id})
 		}
-		s.tries = 0
-		s.stage++
+		s.metaDone()
 	default:
 		c.scrubbed(p, done)
 	}
+}
+
+// metaDone moves on from the superblocks, or from the images of an object: to those
+// of the next, behind the last to the data.
+func (s *scrub) metaDone() {
+	s.tries = 0
+	if s.stage == scrubImages && len(s.images) > 1 {
+		s.images = s.images[1:]
+		return
+	}
+	s.stage++
 }
 
 func (c *Core) scrubbed(p *pending, done *disk.Completion) {

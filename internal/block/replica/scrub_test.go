@@ -293,6 +293,81 @@ func TestScrubReadsObjectsOfUntoldSnapshots(t *testing.T) {
 	}
 }
 
+// A copy that knew snapshots and joins again hides them, and counts as untold: a pass
+// reads its objects all the same, and keeps what it finds.
+func TestScrubReadsObjectsOfHiddenSnapshots(t *testing.T) {
+	w := newScrubWorld(t)
+	h := w.open()
+	tell := func(version uint32) {
+		w.req++
+		w.c.Received(w.now, 1, &wire.Config{ReqID: w.req, Handle: h, Told: wire.Told{Epoch: 1, CfgVersion: version, SnapSeq: 1, Snaps: []uint32{1}}})
+		w.pump()
+	}
+	tell(1)
+	for i, snap := range []uint32{0, 1} {
+		data := bytes.Repeat([]byte{byte(i + 1)}, repl.BlockBytes)
+		w.req++
+		w.c.Received(w.now, 1, &wire.Write{ReqID: w.req, Handle: h, Mark: repl.Mark{Epoch: 1, Wseq: uint64(i + 1)}, SnapSeq: snap, Data: data, CRC: []uint32{wire.Checksum(data)}})
+		w.pump()
+		w.scrub(ScrubOptions{DutyPercent: 100}) // at rest
+	}
+	w.req++
+	w.c.Received(w.now, 1, &wire.SyncBegin{ReqID: w.req, Handle: h})
+	w.pump()
+	w.dev.Flip(w.layout().DataOffset+5, 1) // the first slot: the older object
+	w.scrub(ScrubOptions{})
+	if st := w.c.Scrub(w.id); st.BadBlocks != 1 {
+		t.Fatalf("the pass: %+v", st)
+	}
+	if told := w.damage(); len(told) != 1 || told[0].Object != 1 || len(told[0].Blocks) != 1 || told[0].Blocks[0].Block != 0 {
+		t.Errorf("told %+v", told)
+	}
+	tell(2)
+	if n := len(w.c.DamageOf(w.id)); n != 1 {
+		t.Errorf("kept until the snapshot is known again: %d", n)
+	}
+}
+
+// A pass reads the images of every object of an extent: one that rots costs nothing as
+// long as its twin is whole, and both are written again before that rots as well.
+func TestScrubReadsImagesOfOlderObjects(t *testing.T) {
+	w := newScrubWorld(t)
+	h := w.open()
+	w.req++
+	w.c.Received(w.now, 1, &wire.Config{ReqID: w.req, Handle: h, Told: wire.Told{Epoch: 1, CfgVersion: 1, SnapSeq: 2, Snaps: []uint32{1, 2}}})
+	w.pump()
+	for i := range uint32(3) { // three objects, so three slots, in this order
+		data := bytes.Repeat([]byte{byte(i + 1)}, repl.BlockBytes)
+		w.req++
+		w.c.Received(w.now, 1, &wire.Write{ReqID: w.req, Handle: h, Mark: repl.Mark{Epoch: 1, Wseq: uint64(i + 1)}, SnapSeq: i, Data: data, CRC: []uint32{wire.Checksum(data)}})
+		w.pump()
+		w.scrub(ScrubOptions{DutyPercent: 100}) // at rest
+	}
+	if st := w.c.Scrub(w.id); st.BadBlocks+st.BadMetadata+st.Skipped != 0 || st.Extents != 1 || st.Bytes != 3*repl.BlockBytes {
+		t.Fatalf("clean pass: %+v", st)
+	}
+	sb := w.layout()
+	const imageBytes = 2 * repl.BlockBytes // of 64 blocks: header page and one page of tags
+	for slot := range int64(3) {
+		for image := range int64(2) {
+			repaired := w.count(MetaRepaired)
+			w.dev.Flip(sb.MetaOffset+(2*slot+image)*imageBytes+70, 1)
+			w.scrub(ScrubOptions{DutyPercent: 100})
+			if st := w.c.Scrub(w.id); st.BadMetadata != 1 || st.BadBlocks != 0 || w.count(MetaRepaired) != repaired+1 {
+				t.Errorf("slot %d, image %d: %+v", slot, image, st)
+			}
+		}
+	}
+	w.scrub(ScrubOptions{DutyPercent: 100})
+	if st := w.c.Scrub(w.id); st.BadBlocks+st.BadMetadata != 0 {
+		t.Errorf("not written again: %+v", st)
+	}
+	rep, err := disk.Fsck(w.dev, w.dev.Size)
+	if err != nil || len(rep.Problems) > 0 {
+		t.Errorf("at the end: %v %v", err, rep.Problems)
+	}
+}
+
 // A write over a bad block ends its damage; so does nothing else.
 func TestDamageEndsByAWrite(t *testing.T) {
 	w := newScrubWorld(t)

@@ -50,10 +50,12 @@ func (c *Core) syncBegin(now clock.Instant, cn *conn, m *wire.SyncBegin) {
 		h.live = &liveSet{objects: map[objectKey]*[repl.ExtentBlocks / 64]uint64{}}
 	}
 	if h != nil {
+		hidden := !m.Partial && c.hideSnapshots(now, cn, h, m.ReqID)
 		// The tables that the writer is about to compare must not change by
-		// themselves.
+		// themselves. What was hidden is there nevertheless, so from here on the copy
+		// counts as untold: it comes after the record that hides.
 		h.slot.disk.d.ForbidMerge(h.slot.volume)
-		if !m.Partial && c.hideSnapshots(now, cn, h, m.ReqID) {
+		if hidden {
 			return
 		}
 	}

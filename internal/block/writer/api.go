@@ -98,10 +98,12 @@ type Mutations struct {
 	SilentGo               bool // silent copies go although nobody who stays is known to have outlived them
 	TrustStaying           bool // who stays need not have been heard of since the silent copy was given up
 	KeepCold               bool // a living writer keeps cold copies that lost acked writes
+	ColdAlone              bool // a takeover of a living guest goes on with cold copies when the warm one falls silent
 	AdoptCold              bool // a successor adopts a guest although only cold copies answer
 	FlushWhileReconciling  bool // the flush mark moves before a takeover has rewritten every window
 	PrepareNeverLonger     bool // a round of PREPARE never waits longer than the first
 	LostWithoutAsking      bool // a join gives a block up although an in-sync copy was not asked
+	LostToItsLister        bool // with snapshots a join gives a block up that the copy lacks which listed the extent, and asks no other for its list
 	ResyncMixedSources     bool // a join takes objects of one extent from several copies
 	LostAsAbsent           bool // a join makes a block that no copy can read absent
 	AbsentIsLost           bool // a disk that its node says it does not have counts as behind a lost link

@@ -202,22 +202,32 @@ func (v *volume) removable() []*member {
 		}
 	}
 	sick := false
+	var kept []*member // nobody stays, and they may have it all
 	for i := range v.segs {
 		s := &v.segs[i]
-		rest := s.rest()
+		if s.rest() > 0 {
+			continue
+		}
 		out = slices.DeleteFunc(out, func(m *member) bool {
-			keep := rest == 0 && s.needed(m)
-			sick = sick || keep && m.sickLink()
-			return keep
+			if !s.needed(m) {
+				return false
+			}
+			kept = append(kept, m)
+			sick = sick || m.sickLink()
+			return true
 		})
+	}
+	for i := range v.segs {
+		s := &v.segs[i]
+		rest, waits := s.rest(), countFunc(kept, s.holds)
 		least := max(1, v.rec.Cfg.MinISR)
 		if s.mends() {
 			least = 1
 		}
-		for rest < least || rest == 1 && !c.moveNever && !c.mut.ShrinkToOneForLostLink {
+		for rest+waits < least || rest <= 1 && !c.moveNever && !c.mut.ShrinkToOneForLostLink {
 			// Keep the last in placement order that may still come back.
 			k := slices.IndexFunc(out, func(m *member) bool {
-				return s.holds(m) && (rest < least || m.sickLink())
+				return s.holds(m) && (rest+waits < least || m.sickLink())
 			})
 			if k < 0 {
 				break
@@ -233,6 +243,15 @@ func (v *volume) removable() []*member {
 	})
 }
 
+func countFunc[E any](s []E, f func(E) bool) (n int) {
+	for _, e := range s {
+		if f(e) {
+			n++
+		}
+	}
+	return n
+}
+
 // needed reports whether s may need m, which is leaving, for writes that were
 // acked and not flushed: m may have kept them (a machine that is silent may have
 // its cache), and nobody who stays is known to have lived when m was given up.
@@ -243,8 +262,15 @@ func (s *segment) needed(m *member) bool {
 		return false
 	}
 	return !slices.ContainsFunc(s.members, func(o *member) bool {
-		return s.stays(o) && (o.usable() && o.node.answered >= m.leftAt || m.v.c.mut.TrustStaying)
+		return s.stays(o) && (o.usable() && o.node.answered >= m.leftAt && !o.behind(s) || m.v.c.mut.TrustStaying)
 	})
+}
+
+// behind reports whether m, in sync, may lack writes of s that a living guest was
+// acked, until a takeover has given them to it.
+func (m *member) behind(s *segment) bool {
+	c := m.v.c
+	return m.cold && c.state < Serving && c.cfg.GuestAlive && !m.v.lossless(s) && !c.mut.ColdAlone && !c.mut.AdoptCold
 }
 
 // askStaying has a heartbeat sent at once: who answers was alive when somebody else
@@ -299,7 +325,7 @@ func (c *Core) moveNeeded(v *volume, sick bool) {
 func (v *volume) keepNeeded() {
 	for i := range v.segs {
 		s := &v.segs[i]
-		rest := s.rest()
+		rest := countFunc(s.members, func(m *member) bool { return s.stays(m) && !m.behind(s) })
 		if rest >= max(1, v.rec.Cfg.MinISR) || v.c.mut.NoSoleKeep {
 			continue
 		}

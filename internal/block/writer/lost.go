@@ -11,7 +11,8 @@ import (
 
 // collect puts a chunk together of what each in-sync copy can read. Blocks that
 // none can are lost for the joining disk, too: it reads them as errors, and what
-// heals one of the copies heals it. nil: another source is asked, or the join waits.
+// heals one of the copies heals it. nil: another source is asked, the extent is listed
+// by another copy, or the join waits.
 func (j *syncJob) collect(p *op, from *member, n int, a *wire.ReadReply) *wire.ReadReply {
 	v := j.m.v
 	if p.rep == nil {
@@ -37,6 +38,9 @@ func (j *syncJob) collect(p *op, from *member, n int, a *wire.ReadReply) *wire.R
 				return nil
 			}
 		}
+	}
+	if !all && j.bound() && !v.c.mut.LostToItsLister && j.listElsewhere(p) {
+		return nil
 	}
 	for i, have := range t.have {
 		if !have && !v.c.mut.LostAsAbsent {

@@ -91,3 +91,20 @@ func (w *world) rejoin(g *fakeGuard, node int) {
 	delete(g.blocked, w.nodes[node].id)
 	g.connect(w.nodes[node])
 }
+
+// Another copy lists an extent only if it may have a block that is missing: not one
+// that told of each of them that it is bad there, too.
+func TestWhoMayHaveWhatIsMissing(t *testing.T) {
+	a, b := &member{}, &member{}
+	task := &readTask{have: []bool{true, false, false}, bad: []badBlock{{m: a, i: 0}, {m: a, i: 1}, {m: b, i: 1}, {m: b, i: 2}}}
+	if !task.mayHave(a) {
+		t.Error("block 2 was not bad on the first")
+	}
+	if task.mayHave(b) {
+		t.Error("both missing blocks are bad on the second")
+	}
+	task.have[2] = true
+	if task.mayHave(a) {
+		t.Error("the one missing block is bad on the first")
+	}
+}

@@ -135,7 +135,9 @@ func (v *volume) settleReconcile() {
 	}
 	switch rc.phase {
 	case rcIdle:
-		v.askWindows(parts)
+		if !v.waitForWarm() {
+			v.askWindows(parts)
+		}
 	case rcRewrite:
 		v.pump()
 	case rcFlush:
@@ -152,6 +154,29 @@ func (v *volume) settleReconcile() {
 			c.maybeServe()
 		}
 	}
+}
+
+// waitForWarm reports whether the rewriting waits for a copy that may have kept its
+// cache: it may have fallen silent since it answered OPEN, and what a living guest was
+// acked must not be judged by cold copies alone, whose records would win over its own
+// when it is back [S6]. If there is none left the guest is invalid.
+func (v *volume) waitForWarm() bool {
+	for i := range v.segs {
+		s := &v.segs[i]
+		if slices.ContainsFunc(s.members, func(m *member) bool { return s.stays(m) && !m.behind(s) }) {
+			continue
+		}
+		if !slices.ContainsFunc(s.members, s.mayKnow) {
+			v.c.invalid(fmt.Sprintf("volume %s, segment %d: every copy that is left lost power under the guest", v.id, i))
+		}
+		return true
+	}
+	return false
+}
+
+// mayKnow reports whether m, which is away, may have everything that was acked in s.
+func (s *segment) mayKnow(m *member) bool {
+	return m.counted && s.holds(m) && !m.v.isOut(m) && m.leaving != "" && !m.failed && !m.suspect() && !(m.open == opened && m.cold)
 }
 
 // dropReconcileReads ends reads whose holder is gone; the restart plans anew.
@@ -345,6 +370,9 @@ func (v *volume) pump() {
 	}
 	if rc.next == len(rc.runs) && rc.running == 0 && !rc.restart {
 		rc.phase = rcFlush
+		for _, m := range rc.parts {
+			m.cold = false // it has been given what it had lost
+		}
 		v.flushAll()
 		v.c.wake = true
 	}

@@ -34,7 +34,9 @@ type syncJob struct {
 	began    clock.Instant // the copying
 	joinWseq uint64
 	lists    int
-	src      []*member // per segment: whose list counts
+	src      []*member // per segment: whose list counts, but for relists
+	relists  map[uint64]*relist
+	second   bool // the lists awaited, or last taken, are those of relists
 	objects  []syncObject
 	next     int
 	done     uint64
@@ -324,7 +326,7 @@ func (j *syncJob) addList(from *member, es []wire.ExtEntry, own bool) {
 		if k >= int64(len(v.segs)) || !v.segs[k].wants(j.m) {
 			continue
 		}
-		if !own && j.src[k] != from {
+		if !j.counts(e.Extent, k, from, own) {
 			continue
 		}
 		j.objects = append(j.objects, syncObject{
@@ -345,8 +347,15 @@ func (j *syncJob) listed() {
 			stale[o.ext] = true
 		}
 	}
-	j.objects = slices.DeleteFunc(j.objects, func(o syncObject) bool { return !stale[o.ext] })
-	slices.SortStableFunc(j.objects, func(a, b syncObject) int {
+	for _, r := range j.relists { // order does not show
+		r.asked = false
+	}
+	news := j.objects[j.next:] // of a second list all are stale
+	if !j.second {
+		news = slices.DeleteFunc(news, func(o syncObject) bool { return !stale[o.ext] })
+		j.began = j.m.v.c.now
+	}
+	slices.SortStableFunc(news, func(a, b syncObject) int {
 		src := func(o syncObject) int {
 			if o.atSource {
 				return 0
@@ -355,8 +364,9 @@ func (j *syncJob) listed() {
 		}
 		return cmp.Or(cmp.Compare(a.prio, b.prio), cmp.Compare(a.ext, b.ext), cmp.Compare(a.object, b.object), cmp.Compare(src(a), src(b)))
 	})
-	j.objects = slices.CompactFunc(j.objects, func(a, b syncObject) bool { return a.ext == b.ext && a.object == b.object })
-	j.phase, j.began = syncCopy, j.m.v.c.now
+	news = slices.CompactFunc(news, func(a, b syncObject) bool { return a.ext == b.ext && a.object == b.object })
+	j.objects = append(j.objects[:j.next], news...)
+	j.phase = syncCopy
 	j.pump()
 }
 
@@ -377,7 +387,7 @@ func (j *syncJob) pump() {
 		j.running++
 		j.beginObject(i)
 	}
-	if j.next == len(j.objects) && j.running == 0 && j.phase == syncCopy {
+	if j.next == len(j.objects) && j.running == 0 && j.phase == syncCopy && !j.listAgain() {
 		j.phase = syncEnd
 		if v.isPartial(j.m) {
 			// SYNC_END makes a copy warm and whole: that is for one that was out. The
@@ -394,6 +404,10 @@ func (j *syncJob) beginObject(i int) {
 	o := &j.objects[i]
 	m := j.m
 	v := m.v
+	if j.relisting(o.ext) {
+		j.endObject(i)
+		return
+	}
 	o.src = v.source(v.segment(o.ext), nil)
 	if j.bound() {
 		o.src = j.listSource(o.ext)
@@ -417,6 +431,12 @@ func (j *syncJob) copyObject(i int) {
 	o := &j.objects[i]
 	m := j.m
 	v := m.v
+	if j.relisting(o.ext) {
+		if o.unsent == 0 {
+			j.endObject(i)
+		}
+		return
+	}
 	if len(o.want) == 0 && len(o.have) == 0 && !o.had.Less(o.mark) {
 		j.endObject(i)
 		return
@@ -482,6 +502,9 @@ func (j *syncJob) sourceRead(p *op, from *member, a *wire.ReadReply) {
 	n := p.count
 	if p.unlocked > 0 {
 		n = p.unlocked
+	}
+	if p.rep != nil && j.bound() && a.Status == wire.OK && len(a.Tags) == 0 {
+		a = &wire.ReadReply{Tags: make([]wire.Tag, n), Marks: []repl.Mark{{}}} // it has no such object: nothing can stand in
 	}
 	if a.Status != wire.OK && a.Status != wire.Unreadable || len(a.Tags) != n || len(a.Marks) == 0 || a.Data != nil && len(a.Data) != n*repl.BlockBytes {
 		j.fail(fmt.Sprintf("a source cannot be read: status %d", a.Status))

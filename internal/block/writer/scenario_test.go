@@ -290,6 +290,92 @@ func TestAllColdEndsTheGuest(t *testing.T) {
 	}
 }
 
+// lostUnflushed begins with an acked write in block 3 that nobody flushed, as the guest
+// on a node without copies left it, and n copies that have come back without it.
+func (w *world) lostUnflushed(t *testing.T, n int) *fakeGuard {
+	g := w.start(w.nodes[3])
+	w.run(time.Second)
+	_, done := w.ask(g, OpWrite, 3, 7)
+	w.run(10 * time.Millisecond)
+	if !done() {
+		t.Fatal("write not acked")
+	}
+	for i := range n {
+		w.powerCut(w.nodes[i], 300*time.Millisecond)
+		v := w.replica(i)
+		delete(v.blocks, 3)
+		v.log = slices.DeleteFunc(v.log, func(r fakeRecord) bool { return r.block == 3 })
+	}
+	return g
+}
+
+// Who is cold stays while a silent copy is waited for that may have everything; when
+// that has failed for good nothing is left to wait for.
+func TestAllColdButAFailedDisk(t *testing.T) {
+	w := quiet(t, Mutations{})
+	g := w.lostUnflushed(t, 2)
+	w.isolate(g, 2)
+	w.run(10 * time.Second)
+	if g.core.State() != Serving || len(w.own().Out) > 0 {
+		t.Fatalf("state %v, %d out: the silent copy has to be waited for", g.core.State(), len(w.own().Out))
+	}
+	w.nodes[2].disks[0].dead = true
+	delete(g.blocked, w.nodes[2].id)
+	w.run(5 * time.Second)
+	if g.core.State() != InvalidState {
+		t.Errorf("state %v: no copy can have the write", g.core.State())
+	}
+}
+
+// A guest is adopted with one warm copy, which is gone before it was read: the cold
+// ones must not be made the truth.
+func TestColdCopiesDoNotReplaceTheWarmOne(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		mut  Mutations
+		do   func(w *world, n *fakeNode) // to the warm copy
+		ends State
+	}{
+		{"silent", Mutations{}, func(w *world, n *fakeNode) { w.suspend(n, 5*time.Second) }, Serving},
+		{"silent, mutated", Mutations{ColdAlone: true}, func(w *world, n *fakeNode) { w.suspend(n, 5*time.Second) }, Serving},
+		{"storage restarts", Mutations{}, func(w *world, n *fakeNode) { n.fresh(false); w.dropConns(n, true) }, Serving},
+		{"power cut", Mutations{}, func(w *world, n *fakeNode) { w.powerCut(n, 5*time.Second) }, InvalidState},
+		{"disk fails", Mutations{}, func(w *world, n *fakeNode) { n.disks[0].dead = true; w.dropConns(n, false) }, InvalidState},
+	} {
+		w := quiet(t, c.mut)
+		g := w.lostUnflushed(t, 2)
+		w.crash(g, true)
+		s := w.last()
+		for s.core.State() < Reconciling && w.now < 30e9 {
+			w.run(100 * time.Microsecond)
+		}
+		if s.core.State() != Reconciling {
+			t.Fatalf("%s: state %v", c.name, s.core.State())
+		}
+		c.do(w, w.nodes[2])
+		w.run(20 * time.Second)
+		if s.core.State() != c.ends {
+			t.Errorf("%s: state %v, want %v", c.name, s.core.State(), c.ends)
+		}
+		if c.ends != Serving {
+			continue
+		}
+		for i := range 3 {
+			if got, want := w.replica(i).blocks[3].value == 7, !c.mut.ColdAlone; got != want {
+				t.Errorf("%s: copy %d has the acked write: %v", c.name, i, got)
+			}
+		}
+	}
+}
+
+// suspend cuts n off for d; what it has in memory it keeps.
+func (w *world) suspend(n *fakeNode, d time.Duration) {
+	n.up = false
+	w.dropConns(n, false)
+	w.liveness()
+	w.after(d, func() { n.up = true; w.liveness() })
+}
+
 func TestReadIsRepairedFromAnotherCopy(t *testing.T) {
 	w := quiet(t, Mutations{})
 	g := w.served(time.Second)

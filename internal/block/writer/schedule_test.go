@@ -177,7 +177,7 @@ func (w *world) warm(disk ids.ID) bool {
 	for _, n := range w.nodes {
 		if n.disks[0].id == disk {
 			fv := n.disks[0].vols[w.vol]
-			return n.up && fv != nil && fv.boot == n.boot
+			return n.up && !n.disks[0].dead && fv != nil && fv.boot == n.boot
 		}
 	}
 	return false

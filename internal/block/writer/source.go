@@ -31,7 +31,13 @@ func (j *syncJob) bound() bool { return j.m.v.snap.seq > 0 && !j.m.v.c.mut.Resyn
 func (j *syncJob) listSource(ext uint64) *member {
 	v := j.m.v
 	k := int64(ext) * repl.ExtentBytes / v.c.cfg.SegmentBytes
-	if m := j.src[k]; m != nil && v.readable(&v.segs[k], m) {
+	m := j.src[k]
+	if r := j.relists[ext]; r != nil && r.due {
+		m = r.failed[len(r.failed)-1] // what is under way ends as it began
+	} else if r != nil {
+		m = r.src
+	}
+	if m != nil && v.readable(&v.segs[k], m) {
 		return m
 	}
 	return nil

@@ -260,7 +260,7 @@ func (s *Service) check(ctx context.Context, verb string, paths []string) ([]Dev
 		case verb == "wipe" && d.State == model.DiskFailed: // see mayWipe
 		case verb == "claim" && d.State == model.DiskActive: // a claim asked for twice
 		case d.State == model.DiskInUse:
-			return nil, errs.New(errs.Conflict, "%s disk %s/%s: it holds %s", verb, s.env.NodeName, d.Path, cmp.Or(d.Content, "something")).
+			return nil, errs.New(errs.Conflict, "%s disk %s/%s: it is not blank: %s", verb, s.env.NodeName, d.Path, cmp.Or(d.Content, "something is on it")).
 				WithHint("if nothing on it is needed: `roseau disk wipe %s/%s`", s.env.NodeName, d.Path)
 		default:
 			return nil, errs.New(errs.Conflict, "%s disk %s/%s: it is claimed already (%s)", verb, s.env.NodeName, d.Path, d.State)
@@ -283,7 +283,7 @@ func (s *Service) Claim(ctx context.Context, paths []string) (*model.Task, error
 			h.Progress(int64(i), int64(len(devs)), "items")
 			c, err := s.storage.Claim(ctx, d.Path)
 			if err != nil {
-				return "", fmt.Errorf("claim disk %s/%s: %w", s.env.NodeName, d.Path, err)
+				return "", fmt.Errorf("node %s: %w", s.env.NodeName, err)
 			}
 			o, err := s.adopt(ctx, c)
 			if err != nil {
@@ -315,10 +315,11 @@ func (s *Service) Wipe(ctx context.Context, paths []string) (*model.Task, error)
 				return "", err
 			}
 			if err := s.storage.Wipe(ctx, d.Path, keep); err != nil {
-				return "", fmt.Errorf("wipe disk %s/%s: %w", s.env.NodeName, d.Path, err)
+				return "", fmt.Errorf("node %s: %w", s.env.NodeName, err)
 			}
-			h.Logf("%s is blank; it held %s", d.Path, cmp.Or(d.Content, "nothing"))
-			s.env.Events.Emit("warn", "disk "+s.env.NodeName+"/"+d.Path, "wiped; it held "+cmp.Or(d.Content, "nothing"))
+			was := cmp.Or(d.Content, d.Reason, "nothing was on it")
+			h.Logf("%s is blank; before: %s", d.Path, was)
+			s.env.Events.Emit("warn", "disk "+s.env.NodeName+"/"+d.Path, "wiped; before: "+was)
 		}
 		return fmt.Sprintf("%d disks of %s wiped", len(devs), s.env.NodeName), nil
 	})
@@ -361,6 +362,17 @@ func lastOn(vols map[ids.ID]*repl.VolumeRecord, d ids.ID) ids.ID {
 		}
 	}
 	return ids.ID{}
+}
+
+// adoptFound adopts a disk that has no object. It is asked for once more: between the
+// list of the disks and that of the objects it may have been removed.
+func (s *Service) adoptFound(ctx context.Context, d Device) error {
+	devs, err := s.storage.Claimed(ctx)
+	if err != nil || !slices.ContainsFunc(devs, func(x Device) bool { return x.ID == d.ID }) {
+		return err
+	}
+	_, err = s.adopt(ctx, d)
+	return err
 }
 
 // adopt makes the object and the record of a claimed disk, if they are not
@@ -502,8 +514,7 @@ func (s *Service) report(ctx context.Context) error {
 			continue
 		}
 		if o == nil {
-			_, err := s.adopt(ctx, d)
-			all = errors.Join(all, err)
+			all = errors.Join(all, s.adoptFound(ctx, d))
 			continue
 		}
 		all = errors.Join(all, s.update(ctx, o, status(d), s.rests(d)), s.stands(ctx, o, d))

@@ -13,6 +13,8 @@ import (
 	"roseau/internal/base/errs"
 	"roseau/internal/base/ids"
 	"roseau/internal/base/size"
+	"roseau/internal/core/place"
+	"roseau/internal/core/repl"
 	"roseau/internal/model"
 	"roseau/internal/store"
 	"roseau/internal/svc"
@@ -32,11 +34,6 @@ type RetireRequest struct {
 	Cancel bool `json:"cancel,omitempty" doc:"use the disk again"`
 }
 
-// ReplaceRequest is the body of POST /v1/disks/{ref}/replace.
-type ReplaceRequest struct {
-	New string `json:"new" doc:"name of the claimed disk that takes its place"`
-}
-
 func (s *Service) retireRoutes(r *api.Router) {
 	huma.Register(r, api.Op("retire-disk", "POST", "/v1/disks/{ref}/retire", "Empty a disk: what it holds moves to others, nothing new comes"), func(ctx context.Context, in *struct {
 		api.Ref
@@ -44,12 +41,7 @@ func (s *Service) retireRoutes(r *api.Router) {
 	}) (*api.AcceptTask, error) {
 		return api.Accepted(s.Retire(ctx, in.Ref.Ref, in.Body))
 	})
-	huma.Register(r, api.Op("replace-disk", "POST", "/v1/disks/{ref}/replace", "Put a disk in the place of another"), func(ctx context.Context, in *struct {
-		api.Ref
-		Body ReplaceRequest
-	}) (*api.AcceptTask, error) {
-		return api.Accepted(s.Replace(ctx, in.Ref.Ref, in.Body))
-	})
+	s.replaceRoutes(r)
 	huma.Register(r, api.Op("remove-disk", "DELETE", "/v1/disks/{ref}", "Give a disk back that holds nothing: it is wiped and forgotten"), func(ctx context.Context, in *api.Ref) (*api.AcceptTask, error) {
 		return api.Accepted(s.Remove(ctx, in.Ref))
 	})
@@ -76,7 +68,7 @@ func (s *Service) Retire(ctx context.Context, ref string, req RetireRequest) (*m
 			return "disk " + d.Name + " is used again", err
 		})
 	}
-	if err := s.mayRetire(ctx, d, ids.ID{}); err != nil {
+	if err := s.mayRetire(ctx, d, nil); err != nil {
 		return nil, err
 	}
 	return s.env.Tasks.Start(ctx, "disk retire "+d.Name, func(ctx context.Context, h *task.Handle) (string, error) {
@@ -84,113 +76,125 @@ func (s *Service) Retire(ctx context.Context, ref string, req RetireRequest) (*m
 	})
 }
 
-// Replace starts the task that empties a disk, or makes up for a dead one, with
-// another disk in its pool.
-func (s *Service) Replace(ctx context.Context, ref string, req ReplaceRequest) (*model.Task, error) {
-	old, err := store.Get[model.Disk](ctx, s.env.Store, ref)
-	if err != nil {
-		return nil, err
-	}
-	n, err := store.Get[model.Disk](ctx, s.env.Store, req.New)
-	if err != nil {
-		return nil, err
-	}
-	refuse := func(format string, args ...any) (*model.Task, error) {
-		return nil, errs.New(errs.Conflict, "replace disk %s by %s: %s", old.Name, n.Name, fmt.Sprintf(format, args...))
-	}
-	switch {
-	case old.ID == n.ID:
-		return refuse("it is the same disk")
-	case old.Spec.Pool.IsZero():
-		return refuse("%s is in no pool", old.Name)
-	case n.Status.State != model.DiskActive:
-		return refuse("%s is %s", n.Name, n.Status.State)
-	case !n.Spec.Pool.IsZero() && n.Spec.Pool != old.Spec.Pool:
-		return refuse("%s is in another pool", n.Name)
-	case n.Status.Data-n.Status.Used < old.Status.Used:
-		return nil, errs.New(errs.Exhausted, "replace disk %s by %s: %s of data, %s are free there", old.Name, n.Name, old.Status.Used, n.Status.Data-n.Status.Used).
-			WithHint("take a larger disk, or `roseau disk retire %s`, which uses all of the pool", old.Name)
-	}
-	if err := s.mayRetire(ctx, old, n.ID); err != nil {
-		return nil, err
-	}
-	return s.env.Tasks.Start(ctx, fmt.Sprintf("disk replace %s %s", old.Name, n.Name), func(ctx context.Context, h *task.Handle) (string, error) {
-		if n.Spec.Pool.IsZero() {
-			if _, err := store.Update(ctx, s.env.Store, n.ID, func(d *model.Disk) error { d.Spec.Pool = old.Spec.Pool; return nil }); err != nil {
-				return "", err
-			}
-			h.Logf("disk %s is in the pool now", n.Name)
-		}
-		return s.empty(ctx, h, old, n.ID)
-	})
-}
-
 // mayRetire refuses if the copies of what is on the disk would have no place. by
-// is a disk that joins the pool for this; zero: none.
-func (s *Service) mayRetire(ctx context.Context, d *model.Disk, by ids.ID) error {
+// is a disk that joins the pool for this; nil: none.
+func (s *Service) mayRetire(ctx context.Context, d, by *model.Disk) error {
 	if d.Spec.Pool.IsZero() {
 		return nil
 	}
-	view, err := pool.ReadView(ctx, s.env.Store)
-	if err != nil {
+	w, err := s.readWorld(ctx, d)
+	if err != nil || w.pool == nil {
 		return err
 	}
-	all, err := store.List[model.Disk](ctx, s.env.Store)
+	return w.mayRetire(d, by)
+}
+
+// world is what retiring or replacing a disk is decided by.
+type world struct {
+	pool    *model.Pool // the disk's; nil: it is deleted
+	all     []*model.Disk
+	domain  map[ids.ID]string // failure domain of each disk, by the pool's rule
+	volumes map[ids.ID]*repl.VolumeRecord
+}
+
+func (s *Service) readWorld(ctx context.Context, d *model.Disk) (*world, error) {
+	view, err := pool.ReadView(ctx, s.env.Store)
 	if err != nil {
-		return err
+		return nil, err
+	}
+	w := &world{volumes: view.Volumes, domain: map[ids.ID]string{}}
+	if w.all, err = store.List[model.Disk](ctx, s.env.Store); err != nil {
+		return nil, err
 	}
 	i := slices.IndexFunc(view.Pools, func(p *model.Pool) bool { return p.ID == d.Spec.Pool })
 	if i < 0 {
-		return nil
+		return w, nil
 	}
-	p := view.Pools[i]
-	domain := map[ids.ID]string{}
-	for _, o := range all {
-		domain[o.ID] = o.Spec.Node.String() // of a disk that joins the pool for this
-		if p.Spec.Domain == model.DomainDisk {
-			domain[o.ID] = o.ID.String()
-		}
+	w.pool = view.Pools[i]
+	for _, o := range w.all {
+		w.domain[o.ID] = view.Domain(w.pool, o)
 	}
-	for _, o := range view.Disks[p.ID] {
-		domain[o.ID] = o.Domain
-	}
-	return mayRetire(p, d, all, by, domain)
+	return w, nil
 }
 
 // mayRetire is the decision: as many failure domains with disks as copies must be
 // left, and room for what the disk holds.
-func mayRetire(p *model.Pool, d *model.Disk, all []*model.Disk, by ids.ID, domain map[ids.ID]string) error {
+func (w *world) mayRetire(d, by *model.Disk) error {
 	left, were := map[string]bool{}, map[string]bool{}
-	for _, o := range all {
-		if o.Spec.Pool == p.ID {
-			were[domain[o.ID]] = true
+	for _, o := range w.all {
+		if o.Spec.Pool == w.pool.ID {
+			were[w.domain[o.ID]] = true
 		}
 	}
 	var free, room size.Bytes
-	for _, o := range all {
-		if o.ID == d.ID || o.Status.State != model.DiskActive || o.Spec.Retire || o.Spec.Pool != p.ID && o.ID != by {
+	for _, o := range w.all {
+		if o.ID == d.ID || o.Status.State != model.DiskActive || o.Spec.Retire || o.Spec.Pool != w.pool.ID && (by == nil || o.ID != by.ID) {
 			continue
 		}
-		left[domain[o.ID]] = true
+		left[w.domain[o.ID]] = true
 		n := max(0, o.Status.Data-o.Status.Used)
 		free += n
 		// With no more domains than copies every other one holds a copy of all already.
-		if domain[o.ID] == domain[d.ID] || len(were) > p.Spec.Copies {
+		if w.domain[o.ID] == w.domain[d.ID] || len(were) > w.pool.Spec.Copies {
 			room += n
 		}
 	}
-	if len(left) < p.Spec.Copies {
-		return errs.New(errs.Conflict, "retire disk %s: without it pool %s has disks in %d failure domains, and keeps %d copies", d.Name, p.Name, len(left), p.Spec.Copies).
-			WithHint("claim another disk beside it first: `roseau disk list`, `roseau disk claim`, then `roseau disk replace %s NEW`", d.Name)
+	what, hint := "retire disk "+d.Name, fmt.Sprintf("claim another disk beside it first: `roseau disk list`, `roseau disk claim`, then `roseau disk replace %s NEW`", d.Name)
+	if by != nil {
+		what, hint = "replace disk "+d.Name+" by "+by.Name, fmt.Sprintf("name a disk in the failure domain of %s: `roseau disk claim` takes a blank one for the cluster", d.Name)
 	}
-	if room < d.Status.Used {
-		return errs.New(errs.Exhausted, "retire disk %s: it holds %s, and %s are free where its copies may go (%s in the pool)", d.Name, d.Status.Used, room, free).
+	if len(left) < w.pool.Spec.Copies {
+		return errs.New(errs.Conflict, "%s: without %s pool %s has disks in %d failure domains, and keeps %d copies", what, d.Name, w.pool.Name, len(left), w.pool.Spec.Copies).WithHint("%s", hint)
+	}
+	if need := w.holds(d); room < need {
+		return errs.New(errs.Exhausted, "%s: %s holds %s, and %s are free where its copies may go (%s in the pool)", what, d.Name, need, room, free).
 			WithHint("claim another disk beside it first, or delete volumes")
 	}
 	return nil
 }
 
-// empty marks a disk and waits until nothing is on it.
+// holds is how much is on a disk. One that is dead does not say it any more: then it
+// is estimated by what those hold that have the other copies, rather too low, for a
+// refusal in error leaves copies missing.
+func (w *world) holds(d *model.Disk) size.Bytes {
+	if d.Status.Data > 0 {
+		return d.Status.Used
+	}
+	mean := map[ids.ID]size.Bytes{} // of a segment on each disk that serves
+	for _, o := range w.all {
+		if n := segmentsOn(w.volumes, o.ID); n > 0 && o.Status.Data > 0 {
+			mean[o.ID] = min(o.Status.Used/size.Bytes(n), place.SegmentBytes)
+		}
+	}
+	var sum size.Bytes
+	for _, v := range w.volumes {
+		for k := range v.Seg.Map {
+			row := v.Seg.Row(k)
+			if !slices.Contains(row, d.ID) {
+				continue
+			}
+			least := size.Bytes(place.SegmentBytes)
+			known := false
+			for _, o := range row {
+				if m, ok := mean[o]; ok {
+					least, known = min(least, m), true
+				}
+			}
+			if known {
+				sum += least
+			}
+		}
+	}
+	return sum
+}
+
+// dead tells whether a disk's copies are rebuilt from the others: it serves no more.
+func dead(d *model.Disk) bool {
+	return d.Status.State == model.DiskFailed || d.Status.State == model.DiskMissing
+}
+
+// empty marks a disk and waits until nothing is on it, and what was made for it is in
+// sync.
 func (s *Service) empty(ctx context.Context, h *task.Handle, d *model.Disk, by ids.ID) (string, error) {
 	if _, err := store.Update(ctx, s.env.Store, d.ID, func(d *model.Disk) error {
 		d.Spec.Retire, d.Spec.ReplacedBy = true, by
@@ -201,8 +205,12 @@ func (s *Service) empty(ctx context.Context, h *task.Handle, d *model.Disk, by i
 	}); err != nil {
 		return "", err
 	}
-	s.env.Events.Emit("info", "disk "+d.Name, "is being retired: what it holds moves to other disks")
-	total := -1
+	text := "is being retired: what it holds moves to other disks"
+	if dead(d) {
+		text = "is being retired: what it held is rebuilt on other disks"
+	}
+	s.env.Events.Emit("info", "disk "+d.Name, text)
+	total, rebuilt := 0, false
 	err := svc.WaitFor(ctx, time.Second, func(ctx context.Context) (bool, error) {
 		now, err := store.GetID[model.Disk](ctx, s.env.Store, d.ID)
 		if err != nil {
@@ -215,11 +223,21 @@ func (s *Service) empty(ctx context.Context, h *task.Handle, d *model.Disk, by i
 		if err != nil {
 			return false, ignoreAway(err)
 		}
-		left := segmentsOn(vols, d.ID)
-		total = max(total, left)
-		h.Phase("moves its copies to other disks")
-		h.Progress(int64(total-left), int64(total), "segments")
-		return left == 0, nil
+		left, joins := segmentsOn(vols, d.ID), 0
+		if rebuilt = dead(now); rebuilt {
+			joins = joining(vols, d.Spec.Pool)
+		}
+		total = max(total, left+joins)
+		switch {
+		case left > 0 && rebuilt:
+			h.Phase("rebuilds its copies on other disks")
+		case left > 0:
+			h.Phase("moves its copies to other disks")
+		case joins > 0:
+			h.Phase("waits for the new copies to be in sync")
+		}
+		h.Progress(int64(total-left-joins), int64(total), "segments")
+		return left+joins == 0, nil
 	})
 	if err != nil {
 		return "", err
@@ -233,7 +251,27 @@ func (s *Service) empty(ctx context.Context, h *task.Handle, d *model.Disk, by i
 		return "", err
 	}
 	s.env.Events.Emit("info", "disk "+d.Name, "is retired: nothing is on it any more")
+	if rebuilt {
+		return fmt.Sprintf("disk %s is retired: %d segments rebuilt, all copies are in sync; `roseau disk remove %s` forgets it", d.Name, total, d.Name), nil
+	}
 	return fmt.Sprintf("disk %s is retired: %d segments moved, nothing is on it any more; `roseau disk remove %s` gives it back", d.Name, total, d.Name), nil
+}
+
+// joining counts the copies in a pool that are made for lost ones and not in sync yet.
+func joining(vols map[ids.ID]*repl.VolumeRecord, pool ids.ID) (n int) {
+	for _, v := range vols {
+		if v.Cfg.Pool != pool {
+			continue
+		}
+		for _, o := range v.Own.Out {
+			for _, f := range o.Fill {
+				if f.Drop.IsZero() {
+					n++
+				}
+			}
+		}
+	}
+	return n
 }
 
 // ignoreAway lets a task go on while etcd is away.
@@ -276,10 +314,17 @@ func (s *Service) Remove(ctx context.Context, ref string) (*model.Task, error) {
 		}
 		now, err := store.GetID[model.Disk](ctx, s.env.Store, d.ID)
 		if err == nil {
-			err = store.Delete(ctx, s.env.Store, now)
+			tx := store.NewTx()
+			store.TxDelete(tx, now)
+			tx.Delete(records.DiskKey(d.ID))
+			_, err = s.env.Store.Commit(ctx, tx)
 		}
 		if err != nil && !errors.Is(err, errs.NotFound) {
-			return "", err
+			return "", fmt.Errorf("forget disk %s: %w", d.Name, err)
+		}
+		if dead(d) {
+			s.env.Events.Emit("warn", "disk "+d.Name, "forgotten; it could not be wiped")
+			return "disk " + d.Name + " is forgotten; what is on it was not wiped, for it does not serve", nil
 		}
 		s.env.Events.Emit("warn", "disk "+d.Name, "given back, wiped and forgotten")
 		return "disk " + d.Name + " is given back; it is blank", nil

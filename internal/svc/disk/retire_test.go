@@ -20,27 +20,29 @@ func TestMayRetire(t *testing.T) {
 	a1, a2, b, c := mk(1, 1, 40*size.GiB), mk(2, 1, 30*size.GiB), mk(3, 2, 10*size.GiB), mk(4, 3, 10*size.GiB)
 	d := mk(5, 4, 0)
 	with := func(x *model.Disk, change func(*model.Disk)) *model.Disk { y := *x; change(&y); return &y }
+	free := with(mk(6, 2, 0), func(d *model.Disk) { d.Spec.Pool = ids.ID{} })
 	for _, tc := range []struct {
 		name string
 		old  *model.Disk
 		all  []*model.Disk
-		by   ids.ID
+		by   *model.Disk
 		kind error
 	}{
-		{"another disk on its node", a1, []*model.Disk{a1, a2, b, c}, ids.ID{}, nil},
-		{"the only one of its node", b, []*model.Disk{a1, a2, b, c}, ids.ID{}, errs.Conflict},
-		{"a fourth node takes over", b, []*model.Disk{a1, a2, b, c, d}, ids.ID{}, nil},
-		{"the other one is being retired", a1, []*model.Disk{a1, with(a2, func(d *model.Disk) { d.Spec.Retire = true }), b, c}, ids.ID{}, errs.Conflict},
-		{"the other one is dead", a1, []*model.Disk{a1, with(a2, func(d *model.Disk) { d.Status.State = model.DiskFailed }), b, c}, ids.ID{}, errs.Conflict},
-		{"no room on its node", a1, []*model.Disk{a1, with(a2, func(d *model.Disk) { d.Status.Used = 70 * size.GiB }), b, c}, ids.ID{}, errs.Exhausted},
-		{"a disk that joins for it", b, []*model.Disk{a1, a2, b, c, with(mk(6, 2, 0), func(d *model.Disk) { d.Spec.Pool = ids.ID{} })}, ids.ID{15: 6}, nil},
-		{"a free disk that does not join", b, []*model.Disk{a1, a2, b, c, with(mk(6, 2, 0), func(d *model.Disk) { d.Spec.Pool = ids.ID{} })}, ids.ID{}, errs.Conflict},
+		{"another disk on its node", a1, []*model.Disk{a1, a2, b, c}, nil, nil},
+		{"the only one of its node", b, []*model.Disk{a1, a2, b, c}, nil, errs.Conflict},
+		{"a fourth node takes over", b, []*model.Disk{a1, a2, b, c, d}, nil, nil},
+		{"the other one is being retired", a1, []*model.Disk{a1, with(a2, func(d *model.Disk) { d.Spec.Retire = true }), b, c}, nil, errs.Conflict},
+		{"the other one is dead", a1, []*model.Disk{a1, with(a2, func(d *model.Disk) { d.Status.State = model.DiskFailed }), b, c}, nil, errs.Conflict},
+		{"no room on its node", a1, []*model.Disk{a1, with(a2, func(d *model.Disk) { d.Status.Used = 70 * size.GiB }), b, c}, nil, errs.Exhausted},
+		{"a disk that joins for it", b, []*model.Disk{a1, a2, b, c, free}, free, nil},
+		{"a free disk that does not join", b, []*model.Disk{a1, a2, b, c, free}, nil, errs.Conflict},
+		{"a disk of a node that has another one", b, []*model.Disk{a1, a2, b, c}, a2, errs.Conflict},
 	} {
 		domain := map[ids.ID]string{}
 		for _, x := range tc.all {
 			domain[x.ID] = x.Spec.Node.String()
 		}
-		err := mayRetire(pool, tc.old, tc.all, tc.by, domain)
+		err := (&world{pool: pool, all: tc.all, domain: domain}).mayRetire(tc.old, tc.by)
 		if tc.kind == nil && err != nil || tc.kind != nil && (!errors.Is(err, tc.kind) || errs.Hint(err) == "") {
 			t.Errorf("%s: %v", tc.name, err)
 		}
@@ -50,12 +52,12 @@ func TestMayRetire(t *testing.T) {
 	one := &model.Pool{Meta: model.Meta{ID: ids.ID{1}, Name: "p"}, Spec: model.PoolSpec{Copies: 2, Domain: model.DomainDisk}}
 	all := []*model.Disk{a1, a2}
 	domain := map[ids.ID]string{a1.ID: "1", a2.ID: "2"}
-	if err := mayRetire(one, a1, all, ids.ID{}, domain); !errors.Is(err, errs.Conflict) {
+	if err := (&world{pool: one, all: all, domain: domain}).mayRetire(a1, nil); !errors.Is(err, errs.Conflict) {
 		t.Errorf("one of two disks: %v", err)
 	}
 	a3 := mk(7, 1, 0)
 	domain[a3.ID] = "3"
-	if err := mayRetire(one, a1, append(all, a3), ids.ID{}, domain); err != nil {
+	if err := (&world{pool: one, all: append(all, a3), domain: domain}).mayRetire(a1, nil); err != nil {
 		t.Errorf("one of three disks: %v", err)
 	}
 }

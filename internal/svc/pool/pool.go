@@ -144,6 +144,10 @@ func (v *View) domain(d *model.Disk, l model.Domain) string {
 	return d.Spec.Node.String()
 }
 
+// Domain is the key of a disk's failure domain by a pool's rule, also if it is not in
+// that pool.
+func (v *View) Domain(p *model.Pool, d *model.Disk) string { return v.domain(d, p.Spec.Domain) }
+
 // ReadView reads pools, disks and volumes.
 func ReadView(ctx context.Context, s *store.Store) (*View, error) {
 	v := &View{Disks: map[ids.ID][]place.Disk{}, members: map[ids.ID][]*model.Disk{}}

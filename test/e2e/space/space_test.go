@@ -105,8 +105,9 @@ type volumeInfo struct {
 		Writer string `json:"writer"`
 	} `json:"status"`
 	Copies []struct {
-		Disk string `json:"disk"`
-		Node string `json:"node"`
+		Disk   string `json:"disk"`
+		Node   string `json:"node"`
+		InSync bool   `json:"in_sync"`
 	} `json:"copies"`
 }
 
