@@ -75,7 +75,7 @@ func (v *volume) settleMembers() {
 		frozen = frozen || m.leaving != "" && !m.trailing()
 	}
 	if !frozen {
-		v.frozenSince = 0
+		v.frozenSince, v.awaited = 0, false
 	} else if v.frozenSince == 0 {
 		v.frozenSince = v.c.now
 	}
@@ -238,9 +238,26 @@ func (v *volume) removable() []*member {
 		}
 	}
 	c.moveNeeded(v, sick)
+	v.tellAwaited(kept)
 	return slices.DeleteFunc(out, func(m *member) bool {
 		return slices.ContainsFunc(v.segs, func(s segment) bool { return s.needed(m) })
 	})
+}
+
+// awaitTold is how long a copy that may have everything is waited for in silence.
+const awaitTold = 5 * time.Second
+
+// tellAwaited says once for whom the guest waits, and what ends the wait besides.
+func (v *volume) tellAwaited(kept []*member) {
+	if v.awaited || len(kept) == 0 || v.c.now < v.frozenSince.Add(awaitTold) {
+		return
+	}
+	v.awaited = true
+	for i, m := range kept {
+		if !slices.Contains(kept[:i], m) && !(m.open == opened && m.cold) {
+			v.c.report(ReportStalled, v.id, m.disk, "waits for this copy, which may have kept writes that were acknowledged and not flushed: no other is known to have them. To go on without them: `vm stop --force` and `vm start`")
+		}
+	}
 }
 
 func countFunc[E any](s []E, f func(E) bool) (n int) {
@@ -254,15 +271,20 @@ func countFunc[E any](s []E, f func(E) bool) (n int) {
 
 // needed reports whether s may need m, which is leaving, for writes that were
 // acked and not flushed: m may have kept them (a machine that is silent may have
-// its cache), and nobody who stays is known to have lived when m was given up.
-// Without that the others may have lost power before m fell silent, and what m has
-// is nowhere else [S6].
+// its cache), and nobody who stays is known to have lived when m was given up, and to
+// live. Without that the others may have lost power before m fell silent, or while
+// something else held the exclusion back, and what m has is nowhere else [S6].
 func (s *segment) needed(m *member) bool {
 	if !s.holds(m) || m.failed || m.suspect() || !m.v.unflushed(s) || m.v.c.mut.SilentGo {
 		return false
 	}
+	c := m.v.c
+	since := m.leftAt
+	if since != 0 { // else it is missing at a takeover: who stays has just been opened
+		since = max(since, c.now.Add(-c.t.Heartbeat-silentAfter))
+	}
 	return !slices.ContainsFunc(s.members, func(o *member) bool {
-		return s.stays(o) && (o.usable() && o.node.answered >= m.leftAt && !o.behind(s) || m.v.c.mut.TrustStaying)
+		return s.stays(o) && (o.usable() && o.node.answered >= since && !o.behind(s) || c.mut.TrustStaying)
 	})
 }
 
@@ -621,5 +643,8 @@ func (c *Core) configAck(n *node, a *wire.ConfigAck) {
 func (v *volume) changeDeadlines(d *deadline) {
 	if v.change != nil {
 		d.later(v.change.retryAt)
+	}
+	if v.frozenSince != 0 && !v.awaited {
+		d.later(v.frozenSince.Add(awaitTold))
 	}
 }

@@ -319,6 +319,10 @@ func TestAllColdButAFailedDisk(t *testing.T) {
 	if g.core.State() != Serving || len(w.own().Out) > 0 {
 		t.Fatalf("state %v, %d out: the silent copy has to be waited for", g.core.State(), len(w.own().Out))
 	}
+	told := slices.DeleteFunc(slices.Clone(g.reports), func(r Report) bool { return r.Kind != ReportStalled })
+	if len(told) != 1 || told[0].Disk != w.nodes[2].disks[0].id {
+		t.Errorf("of the copy that is waited for was told: %v", told)
+	}
 	w.nodes[2].disks[0].dead = true
 	delete(g.blocked, w.nodes[2].id)
 	w.run(5 * time.Second)

@@ -123,6 +123,7 @@ type volume struct {
 	cumSubmitted, cumIssued, cumFlushed int64
 	windowLimit                         int64         // WindowBytes of the tightest member
 	frozenSince                         clock.Instant // since when a member is leaving
+	awaited                             bool          // it was told which copies are waited for
 
 	scrub             *scrubJob
 	roll              *rollbackJob
