@@ -6,13 +6,11 @@ package client
 import (
 	"bufio"
 	"bytes"
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"net"
 	"net/http"
 	"net/http/httptrace"
@@ -31,14 +29,14 @@ import (
 // Client talks to the API of one cluster.
 type Client struct {
 	http  *http.Client
-	bases []string // "http://node" or one "https://host:port" an address; the first that answers is kept
+	reads *http.Client // of what may be asked of another node, too
+	bases []string     // "http://node" or one "https://host:port" an address; the first that answers is kept
 	at    atomic.Int32
 	where string // for errors
-	// patience is how long a node may take to begin an answer to a reader before the
-	// next one is asked: its kernel takes connections while its processes hang.
-	patience time.Duration
 }
 
+// patience is how long a node may take to begin an answer to a reader before the
+// next one is asked: its kernel takes connections while its processes hang.
 const patience = 10 * time.Second
 
 // Local returns a client of the node whose API socket is at path.
@@ -47,7 +45,8 @@ func Local(path string) *Client {
 		var d net.Dialer
 		return d.DialContext(ctx, "unix", path)
 	}}
-	return &Client{http: &http.Client{Transport: t}, bases: []string{"http://node"}, where: path}
+	c := &http.Client{Transport: t}
+	return &Client{http: c, reads: c, bases: []string{"http://node"}, where: path}
 }
 
 // Remote returns a client that shows id's certificate to any node at addrs
@@ -58,7 +57,7 @@ func Remote(id *pki.Identity, addrs []string) *Client {
 		DialContext:         (&net.Dialer{Timeout: 3 * time.Second}).DialContext,
 		TLSHandshakeTimeout: 5 * time.Second,
 	}
-	c := &Client{http: &http.Client{Transport: t}, patience: patience}
+	c := newClient(t, patience)
 	for _, a := range addrs {
 		c.bases = append(c.bases, "https://"+a)
 	}
@@ -66,6 +65,13 @@ func Remote(id *pki.Identity, addrs []string) *Client {
 		c.where = addrs[0]
 	}
 	return c
+}
+
+// newClient goes on with the next node when one begins no answer to a reader for limit.
+func newClient(t *http.Transport, limit time.Duration) *Client {
+	reads := t.Clone()
+	reads.ResponseHeaderTimeout = limit
+	return &Client{http: &http.Client{Transport: t}, reads: &http.Client{Transport: reads}}
 }
 
 // Open picks the cluster that commands without a flag talk to: the context
@@ -95,7 +101,10 @@ func Open(contextName string) (*Client, error) {
 }
 
 // Close drops idle connections.
-func (c *Client) Close() { c.http.CloseIdleConnections() }
+func (c *Client) Close() {
+	c.http.CloseIdleConnections()
+	c.reads.CloseIdleConnections()
+}
 
 // Do sends a request with in as JSON body (nil: none) and decodes the answer
 // into out (nil: dropped). path begins with /v1. It returns the HTTP status.
@@ -111,11 +120,11 @@ func (c *Client) Do(ctx context.Context, method, path string, in, out any) (int,
 	if in != nil {
 		rd = func() io.Reader { return bytes.NewReader(body) }
 	}
-	var limit time.Duration
-	if method == http.MethodGet && len(c.bases) > 1 {
-		limit = c.patience
+	hc := c.http
+	if method == http.MethodGet {
+		hc = c.reads
 	}
-	resp, err := c.roundTrip(ctx, method, path, rd, "application/json", limit)
+	resp, err := c.roundTrip(ctx, hc, method, path, rd, "application/json")
 	if err != nil {
 		return 0, err
 	}
@@ -161,7 +170,7 @@ func (c *Client) Change(ctx context.Context, method, path string, in, out any) (
 
 // Upload sends raw bytes and decodes the answer into out.
 func (c *Client) Upload(ctx context.Context, method, path string, body io.Reader, out any) (int, error) {
-	resp, err := c.roundTrip(ctx, method, path, func() io.Reader { return body }, "application/octet-stream", 0)
+	resp, err := c.roundTrip(ctx, c.http, method, path, func() io.Reader { return body }, "application/octet-stream")
 	if err != nil {
 		return 0, err
 	}
@@ -186,7 +195,7 @@ func (c *Client) Stream(ctx context.Context, method, path string, in any, line f
 		}
 		rd = func() io.Reader { return bytes.NewReader(body) }
 	}
-	resp, err := c.roundTrip(ctx, method, path, rd, "application/json", 0)
+	resp, err := c.roundTrip(ctx, c.http, method, path, rd, "application/json")
 	if err != nil {
 		return err
 	}
@@ -214,9 +223,8 @@ func (c *Client) Stream(ctx context.Context, method, path string, in any, line f
 func (c *Client) HTTP() (hc *http.Client, base string) { return c.http, c.bases[c.at.Load()] }
 
 // roundTrip tries the addresses in turn until one can be connected to, handshake
-// included, and that begins to answer within limit (0: none). A change that reached a
-// node is never repeated.
-func (c *Client) roundTrip(ctx context.Context, method, path string, body func() io.Reader, contentType string, limit time.Duration) (*http.Response, error) {
+// included. A change that reached a node is never repeated.
+func (c *Client) roundTrip(ctx context.Context, hc *http.Client, method, path string, body func() io.Reader, contentType string) (*http.Response, error) {
 	var last error
 	at := int(c.at.Load())
 	for try := range c.bases {
@@ -231,21 +239,11 @@ func (c *Client) roundTrip(ctx context.Context, method, path string, body func()
 		// A connection counts as got when its handshake is over: who takes a
 		// connection for a node without power and ends it has seen no request.
 		var reached atomic.Bool
-		tctx, cancel := context.WithCancel(ctx)
-		req = req.WithContext(httptrace.WithClientTrace(tctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { reached.Store(true) }}))
-		silent := time.AfterFunc(cmp.Or(limit, math.MaxInt64), cancel)
-		resp, err := c.http.Do(req)
-		if silent.Stop() && err == nil {
-			c.at.Store(int32(i))
-			resp.Body = answer{resp.Body, cancel}
-			return resp, problemOf(resp)
-		}
-		cancel()
+		req = req.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { reached.Store(true) }}))
+		resp, err := hc.Do(req)
 		if err == nil {
-			resp.Body.Close()
-		}
-		if err == nil || tctx.Err() != nil && ctx.Err() == nil {
-			err = fmt.Errorf("no answer for %s", limit)
+			c.at.Store(int32(i))
+			return resp, problemOf(resp)
 		}
 		last = err
 		// Reading again does no harm, so a node that broke off or is silent costs
@@ -264,17 +262,6 @@ func (c *Client) roundTrip(ctx context.Context, method, path string, body func()
 	}
 	return nil, errs.New(errs.Unavailable, "talk to the cluster at %s: %w", c.where, last).
 		WithHint("is the node up? on the node: `systemctl status roseau-node`")
-}
-
-// answer is the body of an answer; the request ends with it.
-type answer struct {
-	io.ReadCloser
-	end context.CancelFunc
-}
-
-func (a answer) Close() error {
-	defer a.end()
-	return a.ReadCloser.Close()
 }
 
 // problem is what the API sends with an error.

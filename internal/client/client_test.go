@@ -13,6 +13,12 @@ import (
 	"roseau/internal/base/errs"
 )
 
+func clientOf(trusts *httptest.Server, patience time.Duration, bases ...string) *Client {
+	c := newClient(trusts.Client().Transport.(*http.Transport), patience)
+	c.bases, c.where = bases, "test"
+	return c
+}
+
 // A forward to a node without power takes the connection and ends it: a change goes
 // to the next node. One that was read by a node is not repeated.
 func TestChangeGoesToTheNextNode(t *testing.T) {
@@ -42,11 +48,11 @@ func TestChangeGoesToTheNextNode(t *testing.T) {
 			c.Close()
 		}
 	}()
-	c := &Client{http: good.Client(), bases: []string{"https://" + dead.Addr().String(), good.URL}, where: "test"}
+	c := clientOf(good, patience, "https://"+dead.Addr().String(), good.URL)
 	if _, err := c.Change(t.Context(), http.MethodPost, "/v1/x", "x", nil); err != nil || asked.Load() != 1 {
 		t.Errorf("through the dead forward: asked %d times, %v", asked.Load(), err)
 	}
-	c = &Client{http: good.Client(), bases: []string{breaks.URL, good.URL}, where: "test"}
+	c = clientOf(good, patience, breaks.URL, good.URL)
 	if _, err := c.Change(t.Context(), http.MethodPost, "/v1/x", "x", nil); !errors.Is(err, errs.Unavailable) || asked.Load() != 1 {
 		t.Errorf("a change that a node broke off: asked %d times, %v", asked.Load(), err)
 	}
@@ -66,7 +72,7 @@ func TestReaderLeavesASilentNode(t *testing.T) {
 	defer close(hung)
 	good := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, `"here"`) }))
 	defer good.Close()
-	c := &Client{http: good.Client(), bases: []string{silent.URL, good.URL}, where: "test", patience: 100 * time.Millisecond}
+	c := clientOf(good, 100*time.Millisecond, silent.URL, good.URL)
 	var got string
 	if err := c.Get(t.Context(), "/v1/x", &got); err != nil || got != "here" {
 		t.Errorf("%q, %v", got, err)
@@ -74,7 +80,7 @@ func TestReaderLeavesASilentNode(t *testing.T) {
 	if base := c.bases[c.at.Load()]; base != good.URL {
 		t.Errorf("goes on with %s", base)
 	}
-	c = &Client{http: good.Client(), bases: []string{silent.URL, silent.URL}, where: "test", patience: 50 * time.Millisecond}
+	c = clientOf(good, 50*time.Millisecond, silent.URL, silent.URL)
 	if err := c.Get(t.Context(), "/v1/x", &got); !errors.Is(err, errs.Unavailable) {
 		t.Errorf("all silent: %v", err)
 	}
