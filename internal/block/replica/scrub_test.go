@@ -258,18 +258,24 @@ func TestScrubReadsWhatOnlySnapshotsSee(t *testing.T) {
 	}
 }
 
-// A copy that was told of no snapshot yet is read in full all the same: the number of
-// the newer object stands for it, and the damage is kept until a CONFIG says more.
-func TestScrubReadsObjectsOfUntoldSnapshots(t *testing.T) {
-	w := newScrubWorld(t)
-	h := w.open()
+// twoObjects brings an extent with one object below snapshot 1 and one above it to rest;
+// the older lies in the first slot.
+func (w *scrubWorld) twoObjects(h wire.Handle) {
 	for i, snap := range []uint32{0, 1} {
 		data := bytes.Repeat([]byte{byte(i + 1)}, repl.BlockBytes)
 		w.req++
 		w.c.Received(w.now, 1, &wire.Write{ReqID: w.req, Handle: h, Mark: repl.Mark{Epoch: 1, Wseq: uint64(i + 1)}, SnapSeq: snap, Data: data, CRC: []uint32{wire.Checksum(data)}})
 		w.pump()
-		w.scrub(ScrubOptions{DutyPercent: 100}) // at rest
+		w.scrub(ScrubOptions{DutyPercent: 100})
 	}
+}
+
+// A copy that was told of no snapshot yet is read in full all the same: the number of
+// the newer object stands for it, and the damage is kept until a CONFIG says more.
+func TestScrubReadsObjectsOfUntoldSnapshots(t *testing.T) {
+	w := newScrubWorld(t)
+	h := w.open()
+	w.twoObjects(h)
 	w.dev.Flip(w.layout().DataOffset+5, 1) // the first slot: the older object
 	w.scrub(ScrubOptions{})
 	told := w.damage()
@@ -304,13 +310,7 @@ func TestScrubReadsObjectsOfHiddenSnapshots(t *testing.T) {
 		w.pump()
 	}
 	tell(1)
-	for i, snap := range []uint32{0, 1} {
-		data := bytes.Repeat([]byte{byte(i + 1)}, repl.BlockBytes)
-		w.req++
-		w.c.Received(w.now, 1, &wire.Write{ReqID: w.req, Handle: h, Mark: repl.Mark{Epoch: 1, Wseq: uint64(i + 1)}, SnapSeq: snap, Data: data, CRC: []uint32{wire.Checksum(data)}})
-		w.pump()
-		w.scrub(ScrubOptions{DutyPercent: 100}) // at rest
-	}
+	w.twoObjects(h)
 	w.req++
 	w.c.Received(w.now, 1, &wire.SyncBegin{ReqID: w.req, Handle: h})
 	w.pump()

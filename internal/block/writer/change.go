@@ -254,19 +254,10 @@ func (v *volume) tellAwaited(kept []*member) {
 	}
 	v.awaited = true
 	for i, m := range kept {
-		if !slices.Contains(kept[:i], m) && !(m.open == opened && m.cold) {
+		if !slices.Contains(kept[:i], m) && m.mayBeWarm() {
 			v.c.report(ReportStalled, v.id, m.disk, "waits for this copy, which may have kept writes that were acknowledged and not flushed: no other is known to have them. To go on without them: `vm stop --force` and `vm start`")
 		}
 	}
-}
-
-func countFunc[E any](s []E, f func(E) bool) (n int) {
-	for _, e := range s {
-		if f(e) {
-			n++
-		}
-	}
-	return n
 }
 
 // needed reports whether s may need m, which is leaving, for writes that were
@@ -286,6 +277,12 @@ func (s *segment) needed(m *member) bool {
 	return !slices.ContainsFunc(s.members, func(o *member) bool {
 		return s.stays(o) && (o.usable() && o.node.answered >= since && !o.behind(s) || c.mut.TrustStaying)
 	})
+}
+
+// mayBeWarm reports whether m may have everything that it acked: nothing says that it
+// lost some.
+func (m *member) mayBeWarm() bool {
+	return !m.failed && !m.suspect() && !(m.open == opened && m.cold)
 }
 
 // behind reports whether m, in sync, may lack writes of s that a living guest was

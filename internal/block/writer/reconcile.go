@@ -176,7 +176,7 @@ func (v *volume) waitForWarm() bool {
 
 // mayKnow reports whether m, which is away, may have everything that was acked in s.
 func (s *segment) mayKnow(m *member) bool {
-	return m.counted && s.holds(m) && !m.v.isOut(m) && m.leaving != "" && !m.failed && !m.suspect() && !(m.open == opened && m.cold)
+	return m.counted && s.holds(m) && !m.v.isOut(m) && m.leaving != "" && m.mayBeWarm()
 }
 
 // dropReconcileReads ends reads whose holder is gone; the restart plans anew.

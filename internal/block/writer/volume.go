@@ -247,10 +247,11 @@ func (m *member) trailing() bool {
 
 // rest returns how many members of a segment stay if all that are leaving or
 // out go.
-func (s *segment) rest() int {
-	n := 0
-	for _, m := range s.members {
-		if s.stays(m) {
+func (s *segment) rest() int { return countFunc(s.members, s.stays) }
+
+func countFunc[E any](s []E, f func(E) bool) (n int) {
+	for _, e := range s {
+		if f(e) {
 			n++
 		}
 	}
