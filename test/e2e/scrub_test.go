@@ -46,7 +46,13 @@ func shownDisk(t *testing.T, name string) (d model.Disk) {
 // eventually asks until cond holds.
 func eventually(t *testing.T, limit time.Duration, what string, cond func() bool) {
 	t.Helper()
-	for end := time.Now().Add(limit); !cond(); time.Sleep(200 * time.Millisecond) {
+	every(t, 200*time.Millisecond, limit, what, cond)
+}
+
+// every is eventually that asks once in a while.
+func every(t *testing.T, while, limit time.Duration, what string, cond func() bool) {
+	t.Helper()
+	for end := time.Now().Add(limit); !cond(); time.Sleep(while) {
 		if time.Now().After(end) {
 			t.Fatalf("not within %s: %s", limit, what)
 		}
@@ -194,8 +200,8 @@ func TestSlowAndSickDisksAreShown(t *testing.T) {
 		t.Errorf("the lamp is not on:\n%s", s)
 	}
 	must(t, time.Minute, "disk", "locate", sick, "--off")
-	eventually(t, 4*time.Minute, slow+" to be reported as slow", func() bool {
-		time.Sleep(2 * time.Second) // a look costs the drill beside it
+	// Each look costs the drill beside it.
+	every(t, 2*time.Second, 4*time.Minute, slow+" to be reported as slow", func() bool {
 		c := shownDisk(t, slow).Status.Care
 		return c != nil && c.Slow && c.SlowScore > 6
 	})
